@@ -1,0 +1,226 @@
+"""What executors and the leader tell each other: heartbeats up, assignments down, as msgpack over HTTP.
+
+An executor POSTs a `Heartbeat` to `/v1/executors/heartbeat` of the leader every HEARTBEAT_INTERVAL_MS. The answer says
+whether it still has a place, which schedulers there are, and, when the executor's is older, the `Assignment`: all that
+this executor should know and hold. An assignment is a wish, not a command list: the executor finds by itself what is
+missing, so nothing is owed after a loss. It refuses an assignment or an answer of a lower epoch than it has seen.
+
+Unknown fields are ignored, known ones never change meaning. Values only: no socket, no clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgpack
+
+HEARTBEAT_INTERVAL_MS = 1_000
+HEARTBEAT_BYTES_MAX = 4 * 1024 * 1024
+HEARTBEAT_CHANGES_MAX = 4_096  # added + removed blocks of one dataset; beyond that the whole bitmap is sent
+FAILURES_MAX = 100  # named failures of one dataset in a heartbeat; the rest is only counted
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class FileFailure:
+    """A file that could not be filled; `code` is a wire.Failure."""
+
+    row: int
+    path: str
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """What one executor holds of one dataset generation.
+
+    `bitmap` (bit i of byte i // 8, lowest first: block i is full here) is there in a whole heartbeat; else `added` and
+    `removed` are the changes since the last acknowledged one. A block is *settled* when nothing more can be filled now:
+    it is full, or all that is missing failed. `wanted_*` count the blocks that the assignment with `wanted_version`
+    wants here.
+    """
+
+    dataset_id: int
+    generation: int
+    version: int
+    bitmap: bytes | None = None
+    added: tuple[int, ...] = ()
+    removed: tuple[int, ...] = ()
+    full_blocks: int = 0
+    cached_bytes: int = 0  # bytes of files (no padding) that are valid here, partly filled blocks included
+    held_bytes: int = 0  # tier bytes used, padding included
+    wanted_version: int = 0
+    wanted_blocks: int = 0
+    wanted_settled: int = 0
+    wanted_full: int = 0
+    wanted_bytes: int = 0  # bytes of the files' parts that lie in wanted blocks here
+    wanted_cached_bytes: int = 0  # of those, valid here
+    wanted_files: int = 0  # files that begin in wanted blocks here
+    wanted_cached_files: int = 0  # of those, in settled blocks, without the failed ones
+    unfit_blocks: int = 0  # wanted, but the tier is full
+    filled_bytes: int = 0  # since this incarnation began, from the under store
+    copied_bytes: int = 0  # since this incarnation began, from other executors
+    served_bytes: int = 0
+    failed_count: int = 0
+    failures: tuple[FileFailure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    cluster: bytes
+    slot_id: int
+    launch_id: int
+    incarnation: int
+    secret: str
+    sequence: int
+    whole: bool
+    epoch_seen: int
+    assignment_version: int
+    host: str
+    port: int
+    socket_path: str
+    abstract_socket: str  # without the leading NUL; empty: none
+    boot_id: str
+    pid: int
+    capacity_bytes: int
+    used_bytes: int
+    lent_bytes: int
+    datasets: tuple[Residency, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SlotAddress:
+    """Where a slot's executor is now; port 0: not running."""
+
+    slot_id: int
+    launch_id: int
+    incarnation: int
+    host: str
+    port: int
+    socket_path: str
+    abstract_socket: str
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetAssignment:
+    """One dataset: how to read it, where its blocks belong, and what of it is wanted.
+
+    `homes` is u16 little endian, [replicas][pg_count]: positions in the assignment's `slots`; 0xFFFF: none. A block's PG
+    is its index mod pg_count; row 0 is the first home. `wanted` is a list of (included, path prefix) rules, the last that
+    matches a path wins, "" matches all; nothing matches: not wanted. Two generations of a dataset may stand side by side.
+    """
+
+    dataset_id: int
+    name: str
+    generation: int
+    version: int
+    digest: str  # of the manifest's root, hex SHA-256
+    source: str
+    options: dict[str, str]
+    policy: str
+    priority: int
+    block_bytes: int
+    pg_count: int
+    replicas: int
+    homes: bytes
+    wanted: tuple[tuple[bool, str], ...]
+    wanted_version: int
+    allotment_bytes: int  # 0: no limit of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """All that an executor should know. `version` grows within an epoch; (epoch, version) decides which is newer.
+
+    `residency_complete` False (a new leader, slots not yet heard): hold what you hold, free nothing.
+    """
+
+    epoch: int
+    version: int
+    placement_version: int
+    residency_complete: bool
+    slots: tuple[SlotAddress, ...]
+    datasets: tuple[DatasetAssignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatAnswer:
+    """`status`: "ok"; "stale" (this launch has no place any more: end); "unknown" (the leader does not know yet: keep on)."""
+
+    status: str
+    epoch: int
+    sequence: int  # acknowledged
+    want_whole: bool
+    schedulers: tuple[str, ...]  # http://host:port, the leader first
+    assignment: Assignment | None = None
+
+
+NO_HOME = 0xFFFF
+
+
+def encode(value: Any) -> bytes:
+    """Return the msgpack of one of this module's values."""
+    return bytes(msgpack.packb(dataclasses.asdict(value), use_bin_type=True))
+
+
+def decode_heartbeat(data: bytes) -> Heartbeat:
+    """:raises ValueError: not a heartbeat."""
+    fields = _unpack(data)
+    residencies = tuple(_residency(r) for r in fields.pop("datasets", ()))
+    return _make(Heartbeat, fields, datasets=residencies)
+
+
+def decode_answer(data: bytes) -> HeartbeatAnswer:
+    """:raises ValueError: not a heartbeat's answer."""
+    fields = _unpack(data)
+    raw = fields.pop("assignment", None)
+    fields["schedulers"] = tuple(fields.get("schedulers", ()))
+    return _make(HeartbeatAnswer, fields, assignment=None if raw is None else assignment_from(raw))
+
+
+def assignment_from(raw: dict[str, Any]) -> Assignment:
+    """Return the assignment whose `dataclasses.asdict` is `raw`.
+
+    :raises ValueError: a field is missing or has the wrong shape.
+    """
+    raw = dict(raw)
+    slots = tuple(_make(SlotAddress, dict(s)) for s in raw.pop("slots", ()))
+    datasets = tuple(_dataset(d) for d in raw.pop("datasets", ()))
+    return _make(Assignment, raw, slots=slots, datasets=datasets)
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    try:
+        fields = msgpack.unpackb(data, raw=False, max_buffer_size=64 * 1024 * 1024)
+    except Exception as error:  # msgpack raises a handful of unrelated types for bad bytes
+        raise ValueError(f"not msgpack: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError("expected a msgpack map")
+    return fields
+
+
+def _residency(raw: dict[str, Any]) -> Residency:
+    fields = dict(raw)
+    fields["added"] = tuple(fields.get("added", ()))
+    fields["removed"] = tuple(fields.get("removed", ()))
+    failures = tuple(_make(FileFailure, dict(f)) for f in fields.pop("failures", ()))
+    return _make(Residency, fields, failures=failures)
+
+
+def _dataset(raw: dict[str, Any]) -> DatasetAssignment:
+    fields = dict(raw)
+    fields["wanted"] = tuple((bool(i), str(p)) for i, p in fields.get("wanted", ()))
+    return _make(DatasetAssignment, fields)
+
+
+def _make(cls: type[_T], fields: dict[str, Any], **more: Any) -> _T:
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    try:
+        return cls(**{k: v for k, v in fields.items() if k in known}, **more)
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__}: {error}") from error

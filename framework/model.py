@@ -1,0 +1,182 @@
+"""Values that the whole framework speaks in. Plain data: no decision, no I/O, no Mesos JSON (see translate.py).
+
+Sizes are integer bytes, times integer milliseconds, cpus integer thousandths.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
+PATH_BYTES_MAX = 4096
+EXECUTOR_OVERHEAD_BYTES = 256 * 1024 * 1024  # asked of Mesos on top of the MEM tier
+EXECUTOR_CPUS_MILLI = 500
+
+
+class DatasetState(enum.StrEnum):
+    LISTING = "LISTING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+class JobKind(enum.StrEnum):
+    LOAD = "load"
+    FREE = "free"
+
+
+class JobState(enum.StrEnum):
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class Policy(enum.StrEnum):
+    KEEP = "keep"
+    LRU = "lru"
+    LFU = "lfu"
+
+
+class Tier(enum.StrEnum):
+    MEM = "mem"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """An amount of one agent's resources; `ports` are inclusive ranges."""
+
+    cpus_milli: int = 0
+    mem_bytes: int = 0
+    disk_bytes: int = 0
+    ports: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A Mesos offer, as much of it as a decision needs."""
+
+    offer_id: str
+    agent_id: str
+    hostname: str
+    resources: Resources
+    attributes: tuple[tuple[str, str], ...] = ()
+    region: str = ""
+    zone: str = ""
+    role: str = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSpec:
+    """The wanted fleet: `instances` executors of `mem_bytes` MEM tier each, one an agent."""
+
+    instances: int
+    mem_bytes: int
+    cpus_milli: int = EXECUTOR_CPUS_MILLI
+    role: str = "*"
+
+    def resources(self) -> Resources:
+        """Return what Mesos is asked for, an executor (ports not counted)."""
+        return Resources(self.cpus_milli, self.mem_bytes + EXECUTOR_OVERHEAD_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class FileError:
+    path: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifested:
+    """What listing an under store came to: the manifest's root and its numbers."""
+
+    generation: int
+    version: int
+    digest: str
+    files: int
+    bytes: int
+    address_bytes: int
+    block_bytes: int
+    block_count: int
+    pg_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a request's paths mean in one manifest version, and the wanted residency that would result.
+
+    `rules` extend those of `wanted_version`; bitmaps have bit i of byte i // 8, lowest first, for block i.
+    """
+
+    dataset_id: int
+    version: int
+    wanted_version: int
+    rules: tuple[tuple[bool, str], ...]
+    requested_blocks: bytes
+    requested_bytes: int
+    requested_files: int
+    wanted_blocks: bytes
+    missing: tuple[str, ...] = ()  # requested paths that no file of the dataset has or lies under
+
+
+STALE_SELECTION = "stale_selection"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request was refused: an HTTP status, a stable code, what was wrong, and what to do."""
+
+    status: int
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    task_id: str
+    state: str  # Mesos' TASK_... name
+    agent_id: str = ""
+    executor_id: str = ""
+    reason: str = ""
+    source: str = ""
+    message: str = ""
+    uuid: bytes = b""  # empty: must not be acknowledged
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The decisions' numbers; each a named limit or a timeout, in one place."""
+
+    heartbeat_timeout_ms: int = 10_000  # an executor silent for longer hangs: it is ended and relaunched
+    register_timeout_ms: int = 60_000  # launch to first heartbeat
+    relaunch_delay_ms_min: int = 200  # flap back-off of a slot: doubled at each end, to the maximum,
+    relaunch_delay_ms_max: int = 60_000  # and back to the minimum after flap_reset_ms of health
+    flap_reset_ms: int = 60_000
+    decline_ms: int = 300_000  # idle: a long filter (marathon#1931: short ones flood)
+    decline_busy_ms: int = 2_000  # a wish is open, but not with this offer
+    revive_interval_ms_min: int = 5_000  # REVIVE is unreliable, so repeated, but not more often
+    reconcile_interval_ms: int = 600_000
+    residency_grace_ms: int = 15_000  # after a take-over: how long a silent slot holds up moves
+    jobs_kept_max: int = 1_000  # finished jobs; the oldest are forgotten
+    jobs_kept_ms: int = 7 * 86_400_000
+    datasets_max: int = 10_000
+    wanted_rules_max: int = 1_024  # of one dataset
+    job_errors_max: int = 100  # named in a job; the rest is counted
+    offers_kept_max: int = 200  # last decisions, for explanations
+    tick_ms: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Schedulers:
+    """Where schedulers answer: http://host:port, the leader first."""
+
+    urls: tuple[str, ...] = field(default=())
