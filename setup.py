@@ -21,7 +21,9 @@ CLUSTER = [
 S3 = ["s3fs>=2024.2"]
 TEST = [
     "hypothesis>=6.100",
-    "moto[s3,server]>=5.0",
+    "flask>=3",
+    "flask-cors>=5",
+    "moto[s3]>=5.0",
     "pandas>=2.1",
     "pyarrow>=15",
     "pytest>=8",

@@ -168,10 +168,34 @@ class Settings:
     residency_grace_ms: int = 15_000  # after a take-over: how long a silent slot holds up moves
     jobs_kept_max: int = 1_000  # finished jobs; the oldest are forgotten
     jobs_kept_ms: int = 7 * 86_400_000
+    jobs_active_max: int = 256  # a removal cancels a dataset's in one frame
     datasets_max: int = 10_000
     wanted_rules_max: int = 1_024  # of one dataset
+    wanted_rules_bytes_max: int = 48 * 1024  # their paths together: a journal record holds them
+    job_paths_bytes_max: int = 24 * 1024  # of one job's paths, for the same reason
     job_errors_max: int = 100  # named in a job; the rest is counted
+    job_errors_bytes_max: int = 32 * 1024
+    job_unfit_ms: int = 5_000  # blocks without room for so long fail a load
     offers_kept_max: int = 200  # last decisions, for explanations
+    offers_held_max: int = 1_000  # offers kept undecided for a slot whose back-off is nearly over
+    launches_frame_max: int = 256  # of one frame: its entries fit a batch of the journal
+    slots_frame_max: int = 1_000
+    instances_max: int = 10_000
+    executor_mem_bytes_min: int = 16 * 1024 * 1024
+    slot_out_ms: int = 300_000  # a slot without an executor for longer is out of placement
+    replicas_max: int = 16
+    priority_max: int = 1_000
+    source_bytes_max: int = 4_096
+    options_bytes_max: int = 16 * 1024  # of a dataset's options, names and values together
+    key_bytes_max: int = 200  # of an idempotency key
+    listings_running_max: int = 4  # child processes at once
+    error_bytes_max: int = 1_000  # of one error text that is journaled
+    reconcile_delay_ms_min: int = 1_000  # unanswered explicit reconciliation is repeated, doubling
+    reconcile_delay_ms_max: int = 30_000
+    reconcile_tasks_max: int = 1_000  # of one call
+    kill_retry_ms: int = 5_000  # KILL is unreliable: repeated, doubling, at most
+    kill_tries_max: int = 8  # times; then implicit reconciliation finds the task again
+    rate_window_ms: int = 10_000
     tick_ms: int = 500
 
 

@@ -21,6 +21,7 @@ class Accept:
     offer_ids: tuple[str, ...]
     launch: LaunchPlanned
     refuse_ms: int
+    role: str = "*"  # that the offers were made to
 
 
 @dataclass(frozen=True, slots=True)

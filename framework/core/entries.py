@@ -41,6 +41,24 @@ class SlotAdded:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotResized:
+    """The wanted capacity changed; a running executor of another size is ended and launched anew, one at a time."""
+
+    slot_id: int
+    mem_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMarked:
+    """Placement uses the slot (`is_in`), or no longer: it had no executor for too long."""
+
+    slot_id: int
+    is_in: bool
+    reason: str
+    wall_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class SlotRemoved:
     slot_id: int
 
@@ -97,6 +115,7 @@ class DatasetListed:
     dataset_id: int
     manifested: Manifested
     wall_ms: int
+    versions_kept: int = 2  # this one and those before it; older ones are forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +139,10 @@ class DatasetRemoved:
 
 @dataclass(frozen=True, slots=True)
 class WantedSet:
-    """The dataset's wanted residency: (included, path prefix), the last that matches decides; "" matches all."""
+    """The dataset's wanted residency: (included, path prefix), the last that matches decides; "" matches all.
+
+    A new version with equal rules means: try again what failed, drop again what is excluded by a rule.
+    """
 
     dataset_id: int
     wanted_version: int
@@ -145,6 +167,8 @@ class JobCreated:
     files_total: int
     block_count: int
     wall_ms: int
+    rules_before: tuple[tuple[bool, str], ...] = ()  # the wanted residency that a cancel goes back to
+    wanted_block_count_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +200,8 @@ Entry = (
     | FrameworkRegistered
     | FleetSet
     | SlotAdded
+    | SlotResized
+    | SlotMarked
     | SlotRemoved
     | LaunchPlanned
     | LaunchEnded

@@ -167,12 +167,16 @@ class FleetRequested:
 
 @dataclass(frozen=True, slots=True)
 class LeadershipBegan:
-    """The journal is replayed: state is as promised, nothing is observed yet. `fleet` is used if the journal has none."""
+    """The journal is replayed: state is as promised, nothing is observed yet. `fleet` is used if the journal has none.
+
+    `seed` is secret and random, at least 16 bytes, new for each leadership: launches' secrets are derived from it.
+    """
 
     epoch: int
     fleet: FleetSpec
     cluster: bytes  # a fresh uuid, used if the journal has none
     name: str
+    seed: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,74 @@
+# From a bare machine (python3, python3-venv, make, git): `make run` does the main job, `make test` passes the tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+TORCH ?=
+PYTEST ?= $(BIN)/python -m pytest
+RUNNERS := $(shell nproc)
+
+.PHONY: run demo test bench lint sim install install-test install-lint apt-test wheel-check clean help
+
+run: install          ## the main job on real files: `stoker demo`
+	$(BIN)/stoker demo $(DEMO)
+
+install: $(VENV)/.cluster
+
+$(VENV)/.cluster: setup.py constraints.txt compat/http-parser/setup.py
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing Stoker and what a cluster needs into $(VENV)/ (about a minute the first time)"
+	$(PIP) ./compat/http-parser -e '.[cluster]'
+	@touch $@
+
+install-test: install $(VENV)/.test $(if $(TORCH),$(VENV)/.torch) apt-test
+
+$(VENV)/.test: $(VENV)/.cluster
+	@echo "installing what the tests need into $(VENV)/"
+	$(PIP) ./compat/http-parser -e '.[cluster,test]'
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.cluster
+	@echo "installing PyTorch into $(VENV)/ (several GB where no CPU build is at hand)"
+	$(PIP) -e '.[torch]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.cluster
+	$(PIP) -e '.[lint]'
+	@touch $@
+
+apt-test:             # nginx: a web server that is not ours, as an under store
+	@command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && echo "installing nginx-light (an under store in the tests)" \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; } \
+	  || echo "nginx is not here and cannot be installed: its tests will be skipped"
+
+test: install-test    ## all tests (TORCH=1: also those that need PyTorch)
+	$(PYTEST) -n $(RUNNERS) $(ARGS)
+	@[ -n "$(TORCH)" ] || echo "left out: the PyTorch DataLoader tests (make test TORCH=1); the same readers ran under multiprocessing"
+
+sim: install-test     ## the whole scheduler in virtual time, as long as you like: make sim SECONDS=3600 [SEED=n]
+	STOKER_SIM_SECONDS=$(or $(SECONDS),600) STOKER_SIM_SEED=$(SEED) $(PYTEST) tests/sim -s
+
+bench: install-test   ## side by side with the named peers, as ratios
+	$(BIN)/python bench/run.py $(ARGS)
+
+lint: install $(VENV)/.lint  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/ns && mkdir -p build/ns/stoker && cp -rs $(CURDIR)/stoker/. build/ns/stoker/
+	for d in client executor framework mesos zk; do cp -rs $(CURDIR)/$$d build/ns/stoker/$$d; done
+	$(BIN)/mypy
+
+wheel-check:          ## build the wheel, install it into a fresh venv, start what it installs
+	rm -rf build dist && mkdir -p dist && $(PYTHON) -m venv build/wheel
+	build/wheel/bin/pip wheel -q --disable-pip-version-check --no-deps -w dist . ./compat/http-parser
+	build/wheel/bin/pip install -q --disable-pip-version-check -c constraints.txt --find-links dist 'stoker[cluster] @ file://$(CURDIR)/'"$$(ls dist/stoker-*.whl)" dist/http_parser-*.whl
+	cd / && $(CURDIR)/build/wheel/bin/stoker --help >/dev/null && $(CURDIR)/build/wheel/bin/python -m stoker.executor --help >/dev/null
+	@echo "the wheel starts"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+help:
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'

@@ -1,0 +1,241 @@
+"""A file of a dataset, opened: `RawFile` (positional reads, no buffer) and `BufferedFile` (the usual one, over it).
+
+The methods of `RawFile` are the hottest code of the client: each does the one look-up and the one pread itself, and goes to
+the reader only when a range crosses a block, its descriptor is not held, or its end lies beyond the file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stoker.client.reader import Reader
+
+BUFFER_BYTES = 64 * 1024
+_NONE: dict[int, Any] = {}
+
+pread, preadv = os.pread, os.preadv
+
+
+class RawFile(io.RawIOBase):
+    """A read-only file without a buffer: for random reads, and for reads into large buffers of the program's own.
+
+    `size` in bytes, `path` with the dataset's name, `fs` the file system it was opened with (or None).
+    A file may be shared by threads only through `read_at`, which does not move the position.
+    """
+
+    __slots__ = (
+        "_block_bytes",
+        "_descriptors",
+        "_is_open",
+        "_mask",
+        "_offset",
+        "_position",
+        "_reader",
+        "_row",
+        "_shift",
+        "fs",
+        "mode",
+        "name",
+        "path",
+        "size",
+    )
+
+    def __init__(self, reader: Reader, row: int, *, fs: Any = None) -> None:
+        self._reader = reader
+        self._row = row
+        self._offset, self.size = reader.manifest.extent(row)
+        self._descriptors = reader.descriptors
+        self._shift = reader.shift
+        self._mask = reader.mask
+        self._block_bytes = reader.block_bytes
+        self._position = 0
+        self._is_open = True
+        self.path = self.name = reader.full_path(row)
+        self.fs = fs
+        self.mode = "rb"
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        position = self._position
+        left = self.size - position
+        if size is None or size < 0 or size > left:
+            size = left
+        address = self._offset + position
+        descriptor = self._descriptors.get(address >> self._shift)
+        if descriptor is not None:
+            begin = address & self._mask
+            if begin + size <= self._block_bytes and size > 0:
+                data = pread(descriptor, size, begin)
+                if len(data) == size:
+                    self._position = position + size
+                    return data
+        return self._read_slowly(position, size)
+
+    def readinto(self, buffer: Any, /) -> int:
+        position = self._position
+        size = len(buffer)
+        address = self._offset + position
+        descriptor = self._descriptors.get(address >> self._shift)
+        if descriptor is not None and size <= self.size - position:
+            begin = address & self._mask
+            if begin + size <= self._block_bytes and preadv(descriptor, (buffer,), begin) == size:
+                self._position = position + size
+                return size
+        return self._readinto_slowly(position, buffer)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return bytes [offset, offset + size), cut at the file's end, without moving the position.
+
+        :raises ValueError: a negative offset or size, or the file is closed.
+        """
+        if offset >= 0 <= size <= self.size - offset:
+            address = self._offset + offset
+            descriptor = self._descriptors.get(address >> self._shift)
+            if descriptor is not None:
+                begin = address & self._mask
+                if begin + size <= self._block_bytes:
+                    data = pread(descriptor, size, begin)
+                    if len(data) == size:
+                        return data
+        return self._read_at_slowly(offset, size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        if whence == 0 and offset >= 0 and self._is_open:
+            self._position = offset
+            return offset
+        return self._seek_slowly(offset, whence)
+
+    def tell(self) -> int:
+        self._check_open()
+        return self._position
+
+    def readall(self) -> bytes:
+        return self.read(-1)
+
+    def readable(self) -> bool:
+        self._check_open()
+        return True
+
+    def seekable(self) -> bool:
+        self._check_open()
+        return True
+
+    def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._descriptors = _NONE
+        super().close()
+
+    def __reduce__(self) -> Any:
+        """Pickle as "open it again here": a worker gets its own file at the same position."""
+        self._check_open()
+        return _reopen, (self.fs, self._reader.pin, self.path, None, self._position)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} stoker://{self.path} of {self.size} bytes>"
+
+    def _read_slowly(self, position: int, size: int) -> bytes:
+        self._check_open()
+        if size <= 0:
+            return b""
+        data = self._reader.read_slowly(self._row, position, size)
+        self._position = position + size
+        return data
+
+    def _readinto_slowly(self, position: int, buffer: Any) -> int:
+        self._check_open()
+        view = memoryview(buffer).cast("B")
+        size = min(len(view), self.size - position)
+        if size <= 0:
+            return 0
+        part = view[:size]
+        if not self._pread_blocks(position, part):
+            self._reader.readinto(self._row, position, part)
+        self._position = position + size
+        return size
+
+    def _pread_blocks(self, position: int, view: memoryview) -> bool:
+        """Fill `view` from the descriptors held, block by block; False: one is missing."""
+        address, done, size = self._offset + position, 0, len(view)
+        while done < size:
+            descriptor = self._descriptors.get(address >> self._shift)
+            if descriptor is None:
+                return False
+            begin = address & self._mask
+            length = min(size - done, self._block_bytes - begin)
+            if preadv(descriptor, (view[done : done + length],), begin) != length:
+                return False
+            done += length
+            address += length
+        return True
+
+    def _read_at_slowly(self, offset: int, size: int) -> bytes:
+        self._check_open()
+        if offset < 0 or size < 0:
+            raise ValueError(f"read_at({offset}, {size}): neither may be negative")
+        size = min(size, self.size - offset)
+        return self._reader.read(self._row, offset, size) if size > 0 else b""
+
+    def _seek_slowly(self, offset: int, whence: int) -> int:
+        self._check_open()
+        if whence not in (0, 1, 2):
+            raise ValueError(f"seek with whence {whence}; allowed are 0, 1 and 2")
+        target = (0, self._position, self.size)[whence] + offset
+        if target < 0:
+            raise ValueError(f"seek to {target}: before the file's begin")
+        self._position = target
+        return target
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise ValueError(f"I/O operation on closed file stoker://{self.path}")
+
+
+class BufferedFile(io.BufferedReader):
+    """A read-only file with a buffer, as `open` returns it."""
+
+    raw: RawFile
+
+    def __init__(self, raw: RawFile, buffer_size: int = BUFFER_BYTES) -> None:
+        super().__init__(raw, buffer_size)
+        self._buffer_size = buffer_size
+        self.read_at = raw.read_at
+        self.size = raw.size
+        self.path = raw.path
+        self.fs = raw.fs
+
+    def __reduce__(self) -> Any:
+        raw = self.raw
+        raw._check_open()
+        return _reopen, (raw.fs, raw._reader.pin, raw.path, self._buffer_size, self.tell())
+
+
+def open_row(reader: Reader, row: int, *, buffer_bytes: int | None = None, fs: Any = None) -> RawFile | BufferedFile:
+    """Return the opened file; `buffer_bytes` None: 64 KiB, 0: no buffer.
+
+    :raises ValueError: negative.
+    """
+    raw = RawFile(reader, row, fs=fs)
+    if buffer_bytes == 0:
+        return raw
+    if buffer_bytes is not None and buffer_bytes < 0:
+        raise ValueError(f"block_size={buffer_bytes}: 0 is no buffer, a positive number its bytes")
+    return BufferedFile(raw, buffer_bytes or BUFFER_BYTES)
+
+
+def _reopen(fs: Any, pin: Any, path: str, buffer_bytes: int | None, position: int) -> Any:
+    from stoker.client.session import session_for
+    from stoker.client.reader import Pin
+
+    pin = Pin(*pin)
+    if fs is not None:
+        reader = fs.reader_of(pin)
+    else:
+        reader = session_for().pinned(pin)
+    file = open_row(
+        reader, reader.row(path.partition("/")[2]), buffer_bytes=0 if buffer_bytes is None else buffer_bytes, fs=fs
+    )
+    file.seek(position)
+    return file

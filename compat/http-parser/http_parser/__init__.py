@@ -1,0 +1,1 @@
+"""The part of http-parser that pymesos uses; see README.rst beside setup.py."""

@@ -1,0 +1,275 @@
+"""One fill: ranges of one block, from peers or the under store, into the block's file, told to the keeper as it goes.
+
+Theory of operation. A fill is cut into *parts*, each a part of one file in one of the ranges. A part *owns* the extent up to
+the next part of its range (the padding between them is zeros, and as valid as the data), so the extents of all parts
+are the ranges, and a failed part leaves out exactly its own. Parts are written where they belong, in whatever order they
+arrive. Once all of a page that lies wholly in a range is there, its CRC-32C is computed from the file and written to the
+block's index; then the keeper hears of it. The keeper sets the valid and known bits, never we.
+
+The invariant: what a "filled" message names was written before it was sent, and belongs to the file version that the
+manifest names; a page whose checksum it names was written wholly by this fill.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from crc32c import crc32c
+
+from stoker.executor.block import PAGE_BYTES, block_layout
+from stoker.executor.fill_progress import Progress, Send, check_block_file, write_at
+from stoker.executor.manifest import Manifest
+from stoker.executor.peer import Peer, PeerError
+from stoker.executor.under_store import PIECE_BYTES_MAX, Piece, ReadFailure, UnderStore
+
+PARTS_MAX = 4_096  # held at once; a block can have a million files
+FAILURES_NAMED_MAX = 256  # of one fill; of the others the keeper hears the row and the code
+
+log = logging.getLogger(__name__)
+
+assert PIECE_BYTES_MAX % PAGE_BYTES == 0
+
+
+class PeerAddress(NamedTuple):
+    host: str
+    port: int
+    launch_id: int
+    incarnation: int
+    local_only: bool  # take only what it holds; else it may fetch from the under store for us
+
+
+class FillOrder(NamedTuple):
+    """What the keeper asked for; ranges are [start, stop) of the block, each start a multiple of 64."""
+
+    job: Any
+    block_index: int
+    ranges: tuple[tuple[int, int], ...]
+    peers: tuple[PeerAddress, ...]
+    is_whole: bool  # all of a block: its pages can be compared with a peer's checksums
+
+
+class Part(NamedTuple):
+    """Bytes [data_start, data_stop) of the block belong to `row`; they own [start, stop)."""
+
+    row: int
+    start: int
+    stop: int
+    data_start: int
+    data_stop: int
+
+
+class Failures:
+    """Rows that could not be filled, each once."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, list[Any]] = {}
+
+    def add(self, row: int, path: str, failure: ReadFailure) -> None:
+        if row in self._entries:
+            return
+        named = len(self._entries) < FAILURES_NAMED_MAX
+        self._entries[row] = [row, path if named else "", int(failure.code), failure.message if named else ""]
+
+    def as_list(self) -> list[list[Any]]:
+        """Return [row, path, code, message] a row."""
+        return list(self._entries.values())
+
+
+class FillJob:
+    """See the module. `run` once, in one thread; `cancel` from any."""
+
+    def __init__(
+        self,
+        order: FillOrder,
+        manifest: Manifest,
+        *,
+        store: Callable[[], UnderStore],
+        connect: Callable[[PeerAddress], Peer],
+        fd: int,
+        send: Send,
+    ) -> None:
+        """`fd` is the block's file and stays the caller's; `store` is asked for only if the peers do not have all."""
+        self.failures = Failures()
+        self._order = order
+        self._manifest = manifest
+        self._store = store
+        self._connect = connect
+        self._fd = fd
+        self._layout = block_layout(manifest.block_length(order.block_index))
+        self._progress = Progress(order.job, fd, self._layout, order.ranges, send)
+        self._cancel_lock = threading.Lock()
+        self._cancelled = False
+        self._end_step: Callable[[], None] | None = None
+
+    def run(self) -> None:
+        """Fill what can be filled; `failures` has the rest.
+
+        :raises UnderStoreError: the store cannot be opened. :raises OSError: the block's file cannot be written.
+        """
+        check_block_file(self._fd, self._layout)
+        missing = list(self._order.ranges)
+        for address in self._order.peers:
+            if missing and not self._cancelled:
+                missing = self._copy(address, missing)
+        if missing and not self._cancelled:
+            self._read(missing)
+        self._progress.flush()
+
+    def cancel(self) -> None:
+        """Make `run` return soon; what was told before stays good. Idempotent."""
+        with self._cancel_lock:
+            self._cancelled = True
+            if self._end_step is not None:
+                self._end_step()
+
+    def fail_all(self, failure: ReadFailure) -> None:
+        """Note `failure` for every row of the order."""
+        for parts in self._batches(self._order.ranges):
+            for part in parts:
+                self.failures.add(part.row, self._manifest.path(part.row), failure)
+
+    def _read(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fill `ranges` from the under store."""
+        store = self._store()
+        origin = self._order.block_index * self._manifest.block_bytes
+        for parts in self._batches(ranges):
+            pieces = [_piece(self._manifest, part, origin) for part in parts]
+            reading = store.read(pieces)
+            self._begin_step(reading.cancel)
+            for number, outcome in reading:
+                part = parts[number]
+                if isinstance(outcome, ReadFailure):
+                    self.failures.add(part.row, pieces[number].path, outcome)
+                    continue
+                write_at(self._fd, outcome, part.data_start)
+                self._progress.add(part.start, part.stop, filled_bytes=part.data_stop - part.data_start)
+            self._end_step = None
+            if self._cancelled:
+                return
+
+    def _batches(self, ranges: Sequence[tuple[int, int]]) -> Iterator[list[Part]]:
+        parts = self._parts(ranges)
+        while batch := list(islice(parts, PARTS_MAX)):
+            yield batch
+
+    def _parts(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Part]:
+        for start, stop in ranges:
+            following = None
+            for part in cut_parts(self._manifest, self._order.block_index, start, stop):
+                following = part
+                yield part
+            if following is None:
+                self._progress.add(start, stop)  # nothing but padding
+
+    def _copy(self, address: PeerAddress, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Copy what the peer at `address` gives of `ranges`; return the rest."""
+        steps = list(_copy_steps(ranges))
+        buffer = memoryview(bytearray(max(stop - start for start, stop in steps)))
+        missed: list[tuple[int, int]] = []
+        done = 0
+        try:
+            with self._connect(address) as peer:
+                self._begin_step(peer.close)
+                checksums = self._checksums(peer)
+                for start, stop in steps:
+                    view = buffer[: stop - start]
+                    if peer.read(
+                        self._order.block_index, [(start, stop)], view, local_only=address.local_only
+                    ):
+                        missed.append((start, stop))
+                    elif checksums and not _pages_match(view, start, checksums, self._layout.data_bytes):
+                        log.warning(
+                            "block %d: %s:%d sent a damaged page", self._order.block_index, *address[:2]
+                        )
+                        missed.append((start, stop))
+                    else:
+                        write_at(self._fd, view, start)
+                        self._progress.add(start, stop, copied_bytes=stop - start)
+                    done += 1
+        except PeerError as error:
+            log.info("block %d: not from a peer: %s", self._order.block_index, error)
+        finally:
+            self._end_step = None
+        return _joined([*missed, *steps[done:]])
+
+    def _checksums(self, peer: Peer) -> list[int]:
+        """Return the peer's checksums of all pages; none if it does not hold the whole block."""
+        if not self._order.is_whole:
+            return []
+        return peer.page_checksums(self._order.block_index, self._layout.page_count)
+
+    def _begin_step(self, end: Callable[[], None]) -> None:
+        with self._cancel_lock:
+            self._end_step = end
+            if self._cancelled:
+                end()
+
+
+def cut_parts(manifest: Manifest, index: int, start: int, stop: int) -> Iterator[Part]:
+    """Yield the parts of [start, stop) of block `index`, by offset, each at most PIECE_BYTES_MAX of data.
+
+    Together they own the whole range; none at all: the range holds no byte of a file.
+    """
+    origin = index * manifest.block_bytes
+    rows = manifest.rows_between(origin + start, origin + stop)
+    begins = (manifest.offsets[rows] - origin).clip(start, stop)
+    ends = (manifest.offsets[rows] + manifest.sizes[rows] - origin).clip(start, stop)
+    held: Part | None = None
+    for row, begin, end in zip(rows.tolist(), begins.tolist(), ends.tolist(), strict=True):
+        while begin < end:
+            cut = min(end, begin - begin % PIECE_BYTES_MAX + PIECE_BYTES_MAX)
+            if held is not None:
+                yield held._replace(stop=begin)
+            held = Part(row, start if held is None else begin, stop, begin, cut)
+            begin = cut
+    if held is not None:
+        yield held
+
+
+def _piece(manifest: Manifest, part: Part, origin: int) -> Piece:
+    row = part.row
+    offset, size = manifest.extent(row)
+    begin = origin + part.data_start - offset
+    return Piece(
+        manifest.path(row),
+        begin,
+        begin + part.data_stop - part.data_start,
+        size,
+        manifest.mtime_ns(row),
+        manifest.token(row),
+    )
+
+
+def _copy_steps(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for start, stop in ranges:
+        while start < stop:
+            cut = min(stop, start - start % PIECE_BYTES_MAX + PIECE_BYTES_MAX)
+            yield start, cut
+            start = cut
+
+
+def _pages_match(view: memoryview, start: int, checksums: Sequence[int], data_bytes: int) -> bool:
+    """Whether the pages wholly in `view`, which begins at `start` of the block, have these checksums."""
+    page = -(-start // PAGE_BYTES)
+    while (page_stop := min((page + 1) * PAGE_BYTES, data_bytes)) <= start + len(view):
+        page_start = page * PAGE_BYTES
+        if page_start >= page_stop:
+            break
+        if crc32c(view[page_start - start : page_stop - start]) != checksums[page]:
+            return False
+        page += 1
+    return True
+
+
+def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return joined

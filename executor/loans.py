@@ -1,0 +1,182 @@
+"""What the data server holds: descriptors of blocks, who uses them now, and to whom they are lent.
+
+The keeper puts blocks on the shelf and takes them off; a block leaves in two steps. From `take_off` on nobody finds it;
+its descriptor is closed, and the keeper told by `on_gone`, when the last answer that sends from it is out (pins) and the
+last connection that was passed its descriptor has returned it or ended (loans). A block is never truncated under a reader.
+
+A holding is one block's file: a block that comes back later is another holding with the same name. No socket here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from stoker.executor import index
+from stoker.executor.block import BlockName, block_layout
+
+
+class Borrower(Protocol):
+    """A connection that descriptors are lent to."""
+
+    def ask_back(self, block_index: int) -> None:
+        """Ask for the block's descriptor; must not wait."""
+        ...
+
+    def cut(self) -> None:
+        """End the connection."""
+        ...
+
+
+class Entry:
+    """One holding. `full_from`: the lowest dataset version all of whose bytes are known to be here; 0: none."""
+
+    __slots__ = (
+        "block_index",
+        "data_bytes",
+        "dataset",
+        "fd",
+        "full_from",
+        "holding",
+        "layout",
+        "leaving",
+        "loans",
+        "pins",
+        "sealed",
+        "uses",
+    )
+
+    def __init__(
+        self, dataset: DatasetShelf | None, holding: int, block_index: int, fd: int, data_bytes: int
+    ) -> None:
+        self.dataset = dataset
+        self.holding = holding
+        self.block_index = block_index
+        self.fd = fd
+        self.data_bytes = data_bytes
+        self.layout = block_layout(data_bytes)
+        self.full_from = 0
+        self.sealed = False
+        self.pins = 0
+        self.uses = 0
+        self.leaving = False
+        self.loans: set[Borrower] = set()
+
+    def has(self, version: int, start: int, stop: int) -> bool:
+        """Return whether [start, stop) is valid for readers of `version`, as far as can be seen from here."""
+        if stop > self.data_bytes:
+            return False
+        if self.full_from and version >= self.full_from:
+            return True
+        return index.is_valid(self.fd, self.layout, start, stop)
+
+
+class DatasetShelf:
+    """One dataset generation: what is known of it, its blocks here, and its connections."""
+
+    __slots__ = ("block_bytes", "blocks", "borrowers", "dataset_id", "generation", "served_bytes", "version")
+
+    def __init__(self, dataset_id: int, generation: int, version: int, block_bytes: int) -> None:
+        self.dataset_id = dataset_id
+        self.generation = generation
+        self.version = version
+        self.block_bytes = block_bytes
+        self.blocks: dict[int, Entry] = {}
+        self.borrowers: set[Borrower] = set()
+        self.served_bytes = 0
+
+
+class Shelf:
+    """All blocks of this executor, as the data server sees them. `on_gone(holding)`: nothing here holds it any more."""
+
+    def __init__(self, on_gone: Callable[[int], None]) -> None:
+        self.datasets: dict[tuple[int, int], DatasetShelf] = {}
+        self.holdings: dict[int, Entry] = {}
+        self._on_gone = on_gone
+
+    def put_dataset(self, dataset_id: int, generation: int, version: int, block_bytes: int) -> DatasetShelf:
+        """Make a dataset generation known, or its version newer. Idempotent."""
+        key = (dataset_id, generation)
+        dataset = self.datasets.get(key)
+        if dataset is None:
+            dataset = self.datasets[key] = DatasetShelf(dataset_id, generation, version, block_bytes)
+        assert dataset.block_bytes == block_bytes, "a generation's block size is fixed"
+        dataset.version = max(dataset.version, version)
+        return dataset
+
+    def remove_dataset(self, dataset_id: int, generation: int) -> None:
+        """Forget a dataset generation: its connections end, so that their callers ask anew. Idempotent."""
+        dataset = self.datasets.pop((dataset_id, generation), None)
+        if dataset is None:
+            return
+        for entry in list(dataset.blocks.values()):
+            self.take_off(entry.holding)
+        for borrower in list(dataset.borrowers):
+            borrower.cut()
+
+    def put(self, dataset: DatasetShelf, holding: int, name: BlockName, fd: int, data_bytes: int) -> Entry:
+        """Put a holding on the shelf; owns `fd` from here on."""
+        assert holding not in self.holdings and name.block_index not in dataset.blocks, (holding, name)
+        entry = Entry(dataset, holding, name.block_index, fd, data_bytes)
+        self.holdings[holding] = entry
+        dataset.blocks[name.block_index] = entry
+        return entry
+
+    def put_scratch(self, holding: int, fd: int, data_bytes: int) -> Entry:
+        """Take a holding that nobody but one answer may see; it goes with its last pin."""
+        assert holding not in self.holdings
+        entry = Entry(None, holding, 0, fd, data_bytes)
+        entry.leaving = True
+        self.holdings[holding] = entry
+        return entry
+
+    def take_off(self, holding: int) -> None:
+        """Begin to let a holding go; `on_gone` is called when it is, maybe at once. Idempotent while it goes.
+
+        A holding that the server never had is gone already.
+        """
+        entry = self.holdings.get(holding)
+        if entry is None:
+            self._on_gone(holding)
+            return
+        if entry.leaving:
+            return
+        entry.leaving = True
+        if entry.dataset is not None and entry.dataset.blocks.get(entry.block_index) is entry:
+            del entry.dataset.blocks[entry.block_index]
+        for borrower in list(entry.loans):
+            borrower.ask_back(entry.block_index)
+        self.settle(entry)
+
+    def unpin(self, entry: Entry) -> None:
+        entry.pins -= 1
+        assert entry.pins >= 0
+        if entry.leaving:
+            self.settle(entry)
+
+    def give_back(self, entry: Entry, borrower: Borrower) -> None:
+        """The borrower has closed its descriptor of this holding, or is gone. Idempotent."""
+        entry.loans.discard(borrower)
+        if entry.leaving:
+            self.settle(entry)
+
+    def settle(self, entry: Entry) -> None:
+        """Close a leaving holding that nobody uses."""
+        if entry.pins or entry.loans or self.holdings.get(entry.holding) is not entry:
+            return
+        del self.holdings[entry.holding]
+        os.close(entry.fd)
+        self._on_gone(entry.holding)
+
+    def take_uses(self) -> list[tuple[int, int]]:
+        """Return (holding, uses since the last call) of the holdings that were used. O(holdings)."""
+        used = [entry for entry in self.holdings.values() if entry.uses]
+        result = [(entry.holding, entry.uses) for entry in used]
+        for entry in used:
+            entry.uses = 0
+        return result
+
+    def lent(self) -> list[int]:
+        """Return the holdings that are lent now. O(holdings)."""
+        return [entry.holding for entry in self.holdings.values() if entry.loans]

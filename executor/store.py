@@ -1,0 +1,58 @@
+"""Block files of the MEM tier: memfds, sealed once full.
+
+Nothing of them stays after SIGKILL, no mount bounds them, and their memory counts where Mesos gave it. A file cannot grow
+or shrink from its birth on; a sealed one cannot be written by anybody who was passed its descriptor. What is kept and what
+must go is not decided here (stoker.executor.core.cache, .admission): this module makes files. An SSD tier makes the same files in
+a directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Protocol
+
+from stoker.executor.block import BlockName, block_layout, encode_header
+
+
+class Tier(Protocol):
+    """Makes block files; whoever is given a descriptor owns it."""
+
+    def create(self, name: BlockName, data_bytes: int) -> int:
+        """Return the descriptor of a new block's file: all zeros but for its header. :raises OSError: no room."""
+        ...
+
+    def seal(self, fd: int) -> None:
+        """Make a full block's file read-only for everybody and for ever. Idempotent."""
+        ...
+
+
+class MemTier:
+    """The tier of memfds of one cluster."""
+
+    def __init__(self, cluster: bytes) -> None:
+        assert len(cluster) == 16
+        self._cluster = cluster
+
+    def create(self, name: BlockName, data_bytes: int) -> int:
+        layout = block_layout(data_bytes)
+        label = f"stoker-{name.dataset_id}.{name.generation}.{name.block_index}"
+        fd = os.memfd_create(label, os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, layout.file_bytes)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            os.pwrite(fd, encode_header(self._cluster, name, data_bytes), layout.trailer_offset)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def seal(self, fd: int) -> None:
+        wanted = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & wanted != wanted:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, wanted)
+
+
+def file_bytes(data_bytes: int) -> int:
+    """Return what a block of `data_bytes` takes of a tier: its whole file, in pages of the machine."""
+    return -(-block_layout(data_bytes).file_bytes // 4096) * 4096

@@ -1,0 +1,173 @@
+"""A connected stream socket on gevent, without a layer between it and the system calls.
+
+Reads are buffered, so that a request and its ranges cost one `recv`. Payload goes by sendfile straight from a block's
+file. A peer that takes nothing for STALL_TIMEOUT_MS, or that stops in the middle of a frame, is cut off: it would pin
+blocks. One greenlet reads, one at a time writes; any may `cut`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import gevent
+from gevent.hub import get_hub
+
+STALL_TIMEOUT_MS = 30_000
+RECEIVE_BYTES = 64 * 1024
+SENDFILE_BYTES_MAX = 4 * 1024 * 1024  # one system call; a reader as fast as we are would hold the hub else
+
+_READ, _WRITE = 1, 2
+
+
+class Stalled(OSError):
+    """The peer stopped in the middle of a frame, or takes no bytes."""
+
+
+class Stream:
+    """Owns `sock`, a plain connected socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.fd = sock.fileno()
+        self._hub = get_hub()
+        self._readable = self._hub.loop.io(self.fd, _READ)
+        self._writable = self._hub.loop.io(self.fd, _WRITE)
+        self._buffer = b""
+        self._position = 0
+
+    @property
+    def is_unix(self) -> bool:
+        return bool(self.sock.family == socket.AF_UNIX)
+
+    def read(self, count: int, *, timeout_ms: int | None = STALL_TIMEOUT_MS) -> bytes:
+        """Return exactly `count` bytes; fewer only at the end of the stream.
+
+        :raises Stalled: they did not come within `timeout_ms` (None: wait for ever).
+        :raises OSError: the connection failed.
+        """
+        end = self._position + count
+        if len(self._buffer) >= end:
+            data = self._buffer[self._position : end]
+            self._position = end
+            return data
+        return self._read_more(count, timeout_ms)
+
+    def _read_more(self, count: int, timeout_ms: int | None) -> bytes:
+        parts = [self._buffer[self._position :]]
+        missing = count - len(parts[0])
+        self._buffer, self._position = b"", 0
+        timer = None if timeout_ms is None else gevent.Timeout.start_new(timeout_ms / 1000)
+        try:
+            while missing > 0:
+                try:
+                    data = self.sock.recv(max(RECEIVE_BYTES, min(missing, 1 << 20)))
+                except BlockingIOError:
+                    self._hub.wait(self._readable)
+                    continue
+                if not data:
+                    break
+                if len(data) > missing:
+                    self._buffer, self._position = data, missing
+                    data = data[:missing]
+                parts.append(data)
+                missing -= len(data)
+        except gevent.Timeout as expired:
+            if expired is not timer:
+                raise
+            raise Stalled(f"{missing} of {count} bytes did not come within {timeout_ms} ms") from None
+        finally:
+            if timer is not None:
+                timer.close()
+        return parts[1] if len(parts) == 2 and not parts[0] else b"".join(parts)
+
+    def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
+        """Send all of `data`; `more`: the kernel may hold it back until what follows.
+
+        :raises Stalled, OSError: the connection is of no more use.
+        """
+        flags = socket.MSG_NOSIGNAL | (socket.MSG_MORE if more else 0)
+        try:
+            sent = self.sock.send(data, flags)
+        except BlockingIOError:
+            sent = 0
+        while sent < len(data):
+            data = memoryview(data)[sent:]
+            self._wait_writable()
+            try:
+                sent = self.sock.send(data, flags)
+            except BlockingIOError:
+                sent = 0
+
+    def send_with_descriptors(self, data: bytes, fds: list[int]) -> None:
+        """Send `data` with `fds` riding on its first byte.
+
+        :raises Stalled, OSError: the connection is of no more use.
+        """
+        while True:
+            try:
+                sent = socket.send_fds(self.sock, [data], fds, socket.MSG_NOSIGNAL) if fds else 0
+                break
+            except BlockingIOError:
+                self._wait_writable()
+        if sent < len(data):
+            self.send(memoryview(data)[sent:])
+
+    def send_file(self, fd: int, start: int, count: int) -> None:
+        """Send bytes [start, start + count) of file `fd`.
+
+        :raises Stalled, OSError: the connection is of no more use. The file ending early is one of these.
+        """
+        stop = start + count
+        while start < stop:
+            try:
+                sent = os.sendfile(self.fd, fd, start, min(stop - start, SENDFILE_BYTES_MAX))
+            except BlockingIOError:
+                self._wait_writable()
+                continue
+            if sent == 0:
+                raise OSError(f"the file ends at {start}, but {stop} bytes were promised")
+            start += sent
+            if stop - start >= SENDFILE_BYTES_MAX:
+                gevent.sleep(0)
+
+    def finish(self) -> None:
+        """Say that nothing more comes, and let the peer read what was sent before the socket is closed."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+            with gevent.Timeout(1.0, False):
+                while True:
+                    try:
+                        if not self.sock.recv(RECEIVE_BYTES):
+                            return
+                    except BlockingIOError:
+                        self._hub.wait(self._readable)
+        except OSError:
+            return
+
+    def cut(self) -> None:
+        """End both directions at once, from any greenlet: whoever reads or writes here sees the end."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        """Close; by the greenlet that reads, with no other one waiting here."""
+        self._readable.close()
+        self._writable.close()
+        self.sock.close()
+
+    def _wait_writable(self) -> None:
+        timer = gevent.Timeout.start_new(STALL_TIMEOUT_MS / 1000)
+        try:
+            self._hub.wait(self._writable)
+        except gevent.Timeout as expired:
+            if expired is not timer:
+                raise
+            raise Stalled(f"the peer took nothing for {STALL_TIMEOUT_MS} ms") from None
+        finally:
+            timer.close()

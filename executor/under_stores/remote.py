@@ -1,0 +1,163 @@
+"""Concurrent reads over a network, on fsspec's event loop thread: how many at once, how often again, when to give up.
+
+A store gives one coroutine that fetches one piece; all else is here, the same for every store:
+
+ - at most REQUESTS_MAX requests of a store are under way, and a reading holds at most READING_BYTES_MAX that were asked
+   for and not yet taken, so a slow caller slows the store down and not the memory up;
+ - a *transient* error (a time-out, a cut connection, 429, 5xx) is tried again, ATTEMPTS_MAX times in all, with a growing
+   random pause; anything else fails the piece at once;
+ - a store that lets GIVE_UP_AFTER pieces in a row fail that way is taken for down: until it answers again, each
+   further piece is tried once, so a dead store costs seconds and not hours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import queue
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
+
+from stoker.executor.under_stores.base import Outcome, Piece, ReadFailure, check_pieces, unreadable
+
+REQUESTS_MAX = 64  # of one store, all readings together
+READING_BYTES_MAX = 16 * 1024 * 1024  # of one reading: under way or waiting to be taken
+ATTEMPTS_MAX = 5
+BACKOFF_MS_MIN = 100
+BACKOFF_MS_MAX = 5_000
+GIVE_UP_AFTER = 8
+CONNECT_TIMEOUT_MS = 10_000
+SILENCE_TIMEOUT_MS = 30_000  # without a byte
+
+_T = TypeVar("_T")
+Fetch = Callable[[Piece], Awaitable[bytes | bytearray | ReadFailure]]
+
+
+class Transient(Exception):
+    """This attempt failed, another may not. `retry_after_ms`: the store asked for that pause."""
+
+    def __init__(self, reason: str, retry_after_ms: int = 0) -> None:
+        super().__init__(reason)
+        self.retry_after_ms = retry_after_ms
+
+
+class Health:
+    """Whether the store answers at all; and the count of requests under way. Lives on the loop."""
+
+    def __init__(self) -> None:
+        self.requests = asyncio.Semaphore(REQUESTS_MAX)
+        self._lost_in_a_row = 0
+
+    async def attempt(self, request: Callable[[], Awaitable[_T]]) -> _T:
+        """Return what `request` returns, tried again after each Transient. :raises Transient: the last one."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                async with self.requests:
+                    result = await request()
+            except Transient as error:
+                if attempt >= self._attempts():
+                    self._lost_in_a_row += 1
+                    raise
+                await asyncio.sleep(pause_ms(attempt, error.retry_after_ms) / 1000)
+                continue
+            self._lost_in_a_row = 0
+            return result
+
+    def _attempts(self) -> int:
+        return 1 if self._lost_in_a_row >= GIVE_UP_AFTER else ATTEMPTS_MAX
+
+
+class Once(Generic[_T]):
+    """A fact about a source that is asked for once and then known. Lives on the loop.
+
+    All who wait share one request, and its failure: the next one asks again.
+    """
+
+    def __init__(self, ask: Callable[[], Coroutine[Any, Any, _T]]) -> None:
+        self._ask = ask
+        self._asking: asyncio.Task[_T] | None = None
+
+    async def get(self) -> _T:
+        asking = self._asking
+        if asking is None or (asking.done() and (asking.cancelled() or asking.exception() is not None)):
+            asking = self._asking = asyncio.ensure_future(self._ask())
+        return await asyncio.shield(asking)
+
+
+def pause_ms(attempt: int, asked_ms: int = 0) -> float:
+    """Return the pause after failed attempt number `attempt`, from 1: doubling, random, at most BACKOFF_MS_MAX."""
+    longest = min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** (attempt - 1))
+    return max(random.uniform(longest / 2, longest), min(asked_ms, BACKOFF_MS_MAX))
+
+
+def run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work` on the loop's thread and wait for it; the caller is not on that thread."""
+    return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+
+class RemoteReading:
+    """See base.Reading: pieces come in the order in which they arrive."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, health: Health, fetch: Fetch, pieces: Sequence[Piece]
+    ) -> None:
+        check_pieces(pieces)
+        self._loop = loop
+        self._health = health
+        self._fetch = fetch
+        self._pieces = pieces
+        self._left = len(pieces)
+        self._taken_bytes = 0
+        self._arrived: queue.SimpleQueue[tuple[int, Outcome] | None] = queue.SimpleQueue()
+        self._room = READING_BYTES_MAX
+        self._room_grew = asyncio.Event()
+        self._feeding: concurrent.futures.Future[None] = asyncio.run_coroutine_threadsafe(self._feed(), loop)
+
+    def __iter__(self) -> RemoteReading:
+        return self
+
+    def __next__(self) -> tuple[int, Outcome]:
+        if self._taken_bytes:
+            self._loop.call_soon_threadsafe(self._give_room, self._taken_bytes)
+            self._taken_bytes = 0
+        if not self._left:
+            raise StopIteration
+        arrived = (
+            self._arrived.get()
+        )  # each piece arrives: attempts are counted and every wait has a time-out
+        if arrived is None:
+            self._left = 0
+            raise StopIteration
+        self._left -= 1
+        piece = self._pieces[arrived[0]]
+        self._taken_bytes = piece.stop - piece.start
+        return arrived
+
+    def cancel(self) -> None:
+        self._feeding.cancel()
+        self._arrived.put(None)
+
+    def _give_room(self, count: int) -> None:
+        self._room += count
+        self._room_grew.set()
+
+    async def _feed(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for index, piece in enumerate(self._pieces):
+                length = piece.stop - piece.start
+                while self._room < length:
+                    self._room_grew.clear()
+                    await self._room_grew.wait()
+                self._room -= length
+                group.create_task(self._one(index, piece))
+
+    async def _one(self, index: int, piece: Piece) -> None:
+        outcome: Outcome
+        try:
+            outcome = await self._health.attempt(lambda: self._fetch(piece))
+        except Transient as error:
+            outcome = unreadable(piece, str(error))
+        self._arrived.put((index, outcome))

@@ -1,0 +1,184 @@
+"""`stoker scheduler`, `stoker mesos` and `stoker local`: the long-running commands."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+from typing import Any
+
+import click
+
+from stoker.executor.units import format_bytes
+from stoker.framework.cli.common import DURATION, SIZE, default_mem_bytes
+from stoker.framework.cli.local import LocalCluster, LocalSpec
+from stoker.framework.cli.output import fail, reports_errors
+from stoker.framework.config import Config, exec_scheduler
+from stoker.framework.errors import ConfigError
+
+LOCAL_PORT = 7070
+LOCAL_AGENTS = 3
+FORWARDED_PREFIXES = ("AWS_", "FSSPEC_")
+WATCH_INTERVAL_S = 1
+
+
+def require_cluster_extra() -> None:
+    """End with a clear line where only the client is installed."""
+    if importlib.util.find_spec("gevent") is None or importlib.util.find_spec("pymesos") is None:
+        fail("schedulers and executors need more packages", "pip install 'stoker[cluster]'")
+
+
+@click.command()
+@click.option("--master", required=True, help="the Mesos master, HOST:PORT")
+@click.option("--journal", required=True, help="where the metadata journal is: file:DIR")
+@click.option("--name", default="stoker", show_default=True, help="the framework's name")
+@click.option("--host", default="127.0.0.1", show_default=True, help="address of the API")
+@click.option("--port", default=LOCAL_PORT, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--advertise", default="", help="HOST:PORT by which executors and users reach this API")
+@click.option(
+    "--instances",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0, 10_000),
+    help="executors wanted (a new cluster's fleet)",
+)
+@click.option(
+    "--mem",
+    "mem_bytes",
+    default="1GiB",
+    show_default=True,
+    type=SIZE,
+    help="MEM tier of each (a new cluster's fleet)",
+)
+@click.option("--role", default="*", show_default=True)
+@click.option("--principal", default="", help="Mesos principal")
+@click.option("--secret", default="", help="its secret, as env:NAME or file:PATH")
+@click.option("--failover-timeout", "failover_timeout_ms", default="14d", show_default=True, type=DURATION)
+@click.option("--gpu-agents", is_flag=True, help="also take offers of agents with GPUs (no GPU is used)")
+@click.option(
+    "--allow-source",
+    "allow_sources",
+    multiple=True,
+    metavar="PREFIX",
+    help="what datasets may be added from; repeatable",
+)
+@click.option(
+    "--executor-env",
+    "executor_environment",
+    multiple=True,
+    metavar="NAME",
+    help="pass this variable on to executors; repeatable",
+)
+@click.option(
+    "--executor-python", default="", help="Python that has Stoker on the agents [default: this one]"
+)
+@click.option(
+    "--socket-dir", default="", help="directory of the executors' Unix sockets [default: /tmp/stoker-UID]"
+)
+def scheduler(**options: Any) -> None:
+    """Run one scheduler in the foreground."""
+    require_cluster_extra()
+    try:
+        exec_scheduler(Config(**options))
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=5050, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--agents", default=LOCAL_AGENTS, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--cpus", default=2.0, show_default=True, type=float, help="of each agent")
+@click.option("--mem", "mem_bytes", default="2GiB", show_default=True, type=SIZE, help="of each agent")
+@click.option("--work-dir", default="", help="where sandboxes are [default: a temporary directory]")
+def mesos(host: str, port: int, agents: int, cpus: float, mem_bytes: int, work_dir: str) -> None:
+    """Run the embedded Mesos alone: one master and N agents, for laptops and tests."""
+    require_cluster_extra()
+    work_dir = work_dir or tempfile.mkdtemp(prefix="stoker-mesos-")
+    command = [
+        sys.executable,
+        "-m",
+        "stoker.mesos.embedded",
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--agents",
+        str(agents),
+    ]
+    _become([*command, "--cpus", str(cpus), "--mem", str(mem_bytes), "--work-dir", work_dir])
+
+
+def _become(command: list[str]) -> None:
+    """Replace this process, so that the new one is patched, or not, before anything is imported."""
+    os.execv(command[0], command)
+
+
+@click.command()
+@click.option("--agents", default=LOCAL_AGENTS, show_default=True, type=click.IntRange(1, 64))
+@click.option(
+    "--mem",
+    "mem_bytes",
+    type=SIZE,
+    help="MEM tier of each executor [default: 1GiB, or a quarter of the free memory shared]",
+)
+@click.option(
+    "--port",
+    default=LOCAL_PORT,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="of the API; 0: any free one",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    help="keep the journal here [default: gone at the end]",
+)
+@click.option(
+    "--executor-env",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="pass this variable on to executors; AWS_* and FSSPEC_* always are",
+)
+@reports_errors
+def local(
+    agents: int, mem_bytes: int | None, port: int, state: pathlib.Path | None, names: tuple[str, ...]
+) -> None:
+    """Run a whole cluster on this machine, in the foreground: embedded Mesos, a scheduler, N executors.
+
+    Ctrl-C stops all of it; a restart on the same --state finds everything again.
+    """
+    require_cluster_extra()
+    with tempfile.TemporaryDirectory(prefix="stoker-local-") as temporary:
+        spec = LocalSpec(
+            agents=agents,
+            mem_bytes=mem_bytes or default_mem_bytes(agents),
+            port=port,
+            state=(state or pathlib.Path(temporary)).resolve(),
+            executor_environment=(*names, *forwarded_names()),
+        )
+        _run_local(LocalCluster(spec), kept=state is not None)
+
+
+def forwarded_names() -> tuple[str, ...]:
+    """Return the variables of our environment that a local cluster's executors always get."""
+    return tuple(sorted(name for name in os.environ if name.startswith(FORWARDED_PREFIXES)))
+
+
+def _run_local(cluster: LocalCluster, *, kept: bool) -> None:
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    cluster.start()
+    try:
+        click.echo(f"{cluster.spec.agents} agents, executors of {format_bytes(cluster.spec.mem_bytes)}")
+        click.echo(f"state: {cluster.spec.state}" if kept else "state: temporary (--state DIR keeps it)")
+        click.echo(f"STOKER_URL={cluster.url}")
+        while signal.sigtimedwait(signals, WATCH_INTERVAL_S) is None:
+            cluster.check()
+        click.echo("stopping", err=True)
+    finally:
+        cluster.stop()

@@ -1,0 +1,175 @@
+"""`stoker dataset`: add, ls, show, refresh, rm."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from stoker.client.api import Client
+from stoker.executor.units import format_bytes
+from stoker.framework.cli.common import api_command
+from stoker.framework.cli.output import Output, fail
+from stoker.framework.model import Policy, Tier
+
+POLL_INTERVAL_S = 0.2
+
+
+@click.group()
+def dataset() -> None:
+    """Named views of under-store prefixes."""
+
+
+@dataset.command("add")
+@api_command
+@click.argument("name")
+@click.argument("source")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="of fsspec's storage_options; secrets as env:NAME or file:PATH",
+)
+@click.option(
+    "--replicas",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 16),
+    help="copies of each block, in different slots",
+)
+@click.option(
+    "--policy",
+    default="keep",
+    show_default=True,
+    type=click.Choice(list(Policy)),
+    help="what may be evicted for its misses",
+)
+@click.option("--tier", default="mem", show_default=True, type=click.Choice(list(Tier)))
+@click.option("--priority", default=0, show_default=True, type=click.IntRange(-100, 100))
+@click.option("--no-wait", is_flag=True, help="do not wait until the source is listed")
+def add(
+    client: Client,
+    output: Output,
+    *,
+    name: str,
+    source: str,
+    options: tuple[str, ...],
+    no_wait: bool,
+    **fields: Any,
+) -> None:
+    """List SOURCE (any fsspec URL, or an absolute path) and call it NAME."""
+    body = {"name": name, "source": source, "options": _parse_options(options), **fields}
+    view = client.create_dataset(body)
+    if not no_wait:
+        view = wait_until_listed(client, output, view)
+    _show(output, view)
+    if view["state"] == "FAILED":
+        fail(
+            f"dataset {name}: {view['error']}",
+            f"mend the source, then `stoker dataset refresh {name}`, or `stoker dataset rm {name}`",
+        )
+
+
+def wait_until_listed(client: Client, output: Output, view: dict[str, Any]) -> dict[str, Any]:
+    """Return the dataset's view once it is no longer LISTING, with a live count meanwhile."""
+    said_ms = 0.0
+    while view["state"] == "LISTING":
+        time.sleep(POLL_INTERVAL_S)
+        view = client.get_dataset(view["name"])
+        counted = view.get("listing")
+        if counted and time.monotonic() - said_ms >= 1:
+            said_ms = time.monotonic()
+            output.say(
+                f"listing {view['name']}: {counted['files']:,} files, {format_bytes(counted['bytes'])}"
+            )
+    return view
+
+
+def _parse_options(options: tuple[str, ...]) -> dict[str, str]:
+    pairs = [option.partition("=") for option in options]
+    wrong = [key for key, equals, _ in pairs if not equals or not key]
+    if wrong:
+        raise click.UsageError(f"--option {wrong[0]!r}: write KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
+@dataset.command("ls")
+@api_command
+def list_datasets(client: Client, output: Output) -> None:
+    """List all datasets."""
+    datasets = client.datasets_raw()
+    if output.as_json:
+        output.json({"datasets": datasets})
+        return
+    output.table(
+        "",
+        ["NAME", "STATE", "FILES>", "BYTES>", "CACHED>", "REPLICAS>", "VERSION>", "SOURCE"],
+        map(_row, datasets),
+    )
+
+
+def _row(view: dict[str, Any]) -> list[str]:
+    files = "-" if view["files"] is None else f"{view['files']:,}"
+    size = "-" if view["bytes"] is None else format_bytes(view["bytes"])
+    cached = "-" if view["cached_ratio"] is None else f"{view['cached_ratio']:.0%}"
+    replicas = f"{view['replicas_actual']}/{view['replicas']}"
+    return [
+        view["name"],
+        view["state"],
+        files,
+        size,
+        cached,
+        replicas,
+        str(view["version"] or "-"),
+        view["source"],
+    ]
+
+
+@dataset.command("show")
+@api_command
+@click.argument("name")
+def show(client: Client, output: Output, *, name: str) -> None:
+    """Show one dataset."""
+    _show(output, client.get_dataset(name))
+
+
+def _show(output: Output, view: dict[str, Any]) -> None:
+    if output.as_json:
+        output.json(view)
+        return
+    output.table(
+        "", ["NAME", "STATE", "FILES>", "BYTES>", "CACHED>", "REPLICAS>", "VERSION>", "SOURCE"], [_row(view)]
+    )
+    if view["error"]:
+        output.say(f"error: {view['error']}")
+
+
+@dataset.command("refresh")
+@api_command
+@click.argument("name")
+@click.option("--no-wait", is_flag=True, help="do not wait until the source is listed")
+def refresh(client: Client, output: Output, *, name: str, no_wait: bool) -> None:
+    """List the source again: a new version in which unchanged files stay cached."""
+    view = client.refresh_dataset(name)
+    if not no_wait:
+        view = wait_until_listed(client, output, view)
+    _show(output, view)
+    if view["error"]:
+        fail(
+            f"dataset {name}: {view['error']}",
+            "the version before it still stands" if view["version"] else "mend the source and refresh again",
+        )
+
+
+@dataset.command("rm")
+@api_command
+@click.argument("name")
+def remove(client: Client, output: Output, *, name: str) -> None:
+    """Forget a dataset and free its cache. The under store is never touched."""
+    view = client.delete_dataset(name)
+    if output.as_json:
+        output.json(view)
+    else:
+        output.say(f"dataset {name} removed; its source {view['source']} is untouched")

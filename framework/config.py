@@ -1,0 +1,285 @@
+"""A scheduler's configuration: one frozen value, checked whole before any socket is opened.
+
+Flags become a Config in cli/; it travels as JSON on standard input to `python -m stoker.framework --config -`, so that
+the scheduler's process can be patched by gevent before it imports anything else, and no secret stands in argv.
+Nobody else reads the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stoker.executor.units import format_bytes
+from stoker.framework.errors import ConfigError
+from stoker.framework.model import EXECUTOR_CPUS_MILLI, NAME, NAME_RULE, FleetSpec, Settings
+from stoker.mesos.detector import parse_address
+
+PORT_DEFAULT = 7070
+FAILOVER_TIMEOUT_MS_DEFAULT = 14 * 86_400_000  # two weeks: longer than any repair, since after it Mesos kills all
+INSTANCES_MAX = 10_000
+MEM_BYTES_MIN = 16 * 1024 * 1024
+MEM_BYTES_MAX = 64 * 2**40
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
+_ROLE = re.compile(r"\*|[^\s/*.-][^\s*]*")
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All that one scheduler is told. Sizes in bytes, times in milliseconds.
+
+    `fleet` is the wanted fleet of a new cluster; an older cluster keeps the one in its journal. `secret` may be
+    `env:NAME` or `file:PATH`. `executor_environment` names variables that executors get from this process' environment.
+    `allow_sources`: prefixes of what may be added as a dataset ("": anything); none: anything but files of the
+    machines themselves.
+    """
+
+    master: str
+    journal: str
+    host: str = "127.0.0.1"
+    port: int = PORT_DEFAULT
+    advertise: str = ""
+    name: str = "stoker"
+    role: str = "*"
+    user: str = ""
+    principal: str = ""
+    secret: str = ""
+    instances: int = 0
+    mem_bytes: int = 2**30
+    cpus_milli: int = EXECUTOR_CPUS_MILLI
+    executor_python: str = ""
+    executor_command: str = ""
+    executor_environment: tuple[str, ...] = ()
+    allow_sources: tuple[str, ...] = ()
+    failover_timeout_ms: int = FAILOVER_TIMEOUT_MS_DEFAULT
+    gpu_agents: bool = False
+    socket_dir: str = ""
+    fillers: int = 0
+    scratch_dir: str = ""
+    log_level: str = "info"
+    settings: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Return the checked configuration.
+
+        :raises ConfigError: with all problems at once.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise ConfigError([f"the configuration is not JSON: {error}"]) from error
+        if not isinstance(raw, dict):
+            raise ConfigError(["the configuration must be a JSON object"])
+        problems = _type_problems(raw)
+        if problems:
+            raise ConfigError(problems)
+        for name in ("executor_environment", "allow_sources"):
+            raw[name] = tuple(raw.get(name, ()))
+        config = cls(**raw)
+        config.check()
+        return config
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    def check(self) -> None:
+        """:raises ConfigError: with all problems at once."""
+        problems = [p for check in _CHECKS for p in check(self)]
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def journal_dir(self) -> str:
+        return os.path.abspath(self.journal.removeprefix("file:"))
+
+    @property
+    def scratch(self) -> str:
+        """Return the directory of what can be made again: mapped manifests, listings under way."""
+        return self.scratch_dir or self.journal_dir.rstrip("/") + ".scratch"
+
+    @property
+    def fleet(self) -> FleetSpec:
+        return FleetSpec(self.instances, self.mem_bytes, self.cpus_milli, self.role)
+
+    @property
+    def framework_user(self) -> str:
+        return self.user or getpass.getuser()
+
+    @property
+    def command(self) -> str:
+        """Return what an agent's shell runs to start an executor."""
+        python = shlex.quote(self.executor_python or sys.executable)
+        return self.executor_command or f"exec {python} -m stoker.executor"
+
+    def decision_settings(self) -> Settings:
+        return dataclasses.replace(Settings(), **self.settings)
+
+    def url(self, port: int) -> str:
+        """Return how others reach this scheduler's API, bound to `port`."""
+        if self.advertise:
+            return f"http://{self.advertise}"
+        host = socket.gethostname() if self.host in ("", "0.0.0.0", "::") else self.host
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def resolve_secret(self) -> str:
+        """Return the secret itself.
+
+        :raises ConfigError: it names a variable or a file that is not there.
+        """
+        kind, _, name = self.secret.partition(":")
+        if kind == "env":
+            if name not in os.environ:
+                raise ConfigError([f"--secret env:{name}: there is no environment variable of that name"])
+            return os.environ[name]
+        if kind == "file":
+            try:
+                with open(name, encoding="utf-8") as lines:
+                    return lines.read().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError([f"--secret file:{name}: {error}"]) from error
+        return self.secret
+
+    def executor_variables(self) -> dict[str, str]:
+        """Return the operator's variables for executors; a name that is not set is left out."""
+        return {name: os.environ[name] for name in self.executor_environment if name in os.environ}
+
+
+def exec_scheduler(config: Config) -> None:
+    """Become the scheduler's process: same pid, a fresh interpreter, the configuration on standard input.
+
+    :raises ConfigError: before anything is done.
+    """
+    config.check()
+    descriptor = os.memfd_create("stoker-config")
+    os.write(descriptor, config.to_json().encode())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.dup2(descriptor, 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, scheduler_command())
+
+
+def scheduler_command() -> list[str]:
+    """Return the argv of a scheduler that reads its configuration (Config.to_json) from standard input."""
+    return [sys.executable, "-m", "stoker.framework", "--config", "-"]
+
+
+_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,)}
+
+
+def _type_problems(raw: dict[str, Any]) -> list[str]:
+    fields = {f.name: f for f in dataclasses.fields(Config)}
+    problems = [f"unknown field {name!r}; known are {', '.join(sorted(fields))}" for name in raw if name not in fields]
+    problems += [f"{name!r} is missing" for name in ("master", "journal") if name not in raw]
+    for name, value in raw.items():
+        if name not in fields:
+            continue
+        kind = str(fields[name].type)
+        if kind in _KINDS:
+            if type(value) not in _KINDS[kind]:
+                problems.append(f"{name!r} must be {kind}, not {type(value).__name__}")
+        elif kind.startswith("tuple"):
+            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+                problems.append(f"{name!r} must be a list of strings")
+        elif not isinstance(value, dict) or not all(type(v) is int for v in value.values()):
+            problems.append(f"{name!r} must map names to whole numbers")
+    return problems
+
+
+def _master_problems(config: Config) -> list[str]:
+    if config.master.startswith("zk://"):
+        return [f"--master {config.master!r}: finding the master through ZooKeeper is not there yet; use HOST:PORT"]
+    try:
+        parse_address(config.master)
+    except ValueError as error:
+        return [f"--master {config.master!r}: {error}"]
+    return []
+
+
+def _address_problems(flag: str, address: str, form: str) -> list[str]:
+    match = _HOST_PORT.fullmatch(address)
+    if match is None or not 0 < int(match["port"]) < 65_536:
+        return [f"{flag} {address!r}: write {form}"]
+    return []
+
+
+def _journal_problems(config: Config) -> list[str]:
+    if config.journal.startswith("zk://"):
+        return [f"--zk {config.journal!r}: a journal in ZooKeeper is not there yet; use --journal file:DIR"]
+    if not config.journal.startswith("file:") or len(config.journal) <= len("file:"):
+        return [f"--journal {config.journal!r}: write file:DIR"]
+    if "\0" in config.journal:
+        return ["--journal: a directory's name has no NUL"]
+    return []
+
+
+def _listener_problems(config: Config) -> list[str]:
+    problems = []
+    if not 0 <= config.port < 65_536:
+        problems.append(f"--port {config.port}: write 1 to 65535, or 0 for any free one")
+    if config.advertise:
+        problems += _address_problems("--advertise", config.advertise, "HOST:PORT")
+    if config.log_level not in LOG_LEVELS:
+        problems.append(f"log level {config.log_level!r}: one of {', '.join(LOG_LEVELS)}")
+    return problems
+
+
+def _identity_problems(config: Config) -> list[str]:
+    problems = []
+    if not NAME.fullmatch(config.name):
+        problems.append(f"--name {config.name!r}: {NAME_RULE}")
+    if not _ROLE.fullmatch(config.role):
+        problems.append(f"--role {config.role!r}: a Mesos role, such as * or cache/training")
+    if bool(config.principal) != bool(config.secret):
+        problems.append("--principal and --secret go together: give both or neither")
+    problems += [
+        f"--executor-env {name!r}: a variable's name has letters, digits and '_' only"
+        for name in config.executor_environment
+        if not _ENVIRONMENT_NAME.fullmatch(name)
+    ]
+    return problems
+
+
+def _fleet_problems(config: Config) -> list[str]:
+    problems = []
+    if not 0 <= config.instances <= INSTANCES_MAX:
+        problems.append(f"--instances {config.instances}: 0 to {INSTANCES_MAX}")
+    if not MEM_BYTES_MIN <= config.mem_bytes <= MEM_BYTES_MAX:
+        problems.append(
+            f"--mem {config.mem_bytes}: {format_bytes(MEM_BYTES_MIN)} to {format_bytes(MEM_BYTES_MAX)} an executor"
+        )
+    if config.cpus_milli < 20:
+        problems.append(f"an executor needs at least 0.02 cpus, not {config.cpus_milli / 1000}")
+    if config.failover_timeout_ms <= 0:
+        problems.append("the failover timeout must be above 0: at 0 Mesos kills everything on a disconnect")
+    return problems
+
+
+def _settings_problems(config: Config) -> list[str]:
+    known = {f.name for f in dataclasses.fields(Settings)}
+    problems = [f"unknown setting {s!r}; known are {', '.join(sorted(known))}" for s in config.settings if s not in known]
+    problems += [f"setting {s!r} must be above 0, not {v}" for s, v in config.settings.items() if s in known and v <= 0]
+    return problems
+
+
+_CHECKS = (
+    _master_problems,
+    _journal_problems,
+    _listener_problems,
+    _identity_problems,
+    _fleet_problems,
+    _settings_problems,
+)

@@ -1,0 +1,510 @@
+"""The catalog: promised state. What the journal says, and nothing that was merely observed (that is fleet.py).
+
+`Catalog.apply(entry)` is the only code that changes it, live and on replay, and it never refuses: what may be decided
+was checked by `decide` on the state before. Its values are immutable, so whoever holds one (a view in another
+greenlet, a request's answer) holds it as it was. The functions at the end compute one value after one entry; `decide`
+uses them too, to answer a request with what its entries will make of it.
+
+Ids are counted here and never used again, also not after a removal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stoker.framework.core import entries as e
+from stoker.framework.core.codec import CodecError, from_plain, to_plain
+from stoker.framework.core.placement import PlacementSlot, place
+from stoker.framework.model import DatasetState, FileError, FleetSpec, JobState, Manifested
+
+SNAPSHOT_FORMAT = 1
+SLOTS_GONE_MAX = 64  # removed slots that placement still remembers, so that a removal moves only their own share
+
+Launch = e.LaunchPlanned
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A wanted executor's place. `launch_id` 0: nothing is launched for it now; the rest is about its newest launch."""
+
+    slot_id: int
+    mem_bytes: int
+    launch_id: int = 0
+    last_agent_id: str = ""
+    ended_count: int = 0
+    ended_reason: str = ""
+    ended_wall_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset; `versions` has the newest last and is empty until the first listing succeeded."""
+
+    dataset_id: int
+    name: str
+    source: str
+    options: tuple[tuple[str, str], ...]
+    replicas: int
+    policy: str
+    tier: str
+    priority: int
+    created_ms: int
+    state: DatasetState = DatasetState.LISTING
+    error: str = ""
+    attempt: int = 0
+    is_listing: bool = False
+    versions: tuple[Manifested, ...] = ()
+    wanted_version: int = 0
+    rules: tuple[tuple[bool, str], ...] = ()
+    wanted_block_count: int = 0
+
+    @property
+    def current(self) -> Manifested | None:
+        """The newest version; None before the first listing succeeded."""
+        return self.versions[-1] if self.versions else None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    job_id: str
+    kind: str
+    dataset_id: int
+    dataset: str
+    paths: tuple[str, ...]
+    key: str
+    body: str
+    fit: bool
+    wanted_version: int
+    bytes_total: int
+    files_total: int
+    block_count: int
+    created_ms: int
+    rules_before: tuple[tuple[bool, str], ...] = ()
+    wanted_block_count_before: int = 0
+    state: JobState = JobState.PENDING
+    started_ms: int = 0
+    finished_ms: int = 0
+    bytes: int = 0
+    files: int = 0
+    error_count: int = 0
+    errors: tuple[FileError, ...] = ()
+    message: str = ""
+
+
+class Catalog:
+    """All promised state, in dense dicts by id, in the order of ids. Read it freely; change it by `apply` alone."""
+
+    def __init__(self) -> None:
+        self.cluster = b""
+        self.name = ""
+        self.epoch = 0
+        self.framework_id = ""
+        self.fleet: FleetSpec | None = None
+        self.slots: dict[int, Slot] = {}
+        self.slots_out: dict[int, int] = {}  # slot id: bytes; removed or out of placement, oldest first
+        self.launches: dict[int, Launch] = {}  # those not ended
+        self.datasets: dict[int, Dataset] = {}
+        self.jobs: dict[str, Job] = {}  # oldest first
+        self.slot_id_next = 1
+        self.launch_id_next = 1
+        self.dataset_id_next = 1
+        self.job_number_next = 1
+        self.wall_ms = 0  # the newest journaled time: journaled times never go back
+        self.placement_version = 0  # grows with whatever placement is a function of
+        self.revision = 0  # grows with whatever an assignment is made of
+        self.launch_revision = 0  # grows with slots and launches
+        self._index()
+
+    def apply(self, entry: e.Entry) -> None:
+        """Change the state as `entry` says; `entry` was decided on exactly this state."""
+        _APPLY[type(entry)](self, entry)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the whole state as plain values, such that `Catalog.restore(msgpack round trip)` equals this."""
+        state: dict[str, Any] = {"format": SNAPSHOT_FORMAT}
+        state |= {name: getattr(self, name) for name in _SCALARS}
+        state["fleet"] = to_plain(self.fleet)
+        state["slots_out"] = [list(item) for item in self.slots_out.items()]
+        for name in _TABLES:
+            state[name] = [to_plain(value) for value in getattr(self, name).values()]
+        return state
+
+    @classmethod
+    def restore(cls, state: object) -> Catalog:
+        """Return the catalog whose `snapshot` is `state`.
+
+        :raises CodecError: not a snapshot, or one of a newer format.
+        """
+        if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+            raise CodecError("the snapshot is not a catalog's")
+        if state["format"] > SNAPSHOT_FORMAT:
+            raise CodecError(
+                f"the snapshot has format {state['format']}, this version of Stoker reads up to {SNAPSHOT_FORMAT}: "
+                "it was written by a newer one; run that"
+            )
+        catalog = cls()
+        for name in _SCALARS:
+            setattr(catalog, name, state.get(name, getattr(catalog, name)))
+        fleet = state.get("fleet")
+        catalog.fleet = None if fleet is None else from_plain(FleetSpec, fleet)
+        catalog.slots_out = {int(slot): int(size) for slot, size in state.get("slots_out", ())}
+        for name, (value_type, key) in _TABLES.items():
+            values = [from_plain(value_type, raw) for raw in state.get(name, ())]
+            setattr(catalog, name, {getattr(value, key): value for value in values})
+        catalog._index()
+        return catalog
+
+    def dataset_named(self, name: str) -> Dataset | None:
+        dataset_id = self._names.get(name)
+        return None if dataset_id is None else self.datasets[dataset_id]
+
+    def launch_of_task(self, task_id: str) -> Launch | None:
+        """Return the launch of this Mesos task (and executor) id, if it has not ended."""
+        launch_id = self._tasks.get(task_id)
+        return None if launch_id is None else self.launches[launch_id]
+
+    def launch_on_agent(self, agent_id: str) -> Launch | None:
+        launch_id = self._agents.get(agent_id)
+        return None if launch_id is None else self.launches[launch_id]
+
+    def job_of_key(self, key: str) -> Job | None:
+        job_id = self._keys.get(key)
+        return None if job_id is None else self.jobs[job_id]
+
+    def active_jobs(self) -> list[Job]:
+        """Return the jobs that are not finished, oldest first."""
+        return [self.jobs[job_id] for job_id in sorted(self._active)]
+
+    def finished_job_count(self) -> int:
+        return len(self.jobs) - len(self._active)
+
+    def manifest_digests(self) -> set[str]:
+        """Return the roots of all manifests that a dataset's version points to."""
+        return {v.digest for dataset in self.datasets.values() for v in dataset.versions}
+
+    def is_out(self, slot_id: int) -> bool:
+        """Return whether placement gives this slot nothing (it had no executor for too long)."""
+        return slot_id in self.slots_out
+
+    def slot_order(self) -> list[Slot]:
+        """Return the slots as placements number them: those that placement uses by id, then those that are out by id."""
+        return sorted(self.slots.values(), key=lambda slot: (slot.slot_id in self.slots_out, slot.slot_id))
+
+    def home_counts(self, dataset: Dataset) -> list[int]:
+        """Return for each slot of `slot_order` that is not out, of how many PGs it is a home."""
+        return self._placement(dataset)[1]
+
+    def homes(self, dataset: Dataset) -> npt.NDArray[np.uint16]:
+        """Return the homes of the dataset's PGs: [replicas][pg_count] positions in `slot_order`, NO_HOME: none.
+
+        A pure function of the state, remembered until the state that it depends on changes.
+        """
+        return self._placement(dataset)[0]
+
+    def _placement(self, dataset: Dataset) -> tuple[npt.NDArray[np.uint16], list[int]]:
+        assert dataset.current is not None, dataset.name
+        key = (self.placement_version, dataset.current.generation, dataset.replicas)
+        found = self._homes.get(dataset.dataset_id)
+        if found is None or found[0] != key:
+            slots = [s for s in self.slot_order() if not self.is_out(s.slot_id)]
+            homes = place(
+                dataset.current.pg_count,
+                [_placement_slot(s.slot_id, s.mem_bytes) for s in slots],
+                dataset.replicas,
+                seed=(dataset.dataset_id << 20) + dataset.current.generation,
+                out=[_placement_slot(slot_id, size) for slot_id, size in self.slots_out.items()],
+            )
+            homes.flags.writeable = False
+            counts = np.bincount(homes.ravel(), minlength=len(slots))[: len(slots)].tolist()
+            found = self._homes[dataset.dataset_id] = (key, homes, counts)
+        return found[1], found[2]
+
+    def _index(self) -> None:
+        self._names = {dataset.name: dataset.dataset_id for dataset in self.datasets.values()}
+        self._tasks = {launch.task_id: launch.launch_id for launch in self.launches.values()}
+        self._agents = {launch.agent_id: launch.launch_id for launch in self.launches.values()}
+        self._keys = {job.key: job.job_id for job in self.jobs.values() if job.key}
+        self._active = {job.job_id for job in self.jobs.values() if not job.state.is_final}
+        self._homes: dict[int, tuple[Any, npt.NDArray[np.uint16], list[int]]] = {}
+
+    def _changed(self, *, placement: bool = False, launches: bool = False) -> None:
+        self.revision += 1
+        self.placement_version += placement
+        self.launch_revision += launches
+
+    def _set_dataset(self, dataset: Dataset, *, placement: bool = False) -> None:
+        self.datasets[dataset.dataset_id] = dataset
+        self._changed(placement=placement)
+
+    def _saw(self, wall_ms: int) -> None:
+        self.wall_ms = max(self.wall_ms, wall_ms)
+
+    # --- one method an entry
+
+    def _cluster_created(self, entry: e.ClusterCreated) -> None:
+        assert not self.cluster
+        self.cluster, self.name = entry.cluster, entry.name
+        self._saw(entry.wall_ms)
+
+    def _epoch_began(self, entry: e.EpochBegan) -> None:
+        assert entry.epoch > self.epoch, (entry.epoch, self.epoch)
+        self.epoch = entry.epoch
+        self._saw(entry.wall_ms)
+
+    def _framework_registered(self, entry: e.FrameworkRegistered) -> None:
+        self.framework_id = entry.framework_id
+
+    def _fleet_set(self, entry: e.FleetSet) -> None:
+        self.fleet = entry.spec
+
+    def _slot_added(self, entry: e.SlotAdded) -> None:
+        assert entry.slot_id >= self.slot_id_next
+        self.slot_id_next = entry.slot_id + 1
+        self.slots[entry.slot_id] = Slot(entry.slot_id, entry.mem_bytes)
+        self._changed(placement=True, launches=True)
+
+    def _slot_resized(self, entry: e.SlotResized) -> None:
+        self.slots[entry.slot_id] = replace(self.slots[entry.slot_id], mem_bytes=entry.mem_bytes)
+        if entry.slot_id in self.slots_out:
+            self.slots_out[entry.slot_id] = entry.mem_bytes
+        self._changed(placement=True, launches=True)
+
+    def _slot_marked(self, entry: e.SlotMarked) -> None:
+        if entry.is_in:
+            self.slots_out.pop(entry.slot_id, None)
+        else:
+            self.slots_out.setdefault(entry.slot_id, self.slots[entry.slot_id].mem_bytes)
+        self._changed(placement=True)
+
+    def _slot_removed(self, entry: e.SlotRemoved) -> None:
+        slot = self.slots.pop(entry.slot_id)
+        assert slot.launch_id == 0, "its launch ends first"
+        self.slots_out.setdefault(slot.slot_id, slot.mem_bytes)
+        gone = [slot_id for slot_id in self.slots_out if slot_id not in self.slots]
+        for slot_id in gone[: max(0, len(gone) - SLOTS_GONE_MAX)]:
+            del self.slots_out[slot_id]
+        self._changed(placement=True, launches=True)
+
+    def _launch_planned(self, entry: e.LaunchPlanned) -> None:
+        slot = self.slots[entry.slot_id]
+        assert slot.launch_id == 0, f"slot {slot.slot_id} has launch {slot.launch_id}"
+        self.launches[entry.launch_id] = entry
+        self._tasks[entry.task_id] = entry.launch_id
+        self._agents[entry.agent_id] = entry.launch_id
+        self.launch_id_next = entry.launch_id + 1
+        self.slots[slot.slot_id] = replace(slot, launch_id=entry.launch_id, last_agent_id=entry.agent_id)
+        self._saw(entry.wall_ms)
+        self._changed(launches=True)
+
+    def _launch_ended(self, entry: e.LaunchEnded) -> None:
+        launch = self.launches.pop(entry.launch_id)
+        del self._tasks[launch.task_id]
+        if self._agents.get(launch.agent_id) == launch.launch_id:
+            del self._agents[launch.agent_id]
+        slot = self.slots[launch.slot_id]
+        self.slots[slot.slot_id] = replace(
+            slot,
+            launch_id=0,
+            ended_count=slot.ended_count + 1,
+            ended_reason=entry.reason,
+            ended_wall_ms=entry.wall_ms,
+        )
+        self._saw(entry.wall_ms)
+        self._changed(launches=True)
+
+    def _dataset_added(self, entry: e.DatasetAdded) -> None:
+        assert entry.name not in self._names
+        self.dataset_id_next = entry.dataset_id + 1
+        self._names[entry.name] = entry.dataset_id
+        self._set_dataset(dataset_added(entry))
+        self._saw(entry.wall_ms)
+
+    def _listing_began(self, entry: e.ListingBegan) -> None:
+        self._set_dataset(listing_began(self.datasets[entry.dataset_id], entry))
+
+    def _dataset_listed(self, entry: e.DatasetListed) -> None:
+        self._set_dataset(dataset_listed(self.datasets[entry.dataset_id], entry), placement=True)
+        self._saw(entry.wall_ms)
+
+    def _listing_failed(self, entry: e.ListingFailed) -> None:
+        self._set_dataset(listing_failed(self.datasets[entry.dataset_id], entry))
+
+    def _dataset_changed(self, entry: e.DatasetChanged) -> None:
+        self._set_dataset(dataset_changed(self.datasets[entry.dataset_id], entry), placement=True)
+
+    def _dataset_removed(self, entry: e.DatasetRemoved) -> None:
+        dataset = self.datasets.pop(entry.dataset_id)
+        del self._names[dataset.name]
+        self._homes.pop(dataset.dataset_id, None)
+        self._changed(placement=True)
+
+    def _wanted_set(self, entry: e.WantedSet) -> None:
+        self._set_dataset(wanted_set(self.datasets[entry.dataset_id], entry))
+
+    def _job_created(self, entry: e.JobCreated) -> None:
+        assert entry.job_id == job_id_of(self.job_number_next)
+        self.job_number_next += 1
+        self.jobs[entry.job_id] = job_created(entry)
+        self._active.add(entry.job_id)
+        if entry.key:
+            self._keys[entry.key] = entry.job_id
+        self._saw(entry.wall_ms)
+
+    def _job_started(self, entry: e.JobStarted) -> None:
+        self.jobs[entry.job_id] = replace(
+            self.jobs[entry.job_id], state=JobState.RUNNING, started_ms=entry.wall_ms
+        )
+        self._saw(entry.wall_ms)
+
+    def _job_finished(self, entry: e.JobFinished) -> None:
+        self.jobs[entry.job_id] = job_finished(self.jobs[entry.job_id], entry)
+        self._active.discard(entry.job_id)
+        self._saw(entry.wall_ms)
+
+    def _jobs_forgotten(self, entry: e.JobsForgotten) -> None:
+        for job_id in entry.job_ids:
+            job = self.jobs.pop(job_id)
+            assert job.state.is_final, job_id
+            if self._keys.get(job.key) == job_id:
+                del self._keys[job.key]
+
+
+_SCALARS = (
+    "cluster",
+    "name",
+    "epoch",
+    "framework_id",
+    "slot_id_next",
+    "launch_id_next",
+    "dataset_id_next",
+    "job_number_next",
+    "wall_ms",
+    "placement_version",
+    "revision",
+    "launch_revision",
+)
+_TABLES: dict[str, tuple[type[Any], str]] = {
+    "slots": (Slot, "slot_id"),
+    "launches": (Launch, "launch_id"),
+    "datasets": (Dataset, "dataset_id"),
+    "jobs": (Job, "job_id"),
+}
+_APPLY: dict[type[Any], Callable[[Catalog, Any], None]] = {
+    e.ClusterCreated: Catalog._cluster_created,
+    e.EpochBegan: Catalog._epoch_began,
+    e.FrameworkRegistered: Catalog._framework_registered,
+    e.FleetSet: Catalog._fleet_set,
+    e.SlotAdded: Catalog._slot_added,
+    e.SlotResized: Catalog._slot_resized,
+    e.SlotMarked: Catalog._slot_marked,
+    e.SlotRemoved: Catalog._slot_removed,
+    e.LaunchPlanned: Catalog._launch_planned,
+    e.LaunchEnded: Catalog._launch_ended,
+    e.DatasetAdded: Catalog._dataset_added,
+    e.ListingBegan: Catalog._listing_began,
+    e.DatasetListed: Catalog._dataset_listed,
+    e.ListingFailed: Catalog._listing_failed,
+    e.DatasetChanged: Catalog._dataset_changed,
+    e.DatasetRemoved: Catalog._dataset_removed,
+    e.WantedSet: Catalog._wanted_set,
+    e.JobCreated: Catalog._job_created,
+    e.JobStarted: Catalog._job_started,
+    e.JobFinished: Catalog._job_finished,
+    e.JobsForgotten: Catalog._jobs_forgotten,
+}
+
+
+def job_id_of(number: int) -> str:
+    """Return the id of the `number`th job; ids sort as they were given out.
+
+    >>> job_id_of(12)
+    'j0000000012'
+    """
+    return f"j{number:010d}"
+
+
+def dataset_added(entry: e.DatasetAdded) -> Dataset:
+    return Dataset(
+        dataset_id=entry.dataset_id,
+        name=entry.name,
+        source=entry.source,
+        options=entry.options,
+        replicas=entry.replicas,
+        policy=entry.policy,
+        tier=entry.tier,
+        priority=entry.priority,
+        created_ms=entry.wall_ms,
+    )
+
+
+def listing_began(dataset: Dataset, entry: e.ListingBegan) -> Dataset:
+    """A dataset that has a version stays READY while it is listed again: its readers and loads go on."""
+    state = dataset.state if dataset.versions else DatasetState.LISTING
+    return replace(dataset, state=state, error="", attempt=entry.attempt, is_listing=True)
+
+
+def dataset_listed(dataset: Dataset, entry: e.DatasetListed) -> Dataset:
+    versions = (*dataset.versions, entry.manifested)[-entry.versions_kept :]
+    return replace(dataset, state=DatasetState.READY, error="", is_listing=False, versions=versions)
+
+
+def listing_failed(dataset: Dataset, entry: e.ListingFailed) -> Dataset:
+    """A refresh that failed leaves the versions that stand, and its error to read."""
+    state = DatasetState.READY if dataset.versions else DatasetState.FAILED
+    return replace(dataset, state=state, error=entry.error, is_listing=False)
+
+
+def dataset_changed(dataset: Dataset, entry: e.DatasetChanged) -> Dataset:
+    return replace(dataset, replicas=entry.replicas, policy=entry.policy, priority=entry.priority)
+
+
+def wanted_set(dataset: Dataset, entry: e.WantedSet) -> Dataset:
+    return replace(
+        dataset,
+        wanted_version=entry.wanted_version,
+        rules=entry.rules,
+        wanted_block_count=entry.block_count,
+    )
+
+
+def job_created(entry: e.JobCreated) -> Job:
+    return Job(
+        job_id=entry.job_id,
+        kind=entry.kind,
+        dataset_id=entry.dataset_id,
+        dataset=entry.dataset,
+        paths=entry.paths,
+        key=entry.key,
+        body=entry.body,
+        fit=entry.fit,
+        wanted_version=entry.wanted_version,
+        bytes_total=entry.bytes_total,
+        files_total=entry.files_total,
+        block_count=entry.block_count,
+        created_ms=entry.wall_ms,
+        rules_before=entry.rules_before,
+        wanted_block_count_before=entry.wanted_block_count_before,
+    )
+
+
+def job_finished(job: Job, entry: e.JobFinished) -> Job:
+    return replace(
+        job,
+        state=JobState(entry.state),
+        finished_ms=entry.wall_ms,
+        bytes=entry.bytes,
+        files=entry.files,
+        error_count=entry.error_count,
+        errors=entry.errors,
+        message=entry.message,
+    )
+
+
+def _placement_slot(slot_id: int, mem_bytes: int) -> PlacementSlot:
+    # One executor an agent: a slot is a fault domain of its own until domains are journaled.
+    return PlacementSlot(slot_id, mem_bytes, str(slot_id))

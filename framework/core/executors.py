@@ -1,0 +1,41 @@
+"""Answers to heartbeats."""
+
+from __future__ import annotations
+
+from stoker.executor.messages import Heartbeat, HeartbeatAnswer
+from stoker.framework.core import events as ev
+from stoker.framework.core.actions import AnswerHeartbeat, Frame
+from stoker.framework.core.assignments import assignment_version, current_assignment
+from stoker.framework.core.catalog import Catalog
+from stoker.framework.core.fleet import Fleet, judge
+
+
+def answer_heartbeat(catalog: Catalog, fleet: Fleet, event: ev.HeartbeatReceived) -> Frame:
+    """Tell the executor whether it has a place, what is missing from its report, and its newer assignment."""
+    heartbeat = event.heartbeat
+    status = judge(catalog, heartbeat)
+    seen = fleet.executors.get(heartbeat.launch_id)
+    if status == "ok" and (seen is None or seen.heartbeat.incarnation != heartbeat.incarnation):
+        status = "stale"  # another process answers for this launch already
+    if status != "ok" or seen is None:
+        return _answer(event, HeartbeatAnswer(status, catalog.epoch, heartbeat.sequence, False, ()))
+    answer = HeartbeatAnswer(
+        status,
+        catalog.epoch,
+        heartbeat.sequence,
+        want_whole=seen.needs_whole,
+        schedulers=(),  # the loop fills in who schedules
+        assignment=current_assignment(catalog, fleet) if _is_behind(catalog, fleet, heartbeat) else None,
+    )
+    return _answer(event, answer)
+
+
+def _is_behind(catalog: Catalog, fleet: Fleet, heartbeat: Heartbeat) -> bool:
+    return (heartbeat.epoch_seen, heartbeat.assignment_version) < (
+        catalog.epoch,
+        assignment_version(catalog, fleet),
+    )
+
+
+def _answer(event: ev.HeartbeatReceived, answer: HeartbeatAnswer) -> Frame:
+    return Frame(actions=(AnswerHeartbeat(event.reply_id, answer),))

@@ -1,0 +1,488 @@
+"""The fleet: observed state. Offers, agents, executors and what they hold, listings under way, and what was tried when.
+
+Volatile: a new leader begins with an empty one and the replayed catalog, and executors' heartbeats, offers and Mesos'
+answers fill it. `observe` takes in an event before it is decided on, `apply` an action once it is decided; nothing
+else changes it. It records and never decides: what to do about a silent executor is decided elsewhere.
+
+What the catalog promises is not copied here; `observe` follows launches that ended to forget what was known of them,
+and to let the slot's back-off begin.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from stoker.executor.messages import Assignment, Heartbeat, Residency, SlotAddress
+from stoker.framework.core import actions as a
+from stoker.framework.core import events as ev
+from stoker.framework.core.catalog import Catalog, Launch
+from stoker.framework.core.progress import job_progress
+from stoker.framework.model import Offer, Selection, Settings, TaskStatus
+
+AGENTS_MAX = 20_000  # remembered, the longest unseen are forgotten
+ADDRESSES_AT_ONCE_MAX = 100  # slots; in larger fleets address changes reach assignments with the next tick, together
+RATE_SAMPLES_MAX = 64
+
+TERMINAL_STATES = frozenset(
+    "TASK_" + s
+    for s in "FINISHED FAILED KILLED LOST ERROR DROPPED GONE GONE_BY_OPERATOR UNKNOWN".split()
+)
+
+
+@dataclass(slots=True)
+class Held:
+    """What one executor holds of one dataset generation. `residency` has the counts, `bitmap` the full blocks."""
+
+    residency: Residency
+    bitmap: bytearray
+    unfit_since_ms: int | None = None
+
+
+@dataclass(slots=True)
+class ExecutorSeen:
+    """An executor as its heartbeats tell. `needs_whole`: a heartbeat was missed, `Held.bitmap`s may be behind."""
+
+    heartbeat: Heartbeat  # the newest, without its datasets
+    first_ms: int
+    heard_ms: int
+    needs_whole: bool
+    datasets: dict[tuple[int, int], Held] = field(default_factory=dict)  # by (dataset id, generation)
+
+
+@dataclass(slots=True)
+class LaunchSeen:
+    """A launch of the catalog: since when it is known in this leadership, and what Mesos said of its task."""
+
+    launch: Launch
+    since_ms: int
+    is_inherited: bool  # of an earlier leadership
+    task_state: str = ""
+    task_reason: str = ""
+
+
+@dataclass(slots=True)
+class BackOff:
+    until_ms: int = 0
+    delay_ms: int = 0
+
+
+@dataclass(slots=True)
+class Ending:
+    """A task that is to die: KILL is repeated until Mesos says it did."""
+
+    agent_id: str
+    next_ms: int
+    tries: int
+
+
+@dataclass(slots=True)
+class AgentSeen:
+    agent_id: str
+    hostname: str
+    attributes: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class ListingSeen:
+    attempt: int
+    files: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OfferDecision:
+    offer: Offer
+    decision: str  # "accepted" or "declined"
+    reason: str
+    wall_ms: int
+
+
+class Fleet:
+    """All observed state of one leadership. Read it freely; it changes by `observe` and `apply` alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.seed = b""
+        self.began_ms = 0
+        self.revision = 0  # grows with slot addresses and `residency_complete`
+        self.residency_complete = False
+
+        self.subscribed = False
+        self.framework_id = ""
+        self.master_id = ""
+        self.offers: dict[str, Offer] = {}
+        self.agents: dict[str, AgentSeen] = {}
+        self.decisions: deque[OfferDecision] = deque(maxlen=settings.offers_kept_max)
+        self.suppressed = False
+        self.revived_ms = 0
+        self.revive_delay_ms = settings.revive_interval_ms_min
+        self.suppress_sent_ms = 0
+
+        self.unanswered: dict[str, str] = {}  # task id: agent id, asked of explicit reconciliation
+        self.reconcile_next_ms = 0
+        self.reconcile_delay_ms = settings.reconcile_delay_ms_min
+        self.implicit_next_ms = 0
+
+        self.launches: dict[int, LaunchSeen] = {}
+        self.executors: dict[int, ExecutorSeen] = {}  # by launch id
+        self.backoffs: dict[int, BackOff] = {}  # by slot id
+        self.empty_since_ms: dict[int, int] = {}  # slot id: without a heard executor since
+        self.endings: dict[str, Ending] = {}  # by task id
+
+        self.listings: dict[int, ListingSeen] = {}  # by dataset id: those that run
+        self.selections: dict[tuple[int, int], Selection] = {}  # by (dataset id, wanted version that it led to)
+        self.rates: dict[str, deque[tuple[int, int]]] = {}  # job id: (now_ms, bytes done)
+
+        self.assignment_memo: Assignment | None = None
+
+        self._observed_ms: int | None = None
+        self._awake_ms = 0  # silence is measured from here at the earliest
+        self._followed = -1
+        self._awaited: set[int] = set()  # launches of before the take-over, not heard in whole yet
+        self._is_dirty = False
+
+    def observe(self, stamp: ev.Stamp, event: ev.Event, catalog: Catalog) -> None:
+        """Take in what the event says; `catalog` is the state that it will be decided on."""
+        self._pass_time(stamp)
+        match event:
+            case ev.HeartbeatReceived():
+                self._follow(stamp, catalog)
+                self._heartbeat(stamp, event.heartbeat, catalog)
+            case ev.LeadershipBegan():
+                self._leadership(stamp, event, catalog)
+            case ev.Subscribed():
+                self._subscribed(stamp, event, catalog)
+            case ev.Disconnected():
+                self.subscribed = False
+                self.offers.clear()
+            case ev.OffersReceived():
+                self._follow(stamp, catalog)
+                self._offers(event)
+            case ev.OfferRescinded():
+                self.offers.pop(event.offer_id, None)
+            case ev.TaskUpdated():
+                self._task(event.status, catalog)
+            case ev.ExecutorEnded():
+                self.endings.pop(event.executor_id, None)
+            case ev.AgentRemoved():
+                self._agent_removed(event.agent_id)
+            case ev.ListingProgressed() | ev.ListingFinished():
+                self._listing(event)
+            case ev.JobRequested():
+                self._selection(event, catalog)
+            case ev.Ticked():
+                self._follow(stamp, catalog)
+                self._ticked(stamp, catalog)
+            case _:
+                pass
+
+    def apply(self, stamp: ev.Stamp, action: a.Action) -> None:
+        """Count the action as done: the offer is spent, the call was made."""
+        now_ms = stamp.now_ms
+        match action:
+            case a.Accept():
+                self._spend(stamp, action.offer_ids, "accepted", f"launches slot {action.launch.slot_id}")
+            case a.Decline():
+                self._spend(stamp, action.offer_ids, "declined", action.reason)
+            case a.Kill():
+                ending = self.endings.get(action.task_id)
+                tries = 1 if ending is None else ending.tries + 1
+                next_ms = now_ms + self.settings.kill_retry_ms * 2 ** (tries - 1)
+                self.endings[action.task_id] = Ending(action.agent_id, next_ms, tries)
+            case a.Reconcile(tasks=()):
+                self.implicit_next_ms = now_ms + self.settings.reconcile_interval_ms
+            case a.Reconcile():
+                self.reconcile_next_ms = now_ms + self.reconcile_delay_ms
+                self.reconcile_delay_ms = min(
+                    2 * self.reconcile_delay_ms, self.settings.reconcile_delay_ms_max
+                )
+            case a.Suppress():
+                self.suppressed, self.suppress_sent_ms = True, now_ms
+            case a.Revive():
+                self.suppressed, self.revived_ms = False, now_ms
+                self.revive_delay_ms = min(2 * self.revive_delay_ms, self.settings.decline_ms)
+            case a.StartListing():
+                self.listings[action.dataset_id] = ListingSeen(action.attempt)
+            case a.StopListing():
+                self.listings.pop(action.dataset_id, None)
+            case _:
+                pass
+
+    # --- questions
+
+    def silent_ms(self, seen: ExecutorSeen, now_ms: int) -> int:
+        """Return for how long the executor was not heard while this process could have heard it."""
+        return max(0, now_ms - max(seen.heard_ms, self._awake_ms))
+
+    def waited_ms(self, seen: LaunchSeen, now_ms: int) -> int:
+        """Return for how long the launch is known here while this process could have heard its executor."""
+        return max(0, now_ms - max(seen.since_ms, self._awake_ms))
+
+    def executor_of(self, catalog: Catalog, slot_id: int) -> ExecutorSeen | None:
+        """Return the slot's executor, if it has a launch whose executor was heard in this leadership."""
+        return self.executors.get(catalog.slots[slot_id].launch_id)
+
+    def held(self, seen: ExecutorSeen, dataset_id: int, generation: int) -> Held | None:
+        return seen.datasets.get((dataset_id, generation))
+
+    def address(self, catalog: Catalog, slot_id: int) -> SlotAddress:
+        """Return where the slot's executor is; port 0: not running, or not heard yet."""
+        launch_id = catalog.slots[slot_id].launch_id
+        seen = self.executors.get(launch_id)
+        if seen is None:
+            return SlotAddress(slot_id, launch_id, 0, "", 0, "", "", "")
+        return _address(seen.heartbeat)
+
+    def backoff_ms(self, slot_id: int, now_ms: int) -> int:
+        """Return how long the slot's next launch waits, in ms."""
+        backoff = self.backoffs.get(slot_id)
+        return 0 if backoff is None else max(0, backoff.until_ms - now_ms)
+
+    def rate_bytes_per_s(self, job_id: str) -> int:
+        samples = self.rates.get(job_id)
+        if not samples or samples[-1][0] == samples[0][0]:
+            return 0
+        return max(0, (samples[-1][1] - samples[0][1]) * 1000 // (samples[-1][0] - samples[0][0]))
+
+    # --- time and leadership
+
+    def _pass_time(self, stamp: ev.Stamp) -> None:
+        # A long gap between two events is our own (a suspended machine): nobody could be heard in it.
+        if self._observed_ms is not None:
+            if stamp.now_ms - self._observed_ms > self.settings.heartbeat_timeout_ms // 2:
+                self._awake_ms = stamp.now_ms
+        self._observed_ms = stamp.now_ms
+
+    def _leadership(self, stamp: ev.Stamp, event: ev.LeadershipBegan, catalog: Catalog) -> None:
+        assert len(event.seed) >= 16, "launches' secrets are derived from it"
+        self.seed = event.seed
+        self.began_ms = self._awake_ms = stamp.now_ms
+        self._follow(stamp, catalog, is_inherited=True)
+        self._awaited = set(self.launches)
+        self._complete(stamp.now_ms)
+
+    def _complete(self, now_ms: int) -> None:
+        if self.residency_complete:
+            return
+        self._awaited &= self.launches.keys()
+        if not self._awaited or now_ms - self.began_ms >= self.settings.residency_grace_ms:
+            self.residency_complete = True
+            self.revision += 1
+
+    def _follow(self, stamp: ev.Stamp, catalog: Catalog, *, is_inherited: bool = False) -> None:
+        if self._followed == catalog.launch_revision:
+            return
+        self._followed = catalog.launch_revision
+        for launch_id in [i for i in self.launches if i not in catalog.launches]:
+            self._launch_ended(stamp, launch_id, catalog)
+        for launch_id, launch in catalog.launches.items():
+            if launch_id not in self.launches:
+                self.launches[launch_id] = LaunchSeen(launch, stamp.now_ms, is_inherited)
+        for slot_id, slot in catalog.slots.items():
+            if slot.launch_id not in self.executors:
+                self.empty_since_ms.setdefault(slot_id, stamp.now_ms)
+        for table in (self.empty_since_ms, self.backoffs):
+            for slot_id in [i for i in table if i not in catalog.slots]:
+                del table[slot_id]
+        self._complete(stamp.now_ms)
+
+    def _launch_ended(self, stamp: ev.Stamp, launch_id: int, catalog: Catalog) -> None:
+        launch = self.launches.pop(launch_id).launch
+        seen = self.executors.pop(launch_id, None)
+        self.unanswered.pop(launch.task_id, None)
+        if launch.slot_id not in catalog.slots:
+            return
+        backoff = self.backoffs.setdefault(launch.slot_id, BackOff())
+        was_healthy = seen is not None and stamp.now_ms - seen.first_ms >= self.settings.flap_reset_ms
+        first = self.settings.relaunch_delay_ms_min
+        grown = min(2 * backoff.delay_ms, self.settings.relaunch_delay_ms_max)
+        backoff.delay_ms = first if was_healthy or backoff.delay_ms == 0 else grown
+        backoff.until_ms = stamp.now_ms + backoff.delay_ms
+        self.revive_delay_ms = self.settings.revive_interval_ms_min
+
+    def _ticked(self, stamp: ev.Stamp, catalog: Catalog) -> None:
+        self._complete(stamp.now_ms)
+        if self._is_dirty:
+            self._is_dirty = False
+            self.revision += 1
+        jobs = catalog.active_jobs()
+        for job in jobs:
+            samples = self.rates.setdefault(job.job_id, deque(maxlen=RATE_SAMPLES_MAX))
+            samples.append((stamp.now_ms, job_progress(catalog, self, job).bytes))
+            while samples[-1][0] - samples[0][0] > self.settings.rate_window_ms:
+                samples.popleft()
+        active = {job.job_id for job in jobs}
+        for job_id in [i for i in self.rates if i not in active]:
+            del self.rates[job_id]
+        wanted = {(job.dataset_id, job.wanted_version) for job in jobs}
+        for key in [k for k in self.selections if k not in wanted]:
+            del self.selections[key]
+        for dataset_id in [i for i in self.listings if i not in catalog.datasets]:
+            del self.listings[dataset_id]
+        for seen in self.executors.values():
+            for held_key in [k for k in seen.datasets if k[0] not in catalog.datasets]:
+                del seen.datasets[held_key]
+
+    # --- Mesos
+
+    def _subscribed(self, stamp: ev.Stamp, event: ev.Subscribed, catalog: Catalog) -> None:
+        self.subscribed = True
+        self.framework_id, self.master_id = event.framework_id, event.master_id
+        self.offers.clear()
+        # A subscription without suppressed roles gets offers: it is as good as a REVIVE.
+        self.suppressed, self.revived_ms = False, stamp.now_ms
+        self.revive_delay_ms = self.settings.revive_interval_ms_min
+        self.unanswered = {launch.task_id: launch.agent_id for launch in catalog.launches.values()}
+        self.reconcile_delay_ms = self.settings.reconcile_delay_ms_min
+        self.reconcile_next_ms = self.implicit_next_ms = stamp.now_ms
+
+    def _offers(self, event: ev.OffersReceived) -> None:
+        if not self.subscribed:
+            return  # of a stream that ended
+        for offer in event.offers:
+            self.offers[offer.offer_id] = offer
+            self.agents.pop(offer.agent_id, None)
+            self.agents[offer.agent_id] = AgentSeen(offer.agent_id, offer.hostname, offer.attributes)
+        while len(self.agents) > AGENTS_MAX:
+            del self.agents[next(iter(self.agents))]
+
+    def _task(self, status: TaskStatus, catalog: Catalog) -> None:
+        self.unanswered.pop(status.task_id, None)
+        if status.state in TERMINAL_STATES:
+            self.endings.pop(status.task_id, None)
+        launch = catalog.launch_of_task(status.task_id)
+        seen = None if launch is None else self.launches.get(launch.launch_id)
+        if seen is not None:
+            seen.task_state = status.state
+            seen.task_reason = status.message or status.reason
+
+    def _agent_removed(self, agent_id: str) -> None:
+        self.agents.pop(agent_id, None)
+        for offer_id in [o.offer_id for o in self.offers.values() if o.agent_id == agent_id]:
+            del self.offers[offer_id]
+
+    def _spend(self, stamp: ev.Stamp, offer_ids: tuple[str, ...], decision: str, reason: str) -> None:
+        for offer_id in offer_ids:
+            offer = self.offers.pop(offer_id, None)
+            if offer is not None:
+                self.decisions.append(OfferDecision(offer, decision, reason, stamp.wall_ms))
+
+    # --- executors and children
+
+    def _heartbeat(self, stamp: ev.Stamp, heartbeat: Heartbeat, catalog: Catalog) -> None:
+        if judge(catalog, heartbeat) != "ok":
+            return
+        seen = self.executors.get(heartbeat.launch_id)
+        if seen is not None and seen.heartbeat.incarnation != heartbeat.incarnation:
+            if self.silent_ms(seen, stamp.now_ms) < self.settings.heartbeat_timeout_ms:
+                return  # the first to answer for a launch keeps it while it lives
+            seen = None
+        if seen is not None and heartbeat.sequence <= seen.heartbeat.sequence:
+            return  # sent twice, or overtaken
+        last = seen
+        if seen is None:
+            seen = ExecutorSeen(heartbeat, stamp.now_ms, stamp.now_ms, needs_whole=True)
+            self.executors[heartbeat.launch_id] = seen
+            self.empty_since_ms.pop(heartbeat.slot_id, None)
+        follows = last is not None and heartbeat.sequence == last.heartbeat.sequence + 1
+        moved = last is None or _address(last.heartbeat) != _address(heartbeat)
+        seen.needs_whole = not heartbeat.whole and (seen.needs_whole or not follows)
+        seen.heard_ms = stamp.now_ms
+        seen.heartbeat = replace(heartbeat, datasets=())
+        self._residency(stamp, seen, heartbeat)
+        if not seen.needs_whole:
+            self._awaited.discard(heartbeat.launch_id)
+            self._complete(stamp.now_ms)
+        if moved and len(catalog.slots) <= ADDRESSES_AT_ONCE_MAX:
+            self.revision += 1
+        elif moved:
+            self._is_dirty = True
+
+    def _residency(self, stamp: ev.Stamp, seen: ExecutorSeen, heartbeat: Heartbeat) -> None:
+        before = seen.datasets
+        if heartbeat.whole:
+            seen.datasets = {}
+        for residency in heartbeat.datasets:
+            key = (residency.dataset_id, residency.generation)
+            held = before.get(key) or Held(residency, bytearray())
+            _update(held, residency, is_exact=not seen.needs_whole)
+            if not seen.needs_whole and popcount(held.bitmap) != residency.full_blocks:
+                seen.needs_whole = True  # an acknowledgement was lost, and a change with it
+            if residency.unfit_blocks == 0:
+                held.unfit_since_ms = None
+            elif held.unfit_since_ms is None:
+                held.unfit_since_ms = stamp.now_ms
+            seen.datasets[key] = held
+
+    def _listing(self, event: ev.ListingProgressed | ev.ListingFinished) -> None:
+        listing = self.listings.get(event.dataset_id)
+        if listing is None or listing.attempt != event.attempt:
+            return
+        if isinstance(event, ev.ListingFinished):
+            del self.listings[event.dataset_id]
+            return
+        listing.files, listing.bytes = event.files, event.bytes
+
+    def _selection(self, event: ev.JobRequested, catalog: Catalog) -> None:
+        selection = event.selection
+        if selection is None or event.plan_only:
+            return
+        dataset = catalog.datasets.get(selection.dataset_id)
+        if dataset is not None and dataset.wanted_version == selection.wanted_version:
+            self.selections[selection.dataset_id, selection.wanted_version + 1] = selection
+
+
+def judge(catalog: Catalog, heartbeat: Heartbeat) -> str:
+    """Return "ok", "stale" (this launch has no place any more) or "unknown" (not ours to judge) for a heartbeat."""
+    if heartbeat.cluster != catalog.cluster or heartbeat.epoch_seen > catalog.epoch:
+        return "unknown"
+    launch = catalog.launches.get(heartbeat.launch_id)
+    if launch is None:
+        return "stale" if heartbeat.launch_id < catalog.launch_id_next else "unknown"
+    is_same = launch.slot_id == heartbeat.slot_id and hmac.compare_digest(
+        launch.secret.encode(), heartbeat.secret.encode()
+    )
+    return "ok" if is_same else "stale"
+
+
+def popcount(bitmap: bytes | bytearray) -> int:
+    """Return the number of set bits.
+
+    >>> popcount(bytes([3, 0, 128]))
+    3
+    """
+    return int.from_bytes(bitmap, "little").bit_count()
+
+
+def has_bit(bitmap: bytes | bytearray, index: int) -> bool:
+    return index >> 3 < len(bitmap) and bool(bitmap[index >> 3] >> (index & 7) & 1)
+
+
+def _update(held: Held, residency: Residency, *, is_exact: bool) -> None:
+    held.residency = replace(residency, bitmap=None, added=(), removed=())
+    if residency.bitmap is not None:
+        held.bitmap = bytearray(residency.bitmap)
+    if not is_exact:
+        return
+    for index in residency.removed:
+        if index >> 3 < len(held.bitmap):
+            held.bitmap[index >> 3] &= ~(1 << (index & 7)) & 0xFF
+    if residency.added:
+        held.bitmap.extend(bytes(max(0, (max(residency.added) >> 3) + 1 - len(held.bitmap))))
+    for index in residency.added:
+        held.bitmap[index >> 3] |= 1 << (index & 7)
+
+
+def _address(heartbeat: Heartbeat) -> SlotAddress:
+    return SlotAddress(
+        heartbeat.slot_id,
+        heartbeat.launch_id,
+        heartbeat.incarnation,
+        heartbeat.host,
+        heartbeat.port,
+        heartbeat.socket_path,
+        heartbeat.abstract_socket,
+        heartbeat.boot_id,
+    )

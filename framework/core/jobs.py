@@ -1,0 +1,364 @@
+"""Jobs: the accounts of loads and frees. The work itself is state: the dataset's wanted residency, which executors follow.
+
+A load adds its paths to what is wanted, a free excludes them, each as a new wanted version; loads that overlap merge of
+themselves, and a re-fill after a loss is nobody's job. A job is RUNNING once an executor works by its wishes, and is over
+when all slots report that nothing is left to do: then SUCCEEDED, or FAILED if files of its paths failed or found no room.
+
+Cancelling a job takes back its wish and nothing else: what is wanted becomes what it would be had the job never been. What
+it brought into the cache so far stays until the room is needed. Where that cannot be told any more (a later job of the
+same dataset was forgotten), what is wanted stays as it is, and the job's message says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from stoker.framework.core import entries as e
+from stoker.framework.core import events as ev
+from stoker.framework.core.actions import Answer, Frame
+from stoker.framework.core.catalog import Catalog, Dataset, Job, job_created, job_finished, job_id_of
+from stoker.framework.core.datasets import no_such_dataset, refuse
+from stoker.framework.core.fits import Plan, make_plan
+from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.launches import clip, now_wall_ms
+from stoker.framework.core.progress import JobProgress, job_errors, job_progress
+from stoker.framework.core.rules import Rules, merge_rules, normalise_rules, rules_bytes
+from stoker.framework.core.views import job_view
+from stoker.framework.model import (
+    STALE_SELECTION,
+    DatasetState,
+    FileError,
+    JobKind,
+    JobState,
+    Refusal,
+    Selection,
+    Settings,
+)
+
+FORGOTTEN_FRAME_MAX = 100
+FINISHED_FRAME_MAX = 4  # of one frame: each may hold job_errors_bytes_max of errors
+MISSING_NAMED_MAX = 3
+
+
+def job_requested(
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.JobRequested, settings: Settings
+) -> Frame:
+    """Create a load or free job, or say what it would do (`plan_only`); idempotent by key and body."""
+    if event.kind not in {kind.value for kind in JobKind}:
+        kinds = ", ".join(kind.value for kind in JobKind)
+        return refuse(event.reply_id, Refusal(400, "bad_request", f"{event.kind!r} is no kind of job", f"kinds: {kinds}"))
+    body = body_digest(event)
+    known = catalog.job_of_key(event.key) if event.key and not event.plan_only else None
+    if known is not None:
+        return _repeated(catalog, fleet, stamp, event, known, body)
+    dataset = catalog.dataset_named(event.dataset)
+    if dataset is None:
+        return refuse(event.reply_id, no_such_dataset(event.dataset))
+    refusal = _not_ready(dataset) or _selection_refusal(dataset, event)
+    if refusal is not None:
+        return refuse(event.reply_id, refusal)
+    selection = event.selection
+    assert selection is not None and dataset.current is not None
+    plan = make_plan(catalog, dataset, event.kind, selection)
+    if event.plan_only:
+        return Frame(actions=(Answer(event.reply_id, 200, {"plan": plan.as_json()}),))
+    rules = normalise_rules(selection.rules)
+    refusal = _limit_refusal(catalog, event, rules, settings) or _fit_refusal(event, plan)
+    if refusal is not None:
+        return refuse(event.reply_id, refusal)
+    return _create(catalog, fleet, stamp, event, dataset, selection, plan, rules, body)
+
+
+def cancel_requested(
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.JobCancelRequested
+) -> Frame:
+    """Cancel an active job; one that is over stays as it is."""
+    job = catalog.jobs.get(event.job_id)
+    if job is None:
+        hint = "see them all: stoker job ls"
+        return refuse(
+            event.reply_id, Refusal(404, "not_found", f"there is no job {event.job_id[:80]!r}", hint)
+        )
+    if job.state.is_final:
+        view = job_view(catalog, fleet, job, stamp.now_ms)
+        return Frame(actions=(Answer(event.reply_id, 200, view),))
+    entries, message = _take_back(catalog, job)
+    progress = job_progress(catalog, fleet, job)
+    finished = _finished(catalog, stamp, job, JobState.CANCELLED, progress, message=message)
+    view = job_view(catalog, fleet, job_finished(job, finished), stamp.now_ms)
+    return Frame((*entries, finished), (Answer(event.reply_id, 200, view),))
+
+
+def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
+    """On a tick: start and finish jobs by what executors report; forget old ones."""
+    entries: list[e.Entry] = []
+    finished = 0
+    for job in catalog.active_jobs():
+        progress = job_progress(catalog, fleet, job)
+        end = _end(catalog, fleet, stamp, job, progress, settings) if finished < FINISHED_FRAME_MAX else None
+        is_begun = end is not None or any(slot.is_reported for slot in progress.slots)
+        if job.state == JobState.PENDING and is_begun:
+            entries.append(e.JobStarted(job.job_id, now_wall_ms(catalog, stamp)))
+        if end is not None:
+            entries.append(end)
+            finished += 1
+    if not entries:
+        entries += _forget(catalog, stamp, settings)
+    return Frame(tuple(entries))
+
+
+def body_digest(event: ev.JobRequested) -> str:
+    """Return a digest of what was asked, equal for equal requests."""
+    body = [event.kind, event.dataset, list(event.paths), event.fit]
+    return hashlib.sha256(json.dumps(body, ensure_ascii=True).encode()).hexdigest()
+
+
+# --- requests
+
+
+def _repeated(
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.JobRequested, known: Job, body: str
+) -> Frame:
+    if known.body == body:
+        view = job_view(catalog, fleet, known, stamp.now_ms)
+        return Frame(actions=(Answer(event.reply_id, 200, view),))
+    refusal = Refusal(
+        409,
+        "key_reused",
+        f"the Idempotency-Key was used for another request, job {known.job_id}",
+        "make a new key for a new request",
+    )
+    return refuse(event.reply_id, refusal)
+
+
+def _not_ready(dataset: Dataset) -> Refusal | None:
+    if dataset.current is not None:
+        return None
+    if dataset.state == DatasetState.FAILED:
+        return Refusal(
+            409,
+            "not_ready",
+            f"dataset {dataset.name!r} could not be listed: {dataset.error}",
+            f"mend the cause, then: stoker dataset refresh {dataset.name}",
+        )
+    return Refusal(
+        409,
+        "not_ready",
+        f"dataset {dataset.name!r} is still being listed",
+        f"wait until it is READY: stoker dataset show {dataset.name}",
+    )
+
+
+def _selection_refusal(dataset: Dataset, event: ev.JobRequested) -> Refusal | None:
+    selection, current = event.selection, dataset.current
+    assert current is not None
+    now = (dataset.dataset_id, current.version, dataset.wanted_version)
+    if selection is None or (selection.dataset_id, selection.version, selection.wanted_version) != now:
+        return Refusal(
+            409, STALE_SELECTION, f"dataset {dataset.name!r} changed meanwhile", "ask again"
+        )
+    if selection.missing:
+        some = ", ".join(repr(clip(path, 200)) for path in selection.missing[:MISSING_NAMED_MAX])
+        more = len(selection.missing) - MISSING_NAMED_MAX
+        return Refusal(
+            404,
+            "not_found",
+            f"dataset {dataset.name!r} has nothing at {some}" + (f" and {more} more" if more > 0 else ""),
+            f"paths are relative to {dataset.source}; after a change there: stoker dataset refresh {dataset.name}",
+        )
+    return None
+
+
+def _limit_refusal(
+    catalog: Catalog, event: ev.JobRequested, rules: Rules, settings: Settings
+) -> Refusal | None:
+    if len(event.key.encode()) > settings.key_bytes_max:
+        return Refusal(
+            400,
+            "bad_request",
+            "the Idempotency-Key is too long",
+            f"at most {settings.key_bytes_max} bytes are allowed",
+        )
+    paths_bytes = rules_bytes(tuple((True, path) for path in event.paths))
+    if paths_bytes > settings.job_paths_bytes_max:
+        return Refusal(
+            413,
+            "too_large",
+            f"the {len(event.paths)} paths take {paths_bytes} bytes",
+            f"at most {settings.job_paths_bytes_max} are allowed in a job: name directories, or make more jobs",
+        )
+    if len(rules) > settings.wanted_rules_max or rules_bytes(rules) > settings.wanted_rules_bytes_max:
+        return Refusal(
+            413,
+            "too_large",
+            f"what is wanted of the dataset would take {len(rules)} rules of {rules_bytes(rules)} bytes",
+            f"at most {settings.wanted_rules_max} of {settings.wanted_rules_bytes_max} bytes: name whole directories",
+        )
+    if len(catalog.active_jobs()) >= settings.jobs_active_max:
+        return Refusal(
+            503,
+            "overloaded",
+            f"{settings.jobs_active_max} jobs are active already",
+            "wait for some to finish, or cancel some: stoker job ls",
+        )
+    return None
+
+
+def _fit_refusal(event: ev.JobRequested, plan: Plan) -> Refusal | None:
+    if plan.fits or event.fit or event.kind != JobKind.LOAD:
+        return None
+    return Refusal(
+        409,
+        "does_not_fit",
+        plan.reason,
+        "load less, free something, enlarge the fleet (stoker fleet set), or load what fits (--fit)",
+    )
+
+
+def _create(
+    catalog: Catalog,
+    fleet: Fleet,
+    stamp: ev.Stamp,
+    event: ev.JobRequested,
+    dataset: Dataset,
+    selection: Selection,
+    plan: Plan,
+    rules: Rules,
+    body: str,
+) -> Frame:
+    wanted = e.WantedSet(dataset.dataset_id, dataset.wanted_version + 1, rules, plan.wanted_block_count)
+    created = e.JobCreated(
+        job_id=job_id_of(catalog.job_number_next),
+        kind=event.kind,
+        dataset_id=dataset.dataset_id,
+        dataset=dataset.name,
+        paths=event.paths,
+        key=event.key,
+        body=body,
+        fit=event.fit,
+        wanted_version=wanted.wanted_version,
+        bytes_total=selection.requested_bytes,
+        files_total=selection.requested_files,
+        block_count=plan.blocks,
+        wall_ms=now_wall_ms(catalog, stamp),
+        rules_before=dataset.rules,
+        wanted_block_count_before=dataset.wanted_block_count,
+    )
+    view = job_view(catalog, fleet, job_created(created), stamp.now_ms)
+    return Frame((wanted, created), (Answer(event.reply_id, 201, view),))
+
+
+# --- ends
+
+
+def _take_back(catalog: Catalog, job: Job) -> tuple[list[e.Entry], str]:
+    """Return the entries that undo the job's wish, and what is to be said about it."""
+    dataset = catalog.datasets[job.dataset_id]
+    later = {
+        other.wanted_version: other
+        for other in catalog.jobs.values()
+        if other.dataset_id == job.dataset_id and other.wanted_version > job.wanted_version
+    }
+    rules = job.rules_before
+    for version in range(job.wanted_version + 1, dataset.wanted_version + 1):
+        other = later.get(version)
+        if other is None:
+            return [], "what is wanted of the dataset was set anew since, and stays as it is"
+        if other.state != JobState.CANCELLED:
+            rules = merge_rules(rules, other.kind == JobKind.LOAD, other.paths)
+    if rules == dataset.rules:
+        return [], ""
+    count = dataset.wanted_block_count if later else job.wanted_block_count_before
+    return [e.WantedSet(dataset.dataset_id, dataset.wanted_version + 1, rules, count)], ""
+
+
+def _end(
+    catalog: Catalog,
+    fleet: Fleet,
+    stamp: ev.Stamp,
+    job: Job,
+    progress: JobProgress,
+    settings: Settings,
+) -> e.JobFinished | None:
+    """Return the end of a job that has nothing left to do, else None."""
+    if job.kind == JobKind.FREE:
+        if any((s.is_running and not s.is_reported) or s.held_blocks for s in progress.slots):
+            return None
+        return _finished(catalog, stamp, job, JobState.SUCCEEDED, progress, is_whole=True)
+    if not progress.slots or not all(_is_settled(slot, stamp, settings) for slot in progress.slots):
+        return None
+    unfit = [slot for slot in progress.slots if slot.unfit_blocks]
+    count, named = job_errors(catalog, fleet, job)
+    message = _load_message(job, count, named, unfit)
+    if count or (unfit and not job.fit):
+        errors = _bounded(named, settings)
+        return _finished(catalog, stamp, job, JobState.FAILED, progress, count, errors, message)
+    return _finished(
+        catalog, stamp, job, JobState.SUCCEEDED, progress, message=message, is_whole=not unfit
+    )
+
+
+def _is_settled(slot: object, stamp: ev.Stamp, settings: Settings) -> bool:
+    from stoker.framework.core.progress import SlotProgress
+
+    assert isinstance(slot, SlotProgress)
+    if not slot.is_reported or slot.unsettled_blocks:
+        return False
+    if slot.unfit_since_ms is None:
+        return True
+    return stamp.now_ms - slot.unfit_since_ms >= settings.job_unfit_ms
+
+
+def _load_message(job: Job, count: int, named: list[FileError], unfit: list[object]) -> str:
+    return ""
+
+
+def _finished(
+    catalog: Catalog,
+    stamp: ev.Stamp,
+    job: Job,
+    state: JobState,
+    progress: JobProgress,
+    error_count: int = 0,
+    errors: tuple[FileError, ...] = (),
+    message: str = "",
+    *,
+    is_whole: bool = False,
+) -> e.JobFinished:
+    return e.JobFinished(
+        job_id=job.job_id,
+        state=state.value,
+        bytes=job.bytes_total if is_whole else progress.bytes,
+        files=job.files_total if is_whole else progress.files,
+        error_count=error_count,
+        errors=errors,
+        message=message,
+        wall_ms=now_wall_ms(catalog, stamp),
+    )
+
+
+def _bounded(named: list[FileError], settings: Settings) -> tuple[FileError, ...]:
+    """Return as many errors as a journal record has room for."""
+    kept: list[FileError] = []
+    left = settings.job_errors_bytes_max
+    for error in named[: settings.job_errors_max]:
+        short = FileError(error.path, error.code, clip(error.message, 300))
+        left -= len(short.path.encode()) + len(short.message.encode()) + 40
+        if left < 0:
+            break
+        kept.append(short)
+    return tuple(kept)
+
+
+def _forget(catalog: Catalog, stamp: ev.Stamp, settings: Settings) -> list[e.Entry]:
+    """Forget the oldest finished jobs beyond the count, and those that are too old."""
+    surplus = catalog.finished_job_count() - settings.jobs_kept_max
+    before_ms = now_wall_ms(catalog, stamp) - settings.jobs_kept_ms
+    forgotten: list[str] = []
+    for job in catalog.jobs.values():
+        if len(forgotten) >= FORGOTTEN_FRAME_MAX:
+            break
+        if job.state.is_final and (len(forgotten) < surplus or job.finished_ms < before_ms):
+            forgotten.append(job.job_id)
+    return [e.JobsForgotten(tuple(forgotten))] if forgotten else []

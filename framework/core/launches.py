@@ -1,0 +1,312 @@
+"""Slots and their executors' launches: that as many stand as are wanted, and that a launch that is over ends.
+
+A slot has one launch at most. A launch is planned in matching.py, journaled before ACCEPT, and ended here: when Mesos
+says that its task or executor is gone, when its executor is silent for too long, when it never came, when its slot
+is removed or resized. Only an ended launch makes room for the slot's next one, and where the old executor may still
+live, its end is ordered (SHUTDOWN and KILL) in the very frame that ends it; should it heartbeat again, it is told that
+it is stale, and exits.
+"""
+
+from __future__ import annotations
+
+from stoker.framework.core import entries as e
+from stoker.framework.core import events as ev
+from stoker.framework.core.actions import (
+    Acknowledge,
+    Action,
+    Answer,
+    Frame,
+    Kill,
+    Reconcile,
+    ShutdownExecutor,
+)
+from stoker.framework.core.catalog import Catalog, Launch, Slot
+from stoker.framework.core.fleet import TERMINAL_STATES, Fleet, LaunchSeen
+from stoker.framework.core.views import fleet_json
+from stoker.framework.model import FleetSpec, Refusal, Settings, TaskStatus
+
+STAGING_STATES = ("", "TASK_STAGING", "TASK_STARTING")
+
+
+def task_prefix(cluster: bytes) -> str:
+    """Return what the task ids of this cluster begin with."""
+    return f"stoker-{cluster.hex()[:8]}-"
+
+
+def leadership_began(
+    catalog: Catalog, stamp: ev.Stamp, event: ev.LeadershipBegan, settings: Settings
+) -> Frame:
+    """Begin the epoch; found the cluster and its fleet if the journal is empty."""
+    entries: list[e.Entry] = []
+    wall_ms = now_wall_ms(catalog, stamp)
+    if not catalog.cluster:
+        entries.append(e.ClusterCreated(event.cluster, event.name, wall_ms))
+    entries.append(e.EpochBegan(event.epoch, wall_ms))
+    if catalog.fleet is None:
+        entries.append(e.FleetSet(event.fleet))
+    entries += _missing_slots(catalog, catalog.fleet or event.fleet, settings)
+    return Frame(tuple(entries))
+
+
+def fleet_requested(
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.FleetRequested, settings: Settings
+) -> Frame:
+    """Set the wanted fleet; slots follow in this frame and the next ticks."""
+    refusal = _fleet_refusal(catalog, event.spec, settings)
+    if refusal is not None:
+        return Frame(actions=(Answer(event.reply_id, refusal.status, None, refusal),))
+    answer = Answer(event.reply_id, 200, fleet_json(catalog, fleet, event.spec))
+    if event.spec == catalog.fleet:
+        return Frame(actions=(answer,))
+    frame = _resize(catalog, fleet, stamp, event.spec, settings)
+    return Frame((e.FleetSet(event.spec), *frame.entries), (*frame.actions, answer))
+
+
+def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
+    """On a tick: add, remove and resize slots; end launches that hang or never came; repeat kills."""
+    if catalog.fleet is None:
+        return Frame()
+    frame = _resize(catalog, fleet, stamp, catalog.fleet, settings)
+    if frame.entries:
+        return frame
+    entries: list[e.Entry] = []
+    actions: list[Action] = []
+    for launch_id, seen in sorted(fleet.launches.items()):
+        reason = _overdue(fleet, seen, stamp.now_ms, settings) if launch_id in catalog.launches else ""
+        if reason and len(entries) < settings.launches_frame_max:
+            entries.append(e.LaunchEnded(launch_id, reason, now_wall_ms(catalog, stamp)))
+            actions += _end(seen.launch)
+    if not entries:
+        entries += _mark_slots(catalog, fleet, stamp, settings)
+    actions += _repeated_kills(fleet, stamp, settings)
+    return Frame(tuple(entries), tuple(actions))
+
+
+def task_updated(
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.TaskUpdated, settings: Settings
+) -> Frame:
+    """End the launch whose task is over; kill a task of ours that the catalog does not know; acknowledge."""
+    status = event.status
+    launch = catalog.launch_of_task(status.task_id)
+    entries: list[e.Entry] = []
+    actions: list[Action] = []
+    if launch is not None and status.state in TERMINAL_STATES:
+        reason = clip(_task_end(status), settings.error_bytes_max)
+        entries.append(e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp)))
+        if status.state == "TASK_UNKNOWN":
+            actions += _end(launch)  # the master cannot tell whether it lives
+    elif launch is None and _is_stray(catalog, fleet, status):
+        actions.append(Kill(status.task_id, status.agent_id))
+    if status.uuid:
+        actions.append(Acknowledge(status.task_id, status.agent_id, status.uuid))
+    return Frame(tuple(entries), tuple(actions))
+
+
+def executor_ended(catalog: Catalog, stamp: ev.Stamp, event: ev.ExecutorEnded) -> Frame:
+    """The executor's process is gone: so is its launch, whatever becomes of the task's own update."""
+    launch = catalog.launch_of_task(event.executor_id)
+    if launch is None:
+        return Frame()
+    reason = f"its process ended on {launch.hostname}: {describe_wait_status(event.wait_status)}"
+    return Frame((e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp)),))
+
+
+def agent_removed(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.AgentRemoved) -> Frame:
+    """End the launch that never came up there. A heard executor may live on behind a partition: heartbeats decide."""
+    launch = catalog.launch_on_agent(event.agent_id)
+    if launch is None or launch.launch_id in fleet.executors:
+        return Frame()
+    reason = f"the master removed agent {launch.hostname} before the executor answered"
+    entry = e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp))
+    return Frame((entry,), tuple(_end(launch)))
+
+
+def subscribed(
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.Subscribed, settings: Settings
+) -> Frame:
+    """Journal a first framework id, and ask what became of the tasks."""
+    frame = reconcile(fleet, stamp, settings)
+    if catalog.framework_id:
+        return frame
+    return Frame((e.FrameworkRegistered(event.framework_id),), frame.actions)
+
+
+def reconcile(fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
+    """Ask for the launches' tasks until all are answered; then, now and then, for all tasks that the master knows."""
+    if not fleet.subscribed:
+        return Frame()
+    if fleet.unanswered:
+        if stamp.now_ms < fleet.reconcile_next_ms:
+            return Frame()
+        tasks = sorted(fleet.unanswered.items())[: settings.reconcile_tasks_max]
+        return Frame(actions=(Reconcile(tuple(tasks)),))
+    if stamp.now_ms < fleet.implicit_next_ms:
+        return Frame()
+    return Frame(actions=(Reconcile(()),))
+
+
+def now_wall_ms(catalog: Catalog, stamp: ev.Stamp) -> int:
+    """Return the time to journal: the stamp's, but never before one that is journaled already."""
+    return max(stamp.wall_ms, catalog.wall_ms)
+
+
+def clip(text: str, size_max: int) -> str:
+    """Return `text`, cut to `size_max` bytes of UTF-8."""
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= size_max else data[: size_max - 3].decode("utf-8", "ignore") + "..."
+
+
+def describe_wait_status(status: int) -> str:
+    """Return what a waitpid status says, in words.
+
+    >>> describe_wait_status(9), describe_wait_status(256)
+    ('killed by signal 9', 'exit status 1')
+    """
+    if status & 0x7F:
+        return f"killed by signal {status & 0x7F}"
+    return f"exit status {status >> 8 & 0xFF}"
+
+
+def _fleet_refusal(catalog: Catalog, spec: FleetSpec, settings: Settings) -> Refusal | None:
+    least = settings.executor_mem_bytes_min
+    if not 0 <= spec.instances <= settings.instances_max:
+        return Refusal(
+            400,
+            "bad_request",
+            f"instances is {spec.instances}",
+            f"0 to {settings.instances_max} are allowed",
+        )
+    if spec.mem_bytes < least:
+        return Refusal(
+            400,
+            "bad_request",
+            f"mem_bytes is {spec.mem_bytes}",
+            f"an executor needs at least {least} bytes",
+        )
+    if spec.cpus_milli <= 0:
+        return Refusal(
+            400, "bad_request", f"cpus_milli is {spec.cpus_milli}", "it must be above 0"
+        )
+    if catalog.fleet is not None and spec.role != catalog.fleet.role:
+        return Refusal(
+            400,
+            "bad_request",
+            f"the role is {catalog.fleet.role!r} and cannot become {spec.role!r}",
+            "leave the role out; a cluster keeps the role it was made with",
+        )
+    return None
+
+
+def _missing_slots(catalog: Catalog, spec: FleetSpec, settings: Settings) -> list[e.Entry]:
+    count = min(spec.instances - len(catalog.slots), settings.slots_frame_max)
+    first = catalog.slot_id_next
+    return [e.SlotAdded(slot_id, spec.mem_bytes) for slot_id in range(first, first + count)]
+
+
+def _resize(
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, spec: FleetSpec, settings: Settings
+) -> Frame:
+    """Bring the slots towards `spec`, a bounded number of steps."""
+    surplus = len(catalog.slots) - spec.instances
+    if surplus < 0:
+        return Frame(tuple(_missing_slots(catalog, spec, settings)))
+    entries: list[e.Entry] = []
+    actions: list[Action] = []
+    if surplus > 0:
+        for slot in _least_needed(catalog)[: min(surplus, settings.launches_frame_max)]:
+            if slot.launch_id:
+                reason = f"the fleet was set to {spec.instances} instances"
+                entries.append(e.LaunchEnded(slot.launch_id, reason, now_wall_ms(catalog, stamp)))
+                actions += _end(catalog.launches[slot.launch_id])
+            entries.append(e.SlotRemoved(slot.slot_id))
+        return Frame(tuple(entries), tuple(actions))
+    other = [s for s in catalog.slots.values() if s.mem_bytes != spec.mem_bytes]
+    if other:
+        sized = [e.SlotResized(s.slot_id, spec.mem_bytes) for s in other[: settings.slots_frame_max]]
+        return Frame(tuple(sized))
+    return _replace_misfit(catalog, fleet, stamp)
+
+
+def _least_needed(catalog: Catalog) -> list[Slot]:
+    return sorted(catalog.slots.values(), key=lambda s: (s.launch_id != 0, -s.slot_id))
+
+
+def _replace_misfit(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp) -> Frame:
+    """End one executor that has another size than its slot, while all the others run."""
+    if not fleet.subscribed:
+        return Frame()
+    slots = catalog.slots.values()
+    for slot in slots:
+        launch = catalog.launches.get(slot.launch_id)
+        if launch is None or launch.mem_bytes == slot.mem_bytes:
+            continue
+        if any(s.launch_id not in fleet.executors for s in slots if s.slot_id != slot.slot_id):
+            return Frame()
+        reason = f"its slot has {slot.mem_bytes} bytes now, the executor {launch.mem_bytes}"
+        entry = e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp))
+        return Frame((entry,), tuple(_end(launch)))
+    return Frame()
+
+
+def _overdue(fleet: Fleet, seen: LaunchSeen, now_ms: int, settings: Settings) -> str:
+    """Return why the launch is given up, or nothing. Without Mesos nothing is: its executor could not be ended."""
+    if not fleet.subscribed:
+        return ""
+    executor = fleet.executors.get(seen.launch.launch_id)
+    if executor is not None:
+        silent_ms = fleet.silent_ms(executor, now_ms)
+        if silent_ms <= settings.heartbeat_timeout_ms:
+            return ""
+        return f"its executor on {seen.launch.hostname} was silent for {silent_ms} ms"
+    waited_ms = fleet.waited_ms(seen, now_ms)
+    limit_ms = settings.register_timeout_ms
+    if seen.is_inherited and seen.task_state not in STAGING_STATES:
+        limit_ms = max(settings.heartbeat_timeout_ms, settings.residency_grace_ms)
+    if waited_ms <= limit_ms:
+        return ""
+    state = f", its task is {seen.task_state}" if seen.task_state else ""
+    return f"its executor on {seen.launch.hostname} was not heard within {limit_ms} ms{state}"
+
+
+def _end(launch: Launch) -> list[Action]:
+    return [
+        ShutdownExecutor(launch.task_id, launch.agent_id),
+        Kill(launch.task_id, launch.agent_id),
+    ]
+
+
+def _mark_slots(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> list[e.Entry]:
+    """Take slots that have no executor for too long out of placement, and back in once they have."""
+    wall_ms = now_wall_ms(catalog, stamp)
+    marks: list[e.Entry] = []
+    for slot_id, slot in catalog.slots.items():
+        since_ms = fleet.empty_since_ms.get(slot_id, stamp.now_ms)
+        empty_ms = stamp.now_ms - since_ms
+        if catalog.is_out(slot_id) and slot.launch_id in fleet.executors:
+            marks.append(e.SlotMarked(slot_id, True, "its executor answers", wall_ms))
+        elif not catalog.is_out(slot_id) and fleet.subscribed and empty_ms > settings.slot_out_ms:
+            marks.append(e.SlotMarked(slot_id, False, f"no executor for {empty_ms} ms", wall_ms))
+    return marks[: settings.slots_frame_max]
+
+
+def _repeated_kills(fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> list[Action]:
+    if not fleet.subscribed:
+        return []
+    due = sorted((i, x) for i, x in fleet.endings.items() if x.next_ms <= stamp.now_ms)
+    return [Kill(task_id, ending.agent_id) for task_id, ending in due if ending.tries < settings.kill_tries_max]
+
+
+def _is_stray(catalog: Catalog, fleet: Fleet, status: TaskStatus) -> bool:
+    """Return whether a task of this cluster lives without a launch in the catalog, and nobody ordered its end yet."""
+    return (
+        status.state not in TERMINAL_STATES
+        and status.state != "TASK_UNREACHABLE"
+        and bool(catalog.cluster)
+        and status.task_id.startswith(task_prefix(catalog.cluster))
+        and status.task_id not in fleet.endings
+    )
+
+
+def _task_end(status: TaskStatus) -> str:
+    why = " ".join(part for part in (status.reason, status.message) if part)
+    return f"{status.state}: {why}" if why else status.state

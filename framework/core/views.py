@@ -1,0 +1,288 @@
+"""What the REST API shows: plain dicts of catalog and fleet, made on request. They decide nothing.
+
+Field names and meanings are promises to other people's programs; what is not known yet is null. Bytes that are cached
+are counted once, however many replicas hold them.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from stoker.executor.units import format_bytes
+from stoker.framework.core.catalog import Catalog, Dataset, Job, Slot
+from stoker.framework.core.fleet import ExecutorSeen, Fleet, Held, popcount
+from stoker.framework.core.progress import JobProgress, SlotProgress, job_progress
+from stoker.framework.model import FleetSpec, JobKind, Manifested
+
+SILENT_MS = 3_000  # three heartbeats: shown as LOST before it is given up
+
+
+def dataset_view(catalog: Catalog, fleet: Fleet, dataset: Dataset, now_ms: int) -> dict[str, Any]:
+    current = dataset.current
+    listing = fleet.listings.get(dataset.dataset_id) if dataset.is_listing else None
+    cached_bytes, copies = (None, None) if current is None else _cached(fleet, dataset, current)
+    return {
+        "name": dataset.name,
+        "id": dataset.dataset_id,
+        "source": dataset.source,
+        "options": dict(dataset.options),
+        "state": dataset.state.value,
+        "error": dataset.error or None,
+        "files": None if current is None else current.files,
+        "bytes": None if current is None else current.bytes,
+        "cached_bytes": cached_bytes,
+        "cached_ratio": None if current is None else _ratio(cached_bytes or 0, current.bytes),
+        "version": None if current is None else current.version,
+        "generation": None if current is None else current.generation,
+        "residency": "complete" if fleet.residency_complete else "partial",
+        "replicas": dataset.replicas,
+        "replicas_actual": copies,
+        "policy": dataset.policy,
+        "tier": dataset.tier,
+        "priority": dataset.priority,
+        "wanted": [{"include": included, "path": path} for included, path in dataset.rules],
+        "block_bytes": None if current is None else current.block_bytes,
+        "blocks": None if current is None else current.block_count,
+        "listing": {"files": listing.files if listing else 0, "bytes": listing.bytes if listing else 0}
+        if dataset.is_listing
+        else None,
+        "created_ms": dataset.created_ms,
+    }
+
+
+def job_view(catalog: Catalog, fleet: Fleet, job: Job, now_ms: int) -> dict[str, Any]:
+    progress = JobProgress(job.bytes, job.files, ())
+    rate: int | None = None
+    eta: int | None = None
+    message = job.message
+    if not job.state.is_final:
+        progress = job_progress(catalog, fleet, job)
+        rate = fleet.rate_bytes_per_s(job.job_id)
+        eta = -(-(job.bytes_total - progress.bytes) // rate) if rate else None
+        message = _waiting_for(catalog, fleet, progress, now_ms)
+    return {
+        "id": job.job_id,
+        "kind": job.kind,
+        "dataset": job.dataset,
+        "paths": list(job.paths),
+        "state": job.state.value,
+        "message": message or None,
+        "progress": {
+            "bytes": progress.bytes,
+            "bytes_total": job.bytes_total,
+            "files": progress.files,
+            "files_total": job.files_total,
+            "rate_bytes_per_s": rate,
+            "eta_seconds": eta,
+            "executors": [_slot_json(s) for s in progress.slots] if job.kind == JobKind.LOAD else [],
+        },
+        "error_count": job.error_count,
+        "errors": [dataclasses.asdict(error) for error in job.errors],
+        "created_ms": job.created_ms,
+        "started_ms": job.started_ms or None,
+        "finished_ms": job.finished_ms or None,
+    }
+
+
+def executor_views(catalog: Catalog, fleet: Fleet, now_ms: int) -> list[dict[str, Any]]:
+    """Return one row a slot, by slot id, whether an executor runs in it or not."""
+    return [_executor_view(catalog, fleet, slot, now_ms) for _, slot in sorted(catalog.slots.items())]
+
+
+def agent_views(catalog: Catalog, fleet: Fleet) -> list[dict[str, Any]]:
+    """Return the agents that made offers or have executors, by id."""
+    rows: dict[str, dict[str, Any]] = {}
+    for agent in fleet.agents.values():
+        attributes = dict(agent.attributes)
+        rows[agent.agent_id] = {
+            "id": agent.agent_id,
+            "hostname": agent.hostname,
+            "attributes": attributes,
+            "executors": [],
+        }
+    for launch in catalog.launches.values():
+        row = rows.setdefault(
+            launch.agent_id,
+            {"id": launch.agent_id, "hostname": launch.hostname, "attributes": {}, "executors": []},
+        )
+        row["executors"].append(launch.slot_id)
+    return [rows[agent_id] for agent_id in sorted(rows)]
+
+
+def offer_views(fleet: Fleet) -> list[dict[str, Any]]:
+    """Return the last decisions about offers, the newest first."""
+    return [
+        {
+            "offer_id": decided.offer.offer_id,
+            "agent_id": decided.offer.agent_id,
+            "hostname": decided.offer.hostname,
+            "cpus": decided.offer.resources.cpus_milli / 1000,
+            "mem_bytes": decided.offer.resources.mem_bytes,
+            "decision": decided.decision,
+            "reason": decided.reason,
+            "wall_ms": decided.wall_ms,
+        }
+        for decided in reversed(fleet.decisions)
+    ]
+
+
+def fleet_view(catalog: Catalog, fleet: Fleet, now_ms: int) -> dict[str, Any]:
+    assert catalog.fleet is not None, "LeadershipBegan sets it"
+    return fleet_json(catalog, fleet, catalog.fleet)
+
+
+def fleet_json(catalog: Catalog, fleet: Fleet, spec: FleetSpec) -> dict[str, Any]:
+    return {
+        "instances": spec.instances,
+        "mem_bytes": spec.mem_bytes,
+        "role": spec.role,
+        "running": sum(slot.launch_id in fleet.executors for slot in catalog.slots.values()),
+    }
+
+
+def placement_view(catalog: Catalog, fleet: Fleet, dataset: Dataset) -> dict[str, Any]:
+    """Return where the blocks of a dataset that has a version belong, and where the slots' executors are."""
+    current = dataset.current
+    assert current is not None, dataset.name
+    return {
+        "name": dataset.name,
+        "dataset_id": dataset.dataset_id,
+        "cluster": catalog.cluster.hex(),
+        "version": current.version,
+        "generation": current.generation,
+        "digest": current.digest,
+        "block_bytes": current.block_bytes,
+        "pg_count": current.pg_count,
+        "replicas": dataset.replicas,
+        "placement_version": catalog.placement_version,
+        "homes": base64.b64encode(catalog.homes(dataset).astype("<u2").tobytes()).decode(),
+        "slots": [
+            dataclasses.asdict(fleet.address(catalog, slot.slot_id)) for slot in catalog.slot_order()
+        ],
+    }
+
+
+def waiting_reason(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> str:
+    """Return why a slot has no launch now."""
+    ended = f"; its last executor ended: {slot.ended_reason}" if slot.ended_reason else ""
+    if not fleet.subscribed:
+        return "there is no connection to a Mesos master" + ended
+    backoff_ms = fleet.backoff_ms(slot.slot_id, now_ms)
+    if backoff_ms:
+        return f"it may be launched again in {backoff_ms} ms{ended}"
+    for decided in reversed(fleet.decisions):
+        if decided.decision == "declined":
+            return f"no offer fits; the last, of {decided.offer.hostname}: {decided.reason}{ended}"
+    return "no offer came yet" + ended
+
+
+def _executor_view(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> dict[str, Any]:
+    launch = catalog.launches.get(slot.launch_id)
+    seen = fleet.executors.get(slot.launch_id)
+    state, reason = _executor_state(catalog, fleet, slot, now_ms)
+    heartbeat = None if seen is None else seen.heartbeat
+    return {
+        "slot": slot.slot_id,
+        "state": state,
+        "reason": reason or None,
+        "launch": None if launch is None else launch.launch_id,
+        "task_id": None if launch is None else launch.task_id,
+        "agent_id": None if launch is None else launch.agent_id,
+        "hostname": None if launch is None else launch.hostname,
+        "host": None if heartbeat is None else heartbeat.host,
+        "port": None if heartbeat is None else heartbeat.port,
+        "capacity_bytes": slot.mem_bytes if heartbeat is None else heartbeat.capacity_bytes,
+        "used_bytes": None if heartbeat is None else heartbeat.used_bytes,
+        "lent_bytes": None if heartbeat is None else heartbeat.lent_bytes,
+        "pid": None if heartbeat is None else heartbeat.pid,
+        "heartbeat_age_ms": None if seen is None else max(0, now_ms - seen.heard_ms),
+        "datasets": [] if seen is None else _held_json(catalog, seen),
+    }
+
+
+def _executor_state(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> tuple[str, str]:
+    if slot.launch_id == 0:
+        return "WAITING", waiting_reason(catalog, fleet, slot, now_ms)
+    seen = fleet.executors.get(slot.launch_id)
+    launch = fleet.launches.get(slot.launch_id)
+    task = launch.task_state if launch is not None else ""
+    if seen is None:
+        return "LAUNCHING", f"its task is {task or 'not known to have started'}; it was not heard yet"
+    silent_ms = fleet.silent_ms(seen, now_ms)
+    if silent_ms > SILENT_MS:
+        return "LOST", f"silent for {silent_ms} ms"
+    return "RUNNING", "Mesos cannot reach its agent" if task == "TASK_UNREACHABLE" else ""
+
+
+def _held_json(catalog: Catalog, seen: ExecutorSeen) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "name": catalog.datasets[dataset_id].name,
+            "blocks": held.residency.full_blocks,
+            "bytes": held.residency.cached_bytes,
+        }
+        for (dataset_id, _), held in seen.datasets.items()
+        if dataset_id in catalog.datasets
+    ]
+    return sorted(rows, key=lambda row: str(row["name"]))
+
+
+def _cached(fleet: Fleet, dataset: Dataset, current: Manifested) -> tuple[int, int]:
+    """Return the bytes cached at least once, and how many copies each full block has at least.
+
+    Executors count bytes, and know full blocks by number: the bytes of all copies are scaled by how many of the full
+    blocks are different ones. Exact with one replica, and wherever all copies are full.
+    """
+    held = [h for seen in fleet.executors.values() if (h := _current(fleet, seen, dataset, current))]
+    total = sum(h.residency.cached_bytes for h in held)
+    counts = np.zeros(8 * max((len(h.bitmap) for h in held), default=0), dtype=np.uint16)
+    for h in held:
+        bits = np.unpackbits(np.frombuffer(h.bitmap, dtype=np.uint8), bitorder="little")
+        counts[: len(bits)] += bits
+    cached = counts[counts > 0]
+    full = sum(popcount(h.bitmap) for h in held)
+    if full:
+        total = total * len(cached) // full
+    return min(total, current.bytes), int(cached.min()) if len(cached) else 0
+
+
+def _current(fleet: Fleet, seen: ExecutorSeen, dataset: Dataset, current: Manifested) -> Held | None:
+    return fleet.held(seen, dataset.dataset_id, current.generation)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return round(part / whole, 4) if whole else 1.0
+
+
+def _slot_json(slot: SlotProgress) -> dict[str, Any]:
+    return {
+        "slot": slot.slot_id,
+        "bytes": slot.bytes,
+        "bytes_total": slot.bytes_total,
+        "files": slot.files,
+        "files_total": slot.files_total,
+    }
+
+
+def _waiting_for(catalog: Catalog, fleet: Fleet, progress: JobProgress, now_ms: int) -> str:
+    """Return what an active job waits for, if it is not work that goes on."""
+    silent = [s for s in progress.slots if not s.is_reported]
+    if silent:
+        slot = catalog.slots[silent[0].slot_id]
+        state, reason = _executor_state(catalog, fleet, slot, now_ms)
+        more = f" ({len(silent)} slots are missing)" if len(silent) > 1 else ""
+        return f"waits for slot {slot.slot_id}, {state}{': ' + reason if reason else ''}{more}"
+    unfit = sum(s.unfit_blocks for s in progress.slots)
+    if unfit:
+        return f"{unfit} blocks find no room"
+    freed = sum(s.held_blocks for s in progress.slots)
+    return f"{freed} blocks are still held, or lent to readers" if freed else ""
+
+
+def describe_bytes(count: int) -> str:
+    """Return `count` for people, with the exact number."""
+    return f"{format_bytes(count)} ({count} bytes)"

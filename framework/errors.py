@@ -1,0 +1,41 @@
+"""What can go wrong in a scheduler's shell; each leaf says who can act on it."""
+
+from __future__ import annotations
+
+from stoker.framework.model import Refusal
+
+
+class FrameworkError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(FrameworkError):
+    """The configuration is wrong: the operator mends it. `problems` holds all that was found, one line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Refused(FrameworkError):
+    """A request cannot be granted: its sender mends it. Nothing was changed."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+class NotLeading(FrameworkError):
+    """This scheduler does not lead (any more). What was asked has surely not been done: ask again, or elsewhere."""
+
+
+class Overloaded(FrameworkError):
+    """A bounded queue is full. What was asked has surely not been done: ask again later."""
+
+
+class OutcomeUnknown(FrameworkError):
+    """No commit in time: it may have been done or not. Ask again; what is idempotent by name or key stays so."""
+
+
+class Fatal(FrameworkError):
+    """This process cannot go on, and trying again would not help: the operator reads the one line and acts."""

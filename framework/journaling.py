@@ -1,0 +1,70 @@
+"""The blocking journal, made callable from greenlets: one call at a time, each in a native thread.
+
+Greenlets wait without holding up the hub; a native lock keeps the journal's rule that no two calls run at once. The
+pools are this module's own, so that nothing slow elsewhere can keep an append from its thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import gevent.monkey
+from gevent.threadpool import ThreadPool
+
+from stoker.zk.journal import Journal, Recovered
+
+WORKERS_MAX = 4  # threads for work past some 50 ms: manifests, snapshot encoding
+_BLOB_CALLS_MAX = 1
+
+_T = TypeVar("_T")
+
+
+class JournalThread:
+    """`journal`, one call at a time. Greenlets call the methods; `get_blob_here` is for code already in a pool's thread."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._lock: Any = gevent.monkey.get_original("threading", "Lock")()
+        self._appends = ThreadPool(1)
+        self._blobs = ThreadPool(_BLOB_CALLS_MAX)
+
+    def lead(self) -> tuple[Recovered, list[tuple[int, bytes]]]:
+        """Take the journal and read its records, all in the thread. :raises JournalError: see Journal.lead."""
+        return self._run(self._appends, self._lead)
+
+    def append(self, first_index: int, records: Sequence[bytes]) -> None:
+        self._run(self._appends, self._journal.append, first_index, records)
+
+    def write_snapshot(self, index: int, data: bytes) -> None:
+        self._run(self._appends, self._journal.write_snapshot, index, data)
+
+    def put_blob(self, data: bytes) -> str:
+        return self._run(self._blobs, self._journal.put_blob, data)
+
+    def get_blob(self, digest: str) -> bytes | None:
+        return self._run(self._blobs, self._journal.get_blob, digest)
+
+    def delete_blob(self, digest: str) -> None:
+        self._run(self._blobs, self._journal.delete_blob, digest)
+
+    def get_blob_here(self, digest: str) -> bytes | None:
+        """As `get_blob`, from a native thread of a pool: never from a greenlet, which would stop the hub."""
+        with self._lock:
+            return self._journal.get_blob(digest)
+
+    def close(self) -> None:
+        """Wait for the call in flight, release the journal; idempotent."""
+        self._run(self._appends, self._journal.close)
+
+    def _lead(self) -> tuple[Recovered, list[tuple[int, bytes]]]:
+        recovered = self._journal.lead()
+        return recovered, list(recovered.records)
+
+    def _run(self, pool: ThreadPool, function: Callable[..., _T], *arguments: Any) -> _T:
+        result: _T = pool.apply(self._locked, (function, *arguments))
+        return result
+
+    def _locked(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        with self._lock:
+            return function(*arguments)

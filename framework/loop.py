@@ -1,0 +1,417 @@
+"""One leadership's loop: the one way through the scheduler.
+
+Theory of operation. One greenlet takes events from a bounded queue and, without ever yielding in between, stamps the
+event, lets the fleet observe it, decides, and applies the frame's entries and actions in memory, so that the next event
+sees them. The frame then waits, in order, for its entries to be durable; one batch is in flight at a time, and what was
+decided meanwhile is the next batch. A frame is never split. Once durable, its actions are performed and its asker is
+answered. A frame without entries, and a read, wait for what they have seen.
+
+    put, ask -> queue -> [stamp, observe, decide, apply] -> frames -> [append in a thread] -> perform, answer
+
+Memory runs ahead of the journal and is never repaired: any JournalError ends the leadership (`ended`), and catalog,
+fleet and loop are thrown away together. Anything unexpected ends it as Crashed, with the story of the last events.
+
+Knows no Mesos, HTTP or child process: `perform` does, and must not block.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import gevent
+from gevent.event import AsyncResult
+from gevent.event import Event as Signal
+from gevent.threadpool import ThreadPool
+
+from stoker.framework.clock import Clock, now_ms
+from stoker.framework.core.actions import Action, Answer, AnswerHeartbeat, Frame
+from stoker.framework.core.entries import Entry
+from stoker.framework.core.events import Event, Stamp, Ticked
+from stoker.framework.errors import NotLeading, OutcomeUnknown, Overloaded
+from stoker.framework.journaling import JournalThread
+from stoker.framework.metrics import Metrics
+from stoker.framework.model import Settings
+from stoker.framework.story import describe, gist
+from stoker.zk.errors import JournalError, TooLarge, Unavailable
+from stoker.zk.journal import BATCH_BYTES_MAX
+
+EVENTS_MAX = 10_000  # waiting to be decided
+EVENTS_RESERVED_MAX = 2_000  # more, for facts that nobody repeats
+FRAMES_MAX = 4_000  # decided, not yet durable; beyond it no more events are taken
+ASKS_MAX = 2_000  # requests waiting for their answer
+BATCH_RECORDS_MAX = 2_000
+WRITE_TIMEOUT_MS = 2_000
+SNAPSHOT_RECORDS = 10_000  # records between snapshots
+SLICE_MS = 50  # of deciding, then the hub gets a turn
+STORY_MAX = 1_000
+
+_T = TypeVar("_T")
+log = logging.getLogger(__name__)
+
+
+class Crashed(Exception):
+    """A mistake of our own: the process ends and starts again from the journal. The cause is chained."""
+
+
+@dataclass(slots=True)
+class Core:
+    """The state and the decisions that the loop drives; all pure."""
+
+    catalog: Any
+    fleet: Any
+    settings: Settings
+    decide: Callable[[Any, Any, Stamp, Event, Settings], Frame]
+    encode_entry: Callable[[Entry], bytes]
+    encode_snapshot: Callable[[Any], bytes]
+
+
+@dataclass(slots=True)
+class _Asked:
+    result: AsyncResult
+    sent: bool = False
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A frame, or a read, that waits for all before it, and its own records, to be durable."""
+
+    stamp: Stamp
+    records: tuple[bytes, ...] = ()
+    actions: tuple[Action, ...] = ()
+    reply_id: int = 0
+    durable: AsyncResult | None = None
+
+
+@dataclass(slots=True)
+class _Queued:
+    event: Event
+    durable: AsyncResult | None = field(default=None)
+
+
+class Loop:
+    """See the module. `next_index` is the index of the journal's next record."""
+
+    def __init__(
+        self,
+        core: Core,
+        journal: JournalThread,
+        perform: Callable[[Stamp, Action], None],
+        *,
+        next_index: int,
+        clock: Clock,
+        metrics: Metrics,
+        workers: ThreadPool,
+        snapshot_records: int = SNAPSHOT_RECORDS,
+        write_timeout_ms: int = WRITE_TIMEOUT_MS,
+    ) -> None:
+        self.ended: AsyncResult = AsyncResult()  # set with the error that ended the leadership
+        self._core = core
+        self._journal = journal
+        self._perform_action = perform
+        self._clock = clock
+        self._metrics = metrics
+        self._workers = workers
+        self._write_timeout_ms = write_timeout_ms
+        self._queue: collections.deque[_Queued] = collections.deque()
+        self._queued = Signal()
+        self._frames: collections.deque[_Waiting] = collections.deque()
+        self._filled = Signal()
+        self._drained = Signal()
+        self._in_flight: list[_Waiting] = []
+        self._asked: dict[int, _Asked] = {}
+        self._reply_ids = itertools.count(1)
+        self._tick_is_queued = False
+        self._next_index = next_index
+        self._decided_index = next_index
+        self._snapshot_records = snapshot_records
+        self._snapshot_index = next_index
+        self._snapshot_value: Any = None
+        self._snapshot_running = False
+        self._story: collections.deque[tuple[Stamp, Any]] = collections.deque(maxlen=STORY_MAX)
+        self._greenlets: list[gevent.Greenlet] = []
+
+    def start(self) -> None:
+        for run in (self._decide_forever, self._commit_forever, self._tick_forever):
+            self._greenlets.append(gevent.spawn(self._guarded, run))
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """End the leadership; whoever waits is told. Idempotent. What is being appended may or may not get durable."""
+        if self.ended.ready():
+            return
+        self.ended.set(error or NotLeading("this scheduler is stopping"))
+        for reply in list(self._asked.values()):
+            reply.result.set_exception(_outcome_of(reply))
+        for waiting in [*self._in_flight, *self._frames, *self._queue]:
+            if waiting.durable is not None:
+                waiting.durable.set_exception(NotLeading("this scheduler leads no more"))
+        current = gevent.getcurrent()
+        for greenlet in self._greenlets:
+            if greenlet is not current:
+                greenlet.kill(block=False)
+
+    # --- for the shells
+
+    def put(self, event: Event, *, must: bool = False) -> bool:
+        """Queue `event`; False where the queue is full (`must`: of facts that nobody repeats, which get room more)."""
+        return self._put(_Queued(event), must=must)
+
+    def put_and_wait(self, event: Event) -> None:
+        """Queue `event` and return once what was decided on it is durable. :raises NotLeading: never decided, perhaps."""
+        queued = _Queued(event, AsyncResult())
+        if not self._put(queued, must=True):
+            raise Overloaded("too many events are waiting")
+        assert queued.durable is not None
+        queued.durable.get()
+
+    def ask(self, make_event: Callable[[int], Event]) -> Any:
+        """Put the event that `make_event(reply_id)` returns; return its Answer or HeartbeatAnswer once that is durable.
+
+        :raises NotLeading, Overloaded: surely not done.
+        :raises OutcomeUnknown: not durable within the write timeout.
+        """
+        self._check_leading()
+        if len(self._asked) >= ASKS_MAX:
+            raise Overloaded(f"{ASKS_MAX} requests are waiting already")
+        reply_id = next(self._reply_ids)
+        asked = self._asked[reply_id] = _Asked(AsyncResult())
+        try:
+            if not self.put(make_event(reply_id)):
+                raise Overloaded(f"{EVENTS_MAX} events are waiting already")
+            asked.result.wait(self._write_timeout_ms / 1000)
+            if asked.result.ready():
+                return asked.result.get()
+            if self._is_queued(reply_id):
+                raise Overloaded("the request was not looked at in time, and will not be")
+            raise OutcomeUnknown(f"no commit within {self._write_timeout_ms} ms")
+        finally:
+            del self._asked[reply_id]  # a queued event whose asker has gone is skipped
+
+    def read(self, function: Callable[[Any, Any], _T]) -> _T:
+        """Return `function(catalog, fleet)` once all that it saw is durable. It must neither yield nor keep references.
+
+        :raises NotLeading: leadership ended, or what it saw did not get durable in time.
+        """
+        self._check_leading()
+        error: Exception | None = None
+        try:
+            value = function(self._core.catalog, self._core.fleet)
+        except Exception as raised:
+            error = raised  # a refusal is told, too, only when what it saw is durable
+        if self._frames or self._in_flight:
+            waiting = _Waiting(self._stamp_of_read(), durable=AsyncResult())
+            assert waiting.durable is not None
+            self._frames.append(waiting)
+            self._filled.set()
+            waiting.durable.wait(self._write_timeout_ms / 1000)
+            if not waiting.durable.ready():
+                raise NotLeading("the journal does not answer")
+            waiting.durable.get()
+        if error is not None:
+            raise error
+        return value
+
+    def peek(self, function: Callable[[Any, Any], _T]) -> _T:
+        """As `read`, but at once, perhaps ahead of the journal: for what nobody is told. :raises NotLeading: ..."""
+        self._check_leading()
+        return function(self._core.catalog, self._core.fleet)
+
+    def story(self) -> Iterator[str]:
+        """Yield the last events, oldest first, a line each."""
+        for stamp, event in self._story:
+            text = event if isinstance(event, str) else describe(event)
+            yield f"event={stamp.event_id} wall_ms={stamp.wall_ms} {text}"
+
+    # --- deciding
+
+    def _put(self, queued: _Queued, *, must: bool) -> bool:
+        if self.ended.ready():
+            return False
+        if len(self._queue) >= EVENTS_MAX + (EVENTS_RESERVED_MAX if must else 0):
+            self._metrics.events_refused.inc()
+            return False
+        self._queue.append(queued)
+        self._queued.set()
+        return True
+
+    def _decide_forever(self) -> None:
+        while True:
+            self._queued.wait()
+            self._decide_slice()
+            if not self._queue:
+                self._queued.clear()
+            if len(self._frames) >= FRAMES_MAX:
+                self._drained.clear()
+                self._drained.wait()
+            gevent.sleep(0)
+
+    def _decide_slice(self) -> None:
+        began_ms = now_ms()
+        while self._queue and len(self._frames) < FRAMES_MAX and now_ms() - began_ms < SLICE_MS:
+            self._step(self._queue.popleft())
+        self._metrics.queue_events.set(len(self._queue))
+
+    def _step(self, queued: _Queued) -> None:
+        """Decide one event. Nothing in here yields."""
+        event, core = queued.event, self._core
+        reply_id = getattr(event, "reply_id", 0)
+        if reply_id and reply_id not in self._asked:
+            return  # its asker was told that it was not done
+        if isinstance(event, Ticked):
+            self._tick_is_queued = False
+        stamp = self._clock.stamp()
+        self._story.append((stamp, gist(event)))
+        self._metrics.events.labels(type(event).__name__).inc()
+        core.fleet.observe(stamp, event, core.catalog)
+        frame = core.decide(core.catalog, core.fleet, stamp, event, core.settings)
+        for entry in frame.entries:
+            core.catalog.apply(entry)
+        for action in frame.actions:
+            core.fleet.apply(stamp, action)
+        if frame.entries or frame.actions or queued.durable:
+            records = tuple(core.encode_entry(entry) for entry in frame.entries)
+            self._decided_index += len(records)
+            self._frames.append(_Waiting(stamp, records, frame.actions, reply_id, queued.durable))
+            self._filled.set()
+            self._log_entries(stamp, frame)
+
+    def _log_entries(self, stamp: Stamp, frame: Frame) -> None:
+        for entry in frame.entries:
+            self._metrics.entries.labels(type(entry).__name__).inc()
+            log.info("event=%d entry %s", stamp.event_id, describe(entry))
+
+    # --- committing
+
+    def _commit_forever(self) -> None:
+        while True:
+            self._filled.wait()
+            batch = self._take_batch()
+            if not batch:
+                self._filled.clear()
+                continue
+            self._in_flight = batch
+            records = [record for waiting in batch for record in waiting.records]
+            if records:
+                self._append(batch, records)
+            for waiting in batch:
+                self._perform(waiting)
+            self._in_flight = []
+            self._drained.set()
+            self._snapshot_if_due()
+
+    def _take_batch(self) -> list[_Waiting]:
+        """Return the next frames, whole, that fit a batch; those before the first with records come alone."""
+        batch: list[_Waiting] = []
+        count = size = 0
+        while self._frames:
+            head = self._frames[0]
+            if head.records and batch and not count:
+                break
+            bytes_more = sum(len(record) for record in head.records)
+            if count and (size + bytes_more > BATCH_BYTES_MAX or count + len(head.records) > BATCH_RECORDS_MAX):
+                break
+            count, size = count + len(head.records), size + bytes_more
+            batch.append(self._frames.popleft())
+        return batch
+
+    def _append(self, batch: list[_Waiting], records: list[bytes]) -> None:
+        for waiting in batch:
+            if waiting.reply_id in self._asked:
+                self._asked[waiting.reply_id].sent = True
+        with self._metrics.append_seconds.time():
+            self._journal.append(self._next_index, records)
+        self._next_index += len(records)
+        self._metrics.records.inc(len(records))
+
+    def _perform(self, waiting: _Waiting) -> None:
+        for action in waiting.actions:
+            if self.ended.ready():
+                return
+            self._metrics.actions.labels(type(action).__name__).inc()
+            if isinstance(action, Answer | AnswerHeartbeat):
+                self._answer(waiting.stamp, action)
+            else:
+                log.info("event=%d action %s", waiting.stamp.event_id, describe(action))
+                self._perform_action(waiting.stamp, action)
+        if waiting.durable is not None:
+            waiting.durable.set(None)
+
+    def _answer(self, stamp: Stamp, action: Answer | AnswerHeartbeat) -> None:
+        if isinstance(action, Answer):
+            code = action.refusal.code if action.refusal else ""
+            status = action.refusal.status if action.refusal else action.status
+            log.info("event=%d action Answer reply_id=%d status=%d %s", stamp.event_id, action.reply_id, status, code)
+        asked = self._asked.get(action.reply_id)
+        if asked is not None:
+            asked.result.set(action if isinstance(action, Answer) else action.answer)
+
+    def _snapshot_if_due(self) -> None:
+        if self._snapshot_running:
+            return
+        if self._snapshot_value is None and self._decided_index - self._snapshot_index >= self._snapshot_records:
+            self._snapshot_index, self._snapshot_value = self._decided_index, self._core.catalog.snapshot()
+        if self._snapshot_value is not None and self._next_index >= self._snapshot_index:
+            value, self._snapshot_value = self._snapshot_value, None
+            self._snapshot_running = True
+            self._greenlets.append(gevent.spawn(self._guarded, self._write_snapshot, self._snapshot_index, value))
+
+    def _write_snapshot(self, index: int, value: Any) -> None:
+        try:
+            data = self._workers.apply(self._core.encode_snapshot, (value,))
+            self._journal.write_snapshot(index, data)
+            log.info("snapshot index=%d bytes=%d", index, len(data))
+        except (Unavailable, TooLarge) as error:
+            # The journal is only longer than it should be: tried again after as many records more.
+            log.warning("snapshot at index=%d was not written: %s", index, error)
+        finally:
+            self._snapshot_running = False
+            self._greenlets = [g for g in self._greenlets if not g.dead]
+
+    # --- the rest
+
+    def _tick_forever(self) -> None:
+        while True:
+            gevent.sleep(self._core.settings.tick_ms / 1000)
+            if not self._tick_is_queued:
+                self._tick_is_queued = self.put(Ticked())
+
+    def _guarded(self, run: Callable[..., None], *arguments: Any) -> None:
+        try:
+            run(*arguments)
+        except JournalError as error:
+            self.stop(error)
+        except Exception as error:  # a top frame: our own mistake ends the leadership, and with it the process
+            crashed = Crashed(f"{type(error).__name__}: {error}")
+            crashed.__cause__ = error
+            self.stop(crashed)
+
+    def _check_leading(self) -> None:
+        if self.ended.ready():
+            raise NotLeading("this scheduler leads no more")
+
+    def _is_queued(self, reply_id: int) -> bool:
+        return any(getattr(queued.event, "reply_id", 0) == reply_id for queued in self._queue)
+
+    def _stamp_of_read(self) -> Stamp:
+        return Stamp(0, now_ms(), self._clock.wall_ms())
+
+
+def _outcome_of(asked: _Asked) -> Exception:
+    if asked.sent:
+        return OutcomeUnknown("leadership ended before the journal said that it was written")
+    return NotLeading("leadership ended before it was written")
+
+
+@contextlib.contextmanager
+def leading(loop: Loop) -> Iterator[Loop]:
+    """Run `loop` for the block's length."""
+    loop.start()
+    try:
+        yield loop
+    finally:
+        loop.stop()

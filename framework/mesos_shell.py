@@ -1,0 +1,270 @@
+"""Between the loop and Mesos: callbacks become events, actions become calls. No decision is made here.
+
+Callbacks run in the driver's greenlet; they translate, queue and return. Calls leave in order from one greenlet with a
+bounded outbox, so that a slow master holds up nothing else; what finds the outbox full, or fails, is dropped and told in
+the log, since no action is owed. Offers that find the loop's queue full are declined at once for a short while.
+
+The raw JSON of open offers is kept here, because a launch must name resources as they were offered.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import gevent
+from gevent.queue import Full, Queue
+
+from stoker.framework.core.actions import (
+    Accept,
+    Acknowledge,
+    Action,
+    Decline,
+    Kill,
+    Reconcile,
+    Revive,
+    ShutdownExecutor,
+    Suppress,
+)
+from stoker.framework.core.entries import LaunchPlanned
+from stoker.framework.core.events import (
+    AgentRemoved,
+    Disconnected,
+    Event,
+    ExecutorEnded,
+    OfferRescinded,
+    OffersReceived,
+    Stamp,
+    Subscribed,
+    TaskUpdated,
+)
+from stoker.framework.metrics import Metrics
+from stoker.framework.model import Offer, TaskStatus
+from stoker.framework.translate import (
+    Json,
+    Untranslatable,
+    filters_to_mesos,
+    ids_to_mesos,
+    offer_from_mesos,
+    status_from_mesos,
+    task_to_mesos,
+)
+from stoker.mesos.errors import Disconnected as NotConnected
+from stoker.mesos.errors import HttpError, MesosError, QueueFull
+
+OUTBOX_MAX = 10_000  # calls
+OFFERS_AN_EVENT_MAX = 500  # a big cluster's offers come as many events, so that the hub gets turns
+OFFERS_MAX = 50_000  # raw offers kept; the oldest are forgotten (and with them the chance to use them)
+OVERLOADED_REFUSE_MS = 2_000
+RECONCILE_TASKS_MAX = 1_000  # in one call
+SURELY_NOT_SENT = (NotConnected, HttpError, QueueFull, Untranslatable)
+
+log = logging.getLogger(__name__)
+
+
+class Driver(Protocol):
+    """What is used of stoker.mesos.scheduler_driver (pymesos' names)."""
+
+    def start(self) -> Any: ...
+    def stop(self) -> Any: ...
+    def acceptOffers(self, offer_ids: Any, operations: Any, filters: Any = None) -> Any: ...
+    def declineOffer(self, offer_ids: Any, filters: Any = None) -> Any: ...
+    def reviveOffers(self, roles: Any = ()) -> Any: ...
+    def suppressOffers(self, roles: Any = ()) -> Any: ...
+    def killTask(self, task_id: Any, agent_id: Any = None) -> Any: ...
+    def shutdownExecutor(self, executor_id: Any, agent_id: Any) -> Any: ...
+    def reconcileTasks(self, tasks: Any) -> Any: ...
+    def acknowledgeStatusUpdate(self, status: Any) -> Any: ...
+
+
+class MesosShell:
+    """One leadership's connection to Mesos: pymesos' Scheduler interface on one side, actions on the other.
+
+    `make_driver(self)` returns a driver that is not started. `put` is Loop.put. `on_error` is told once when the master
+    will not have this framework any more. `launch_values(launch)` returns (mem bytes to ask for, command, environment).
+    """
+
+    def __init__(
+        self,
+        make_driver: Callable[[Any], Driver],
+        put: Callable[..., bool],
+        *,
+        launch_values: Callable[[LaunchPlanned], tuple[int, str, Mapping[str, str]]],
+        on_error: Callable[[str], None],
+        metrics: Metrics,
+    ) -> None:
+        self._put = put
+        self._launch_values = launch_values
+        self._on_error = on_error
+        self._metrics = metrics
+        self._offers: collections.OrderedDict[str, Json] = collections.OrderedDict()
+        self._outbox: Queue[tuple[int, Action]] = Queue(OUTBOX_MAX)
+        self._driver = make_driver(self)
+        self._sender: gevent.Greenlet | None = None
+
+    def start(self) -> None:
+        self._sender = gevent.spawn(self._send_forever)
+        self._driver.start()
+
+    def stop(self) -> None:
+        """Leave Mesos without a TEARDOWN: executors go on, and the framework id stays ours."""
+        self._driver.stop()
+        if self._sender is not None:
+            self._sender.kill()
+            self._sender = None
+
+    def perform(self, stamp: Stamp, action: Action) -> None:
+        """Send `action` to Mesos soon; never blocks."""
+        try:
+            self._outbox.put_nowait((stamp.event_id, action))
+        except Full:
+            log.warning("event=%d %s dropped: %d calls wait already", stamp.event_id, type(action).__name__, OUTBOX_MAX)
+
+    # --- callbacks (pymesos.Scheduler)
+
+    def registered(self, driver: Any, framework_id: Json, master_info: Json) -> None:
+        self._subscribed(framework_id.get("value", ""), master_info)
+
+    def reregistered(self, driver: Any, master_info: Json) -> None:
+        self._subscribed(str(driver.framework_id or ""), master_info)
+
+    def disconnected(self, driver: Any) -> None:
+        self._offers.clear()
+        self._put(Disconnected(), must=True)
+
+    def resourceOffers(self, driver: Any, offers: list[Json]) -> None:
+        for first in range(0, len(offers), OFFERS_AN_EVENT_MAX):
+            self._take_offers(offers[first : first + OFFERS_AN_EVENT_MAX])
+            gevent.sleep(0)
+
+    def offerRescinded(self, driver: Any, offer_id: Json) -> None:
+        self._offers.pop(offer_id["value"], None)
+        self._put(OfferRescinded(offer_id["value"]), must=True)
+
+    def statusUpdate(self, driver: Any, status: Json) -> None:
+        try:
+            self._put(TaskUpdated(status_from_mesos(status)))  # refused: the agent sends it again until acknowledged
+        except Untranslatable as error:
+            log.warning("ignored: %s", error)
+
+    def executorLost(self, driver: Any, executor_id: Json, agent_id: Json, status: int | None) -> None:
+        self._put(ExecutorEnded(_value(agent_id), _value(executor_id), int(status or 0)), must=True)
+
+    def slaveLost(self, driver: Any, agent_id: Json) -> None:
+        self._put(AgentRemoved(_value(agent_id)), must=True)
+
+    def inverseOffers(self, driver: Any, offers: list[Json]) -> None:
+        log.info("inverse offers=%d are left open: agents are not drained yet", len(offers))
+
+    def inverseOfferRescinded(self, driver: Any, offer_id: Json) -> None: ...
+
+    def frameworkMessage(self, driver: Any, executor_id: Json, agent_id: Json, message: str) -> None: ...
+
+    def processHeartBeat(self, driver: Any) -> None: ...
+
+    def error(self, driver: Any, message: str) -> None:
+        self._on_error(message)
+
+    # --- both ways
+
+    def _subscribed(self, framework_id: str, master_info: Json) -> None:
+        self._offers.clear()
+        log.info("subscribed framework_id=%s master=%s", framework_id, master_info.get("id", ""))
+        self._put(Subscribed(framework_id, master_info.get("id", "")), must=True)
+
+    def _take_offers(self, raw_offers: list[Json]) -> None:
+        offers: list[Offer] = []
+        for raw in raw_offers:
+            try:
+                offers.append(offer_from_mesos(raw))
+            except Untranslatable as error:
+                log.warning("ignored: %s", error)
+                continue
+            self._offers[offers[-1].offer_id] = raw
+        while len(self._offers) > OFFERS_MAX:
+            self._offers.popitem(last=False)
+        if offers and not self._put(OffersReceived(tuple(offers))):
+            ids = tuple(offer.offer_id for offer in offers)
+            self.perform(Stamp(0, 0, 0), Decline(ids, OVERLOADED_REFUSE_MS, "the scheduler is overloaded"))
+
+    def _send_forever(self) -> None:
+        while True:
+            event_id, action = self._outbox.get()
+            kind = type(action).__name__
+            try:
+                self._send(action)
+                self._metrics.mesos_calls.labels(kind, "sent").inc()
+            except (MesosError, OSError, Untranslatable) as error:
+                self._metrics.mesos_calls.labels(kind, "failed").inc()
+                log.warning("event=%d %s failed: %s", event_id, kind, error)
+                if isinstance(action, Accept) and isinstance(error, SURELY_NOT_SENT):
+                    self._put(TaskUpdated(_dropped(action.launch, str(error))))
+
+    def _send(self, action: Action) -> None:  # noqa: C901 - one branch a kind of action
+        driver = self._driver
+        match action:
+            case Accept():
+                self._accept(action)
+            case Decline(offer_ids, refuse_ms):
+                self._forget(offer_ids)
+                driver.declineOffer(ids_to_mesos(offer_ids), filters_to_mesos(refuse_ms))
+            case Acknowledge(task_id, agent_id, uuid):
+                driver.acknowledgeStatusUpdate(
+                    {"task_id": {"value": task_id}, "agent_id": {"value": agent_id}, "uuid": _base64(uuid)}
+                )
+            case Kill(task_id, agent_id):
+                driver.killTask({"value": task_id}, {"value": agent_id} if agent_id else None)
+            case ShutdownExecutor(executor_id, agent_id):
+                driver.shutdownExecutor({"value": executor_id}, {"value": agent_id})
+            case Reconcile(tasks):
+                for first in range(0, max(1, len(tasks)), RECONCILE_TASKS_MAX):
+                    driver.reconcileTasks([_task_ref(*t) for t in tasks[first : first + RECONCILE_TASKS_MAX]])
+            case Suppress():
+                driver.suppressOffers()
+            case Revive():
+                driver.reviveOffers()
+            case _:
+                raise AssertionError(f"not an action for Mesos: {action}")
+
+    def _accept(self, action: Accept) -> None:
+        raw = [self._offers[i] for i in action.offer_ids if i in self._offers]
+        self._forget(action.offer_ids)
+        if len(raw) != len(action.offer_ids):
+            raise Untranslatable(f"offers of launch {action.launch.launch_id} are gone")
+        mem_bytes, command, environment = self._launch_values(action.launch)
+        task = task_to_mesos(action.launch, raw, mem_bytes=mem_bytes, command=command, environment=environment)
+        operation = {"type": "LAUNCH", "launch": {"task_infos": [task]}}
+        self._driver.acceptOffers(ids_to_mesos(action.offer_ids), [operation], filters_to_mesos(action.refuse_ms))
+
+    def _forget(self, offer_ids: tuple[str, ...]) -> None:
+        for offer_id in offer_ids:
+            self._offers.pop(offer_id, None)
+
+
+def _value(identity: Any) -> str:
+    return str((identity or {}).get("value", ""))
+
+
+def _task_ref(task_id: str, agent_id: str) -> Json:
+    task: Json = {"task_id": {"value": task_id}}
+    return task | {"agent_id": {"value": agent_id}} if agent_id else task
+
+
+def _dropped(launch: LaunchPlanned, message: str) -> TaskStatus:
+    """Return what a master would say of a launch that it never saw: the slot need not wait for a timeout."""
+    return TaskStatus(
+        launch.task_id,
+        "TASK_DROPPED",
+        launch.agent_id,
+        launch.task_id,
+        reason="REASON_INVALID_OFFERS",
+        source="SOURCE_SCHEDULER",
+        message=message,
+    )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

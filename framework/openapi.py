@@ -1,0 +1,193 @@
+"""The OpenAPI document, made of routes.py. Pure: a value of a table."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from stoker.framework.model import DatasetState, JobState
+from stoker.framework.routes import Query, Route
+
+TEXT = {"type": "string"}
+NUMBER = {"type": "integer"}
+MAYBE_TEXT = {"type": ["string", "null"]}
+MAYBE_NUMBER = {"type": ["integer", "null"]}
+FLAG = {"type": "boolean"}
+FREE = {"type": "object"}
+
+_ERROR_MEANS = {
+    400: "bad input; the message says what, the hint what is allowed",
+    403: "not an executor of this cluster",
+    404: "there is nothing of that name",
+    409: "it clashes with what is there",
+    413: "the body is too large",
+    503: "not_leading or overloaded (surely not done), or outcome_unknown (ask again with the same key)",
+}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+def _list_of(name: str, item: str) -> dict[str, Any]:
+    return _object(**{name: {"type": "array", "items": _ref(item)}, "next": MAYBE_TEXT})
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_PROGRESS = _object(
+    bytes=NUMBER,
+    bytes_total=NUMBER,
+    files=NUMBER,
+    files_total=NUMBER,
+    rate_bytes_per_s=MAYBE_NUMBER,
+    eta_seconds={"type": ["number", "null"]},
+    executors={"type": "array", "items": FREE},
+)
+SCHEMAS: dict[str, Any] = {
+    "Error": _object(error=_object(code=TEXT, message=TEXT, hint=TEXT)),
+    "Dataset": _object(
+        name=TEXT,
+        id=NUMBER,
+        source=TEXT,
+        options={"type": "object", "additionalProperties": TEXT},
+        state={"type": "string", "enum": [str(s) for s in DatasetState]},
+        error=MAYBE_TEXT,
+        files=MAYBE_NUMBER,
+        bytes=MAYBE_NUMBER,
+        cached_bytes=MAYBE_NUMBER,
+        cached_ratio={"type": ["number", "null"]},
+        version=MAYBE_NUMBER,
+        generation=MAYBE_NUMBER,
+        residency={"type": "string", "enum": ["complete", "partial"]},
+        replicas=NUMBER,
+        replicas_actual={"type": ["number", "null"]},
+        policy=TEXT,
+        tier=TEXT,
+        priority=NUMBER,
+        wanted={"type": "array", "items": _object(include=FLAG, path=TEXT)},
+        block_bytes=MAYBE_NUMBER,
+        blocks=MAYBE_NUMBER,
+        listing={"type": ["object", "null"]},
+        created_ms=NUMBER,
+    ),
+    "Job": _object(
+        id=TEXT,
+        kind=TEXT,
+        dataset=TEXT,
+        paths={"type": "array", "items": TEXT},
+        state={"type": "string", "enum": [str(s) for s in JobState]},
+        message=MAYBE_TEXT,
+        progress=_PROGRESS,
+        error_count=NUMBER,
+        errors={"type": "array", "items": _object(path=TEXT, code=TEXT, message=TEXT)},
+        created_ms=NUMBER,
+        started_ms=MAYBE_NUMBER,
+        finished_ms=MAYBE_NUMBER,
+    ),
+    "Executor": _object(
+        slot=NUMBER,
+        state={"type": "string", "enum": ["RUNNING", "LAUNCHING", "WAITING", "LOST"]},
+        reason=MAYBE_TEXT,
+        agent_id=MAYBE_TEXT,
+        hostname=MAYBE_TEXT,
+        host=MAYBE_TEXT,
+        port=MAYBE_NUMBER,
+        capacity_bytes=MAYBE_NUMBER,
+        used_bytes=MAYBE_NUMBER,
+        pid=MAYBE_NUMBER,
+        heartbeat_age_ms=MAYBE_NUMBER,
+        datasets={"type": "array", "items": FREE},
+    ),
+    "Agent": _object(id=TEXT, hostname=TEXT, attributes=FREE, executors={"type": "array", "items": NUMBER}),
+    "Offer": _object(
+        offer_id=TEXT,
+        agent_id=TEXT,
+        hostname=TEXT,
+        cpus={"type": "number"},
+        mem_bytes=NUMBER,
+        decision={"type": "string", "enum": ["accepted", "declined"]},
+        reason=TEXT,
+        wall_ms=NUMBER,
+    ),
+    "Fleet": _object(instances=NUMBER, mem_bytes=NUMBER, role=TEXT, running=NUMBER),
+    "Leader": _object(
+        leader=TEXT,
+        self=TEXT,
+        epoch=NUMBER,
+        framework_id=TEXT,
+        cluster=TEXT,
+        master=TEXT,
+        state=TEXT,
+        schedulers={"type": "array", "items": TEXT},
+    ),
+    "Placement": _object(
+        name=TEXT,
+        dataset_id=NUMBER,
+        cluster=TEXT,
+        version=NUMBER,
+        generation=NUMBER,
+        digest=TEXT,
+        block_bytes=NUMBER,
+        pg_count=NUMBER,
+        replicas=NUMBER,
+        placement_version=NUMBER,
+        homes={"type": "string", "contentEncoding": "base64"},
+        slots={"type": "array", "items": FREE},
+    ),
+    "Alive": _object(alive=FLAG),
+    "Health": _object(state=TEXT),
+    "Datasets": _list_of("datasets", "Dataset"),
+    "Jobs": _list_of("jobs", "Job"),
+    "Executors": _list_of("executors", "Executor"),
+    "Agents": _list_of("agents", "Agent"),
+    "Offers": _list_of("offers", "Offer"),
+}
+
+
+def document(routes: tuple[Route, ...], *, version: str) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document that describes `routes`."""
+    paths: dict[str, Any] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Stoker", "version": version, "description": "The API of a Stoker scheduler."},
+        "paths": paths,
+        "components": {"schemas": SCHEMAS},
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = {"operationId": route.handler, "summary": route.summary}
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", route.path)
+    ]
+    parameters += [_parameter(query, "query") for query in route.queries]
+    parameters += [_parameter(header, "header") for header in route.headers]
+    if parameters:
+        operation["parameters"] = parameters
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": {route.body_media_type: {"schema": route.body}}}
+    answers = {
+        str(status): {"description": meaning or "as asked", "content": {route.media_type: _media(schema)}}
+        for status, (meaning, schema) in route.answers.items()
+    }
+    for status in route.errors:
+        answers[str(status)] = {
+            "description": _ERROR_MEANS[status],
+            "content": {"application/json": {"schema": _ref("Error")}},
+        }
+    operation["responses"] = answers
+    return operation
+
+
+def _parameter(query: Query, place: str) -> dict[str, Any]:
+    return {"name": query.name, "in": place, "required": False, "schema": query.schema, "description": query.description}
+
+
+def _media(schema: str) -> dict[str, Any]:
+    return {"schema": _ref(schema)} if schema else {}

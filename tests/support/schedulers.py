@@ -1,0 +1,278 @@
+"""Schedulers for tests: a real process on a real Mesos, or one loop in this process between fakes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stoker.zk.errors import Unavailable
+from stoker.zk.journal import BATCH_BYTES_MAX, RECORD_BYTES_MAX, Recovered
+
+START_TIMEOUT_S = 30
+POLL_S = 0.02
+
+
+def wait_until(condition: Callable[[], Any], *, timeout_s: float = 30, what: str = "the condition") -> Any:
+    """Return the first true value of `condition()`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {timeout_s} s")
+        time.sleep(POLL_S)
+
+
+# --- journals
+
+
+class MemoryJournal:
+    """A Journal that keeps everything in memory; `records` is what is durable, from `snapshot_index` on."""
+
+    def __init__(self) -> None:
+        self.records: list[bytes] = []
+        self.snapshot_index = 0
+        self.snapshot: bytes | None = None
+        self.blobs: dict[str, bytes] = {}
+        self.batches: list[int] = []
+        self.epoch = 0
+
+    def lead(self) -> Recovered:
+        self.epoch += 1
+        numbered = list(enumerate(self.records, start=self.snapshot_index))
+        return Recovered(self.epoch, 1, self.snapshot_index, self.snapshot, iter(numbered))
+
+    def append(self, first_index: int, records: Sequence[bytes]) -> None:
+        assert first_index == self.snapshot_index + len(self.records), "a gap in the journal"
+        assert records and all(len(r) <= RECORD_BYTES_MAX for r in records)
+        assert sum(map(len, records)) <= BATCH_BYTES_MAX
+        self.records += records
+        self.batches.append(len(records))
+
+    def write_snapshot(self, index: int, data: bytes) -> None:
+        assert self.snapshot_index <= index <= self.snapshot_index + len(self.records)
+        del self.records[: index - self.snapshot_index]
+        self.snapshot_index, self.snapshot = index, data
+
+    def put_blob(self, data: bytes) -> str:
+        import hashlib
+
+        digest = hashlib.sha256(data).hexdigest()
+        self.blobs[digest] = data
+        return digest
+
+    def get_blob(self, digest: str) -> bytes | None:
+        return self.blobs.get(digest)
+
+    def delete_blob(self, digest: str) -> None:
+        self.blobs.pop(digest, None)
+
+    def close(self) -> None:
+        return
+
+
+class SlowJournal(MemoryJournal):
+    """Appends take `delay_s`, in real time; `append` records how many ran at once."""
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__()
+        self.delay_s = delay_s
+        self.running = self.running_max = 0
+
+    def append(self, first_index: int, records: Sequence[bytes]) -> None:
+        self.running += 1
+        self.running_max = max(self.running_max, self.running)
+        time.sleep(self.delay_s)
+        super().append(first_index, records)
+        self.running -= 1
+
+
+class RefusingJournal(MemoryJournal):
+    """The append number `refuse_at` (from 0) raises `error`, and so do all after it until `mend`."""
+
+    def __init__(self, refuse_at: int, error: Exception | None = None) -> None:
+        super().__init__()
+        self.refuse_at = refuse_at
+        self.error = error or Unavailable("no space left on device")
+        self.appends = 0
+
+    def append(self, first_index: int, records: Sequence[bytes]) -> None:
+        self.appends += 1
+        if 0 <= self.refuse_at < self.appends:
+            raise self.error
+        super().append(first_index, records)
+
+    def mend(self) -> None:
+        self.refuse_at = -1
+
+
+# --- Mesos
+
+
+@dataclass
+class FakeDriver:
+    """A scheduler driver that records the calls; `fail` makes the next calls raise."""
+
+    scheduler: Any
+    framework: dict[str, Any]
+    calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+    fail: Exception | None = None
+    framework_id: str | None = None
+    is_started: bool = False
+
+    def start(self) -> None:
+        self.is_started = True
+
+    def stop(self, failover: bool = True) -> None:
+        self.is_started = False
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call(*arguments: Any, **named: Any) -> None:
+            if self.fail is not None:
+                raise self.fail
+            self.calls.append((name, (*arguments, *named.values())))
+
+        return call
+
+    def named(self, name: str) -> list[tuple[Any, ...]]:
+        return [arguments for called, arguments in self.calls if called == name]
+
+
+def raw_offer(number: int, *, cpus: float = 4.0, mem: float = 4096.0, role: str = "*") -> dict[str, Any]:
+    """Return an offer as a master sends it."""
+    allocation = {"allocation_info": {"role": role}}
+    return {
+        "id": {"value": f"O{number}"},
+        "framework_id": {"value": "F"},
+        "agent_id": {"value": f"A{number}"},
+        "hostname": f"host{number}",
+        "allocation_info": {"role": role},
+        "attributes": [{"name": "rack", "type": "TEXT", "text": {"value": "r1"}}],
+        "resources": [
+            {"name": "cpus", "type": "SCALAR", "scalar": {"value": cpus}, **allocation},
+            {"name": "mem", "type": "SCALAR", "scalar": {"value": mem}, **allocation},
+            {
+                "name": "ports",
+                "type": "RANGES",
+                "ranges": {"range": [{"begin": 31000, "end": 31099}]},
+                **allocation,
+            },
+        ],
+    }
+
+
+# --- processes
+
+
+class Api:
+    """A tiny client of a scheduler's API, for tests of the API itself."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.host, _, port = url.removeprefix("http://").rpartition(":")
+        self.port = int(port)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        headers: dict[str, str] | None = None,
+        raw: bytes | None = None,
+    ) -> tuple[int, Any]:
+        """Return the status, and the body's JSON, or bytes where it is none."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
+        try:
+            data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+            connection.request(method, path, body=data, headers=headers or {})
+            answer = connection.getresponse()
+            content = answer.read()
+            is_json = answer.getheader("Content-Type", "").startswith("application/json")
+            return answer.status, json.loads(content) if is_json else content
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Any:
+        status, body = self.call("GET", path)
+        assert status == 200, (status, body)
+        return body
+
+
+class SchedulerProcess:
+    """`python -m stoker.framework` with a configuration; its log goes to `log`."""
+
+    def __init__(
+        self, config: dict[str, Any], log: pathlib.Path, *, environment: dict[str, str] | None = None
+    ) -> None:
+        self.config = {"host": "127.0.0.1", "port": 0, **config}
+        self.log = log
+        with open(log, "ab") as stderr:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "stoker.framework", "--config", "-"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={**os.environ, **(environment or {})},
+            )
+        assert self.child.stdin is not None and self.child.stdout is not None
+        with contextlib.suppress(BrokenPipeError), self.child.stdin:
+            self.child.stdin.write(json.dumps(self.config).encode())
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """Return the API's URL, once the process has said it."""
+        if not self._url:
+            assert self.child.stdout is not None
+            line = self.child.stdout.readline().decode()
+            assert line.startswith("STOKER_URL="), f"it said {line!r}; log: {self.said()}"
+            self._url = line.strip().removeprefix("STOKER_URL=")
+        return self._url
+
+    @property
+    def api(self) -> Api:
+        return Api(self.url)
+
+    def wait_leading(self) -> Api:
+        api = self.api
+        wait_until(lambda: api.call("GET", "/health")[0] == 200, what="leading")
+        return api
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send the signal and return the exit status."""
+        if self.child.poll() is None:
+            self.child.send_signal(number)
+        status = self.child.wait(timeout=20)
+        if self.child.stdout is not None:
+            self.child.stdout.close()
+        return status
+
+
+@contextlib.contextmanager
+def scheduler_process(
+    config: dict[str, Any], log: pathlib.Path, **options: Any
+) -> Iterator[SchedulerProcess]:
+    """Run a scheduler for the block's length."""
+    process = SchedulerProcess(config, log, **options)
+    try:
+        yield process
+    finally:
+        process.stop(signal.SIGKILL)
