@@ -86,10 +86,10 @@ def cluster(*, agents: int = 1, mem_bytes: int) -> Iterator[Client]:
 
 def add_and_load(client: Client, name: str, source: str) -> float:
     """Add and load a dataset; return the seconds that the load took (listing not counted)."""
-    client.create_dataset({"name": name, "source": source})
-    wait_for(lambda: client.get_dataset(name)["state"] != "LISTING")
+    client.create_dataset(name, source)
+    wait_for(lambda: client.dataset_info(name)["state"] != "LISTING")
     started = time.perf_counter()
-    job = client.create_job({"kind": "load", "dataset": name}, key=None)
+    job = client.create_job("load", name)
     wait_for(lambda: client.job(job["id"])["state"] not in ("PENDING", "RUNNING"))
     took = time.perf_counter() - started
     final = client.job(job["id"])

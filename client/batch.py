@@ -30,7 +30,9 @@ class Chunk:
         self.pool = pool
         self.slot = slot
         self.pieces = pieces
-        self.had_begun = False  # a used connection, or bytes of an answer: its end says little about the executor
+        self.had_begun = (
+            False  # a used connection, or bytes of an answer: its end says little about the executor
+        )
         self.connection: Connection | None = None
         self._position = 0
         self._asked: list[Piece] = []
@@ -80,7 +82,10 @@ class Chunk:
             message = connection.receive_refusal(answer)
             bad = answer.status == wire.Status.BAD_REQUEST
             for piece in self._asked:
-                piece.failure = (wire.Failure.OUT_OF_RANGE if bad else wire.Failure.INTERNAL, message or "refused")
+                piece.failure = (
+                    wire.Failure.OUT_OF_RANGE if bad else wire.Failure.INTERNAL,
+                    message or "refused",
+                )
             return 0, answer.placement_version, answer.dataset_version
         failures, payload = connection.receive_failures(answer)
         for number, failure in failures.items():
@@ -127,7 +132,9 @@ class Batch:
                     talking.remove(chunk)
             broken += [(chunk, Silent(SILENCE_MS)) for chunk in talking]
         finally:
-            for chunk in self._chunks:  # silent; or we were interrupted: the next reader would get its answers
+            for (
+                chunk
+            ) in self._chunks:  # silent; or we were interrupted: the next reader would get its answers
                 chunk.discard()
         return broken
 
@@ -173,4 +180,3 @@ class Batch:
             return False
         chunk.give_back()
         return True
-

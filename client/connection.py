@@ -96,7 +96,9 @@ class Connection:
         """
         answer = Answer._make(wire.ANSWER.unpack(self.receive_bytes(wire.ANSWER.size)))
         if answer.op != op or answer.request_id != request_id:
-            raise Broken(f"answer {answer.request_id} of op {answer.op} to request {request_id} of op {int(op)}")
+            raise Broken(
+                f"answer {answer.request_id} of op {answer.op} to request {request_id} of op {int(op)}"
+            )
         return answer
 
     def receive_refusal(self, answer: Answer) -> str:
@@ -189,7 +191,9 @@ class Connection:
         self.socket.close()
 
 
-def connect(address: SlotAddress, hello: wire.Hello, *, unix: bool, silence_ms: int = SILENCE_MS) -> Connection:
+def connect(
+    address: SlotAddress, hello: wire.Hello, *, unix: bool, silence_ms: int = SILENCE_MS
+) -> Connection:
     """Return a connection whose hello was accepted.
 
     :raises HelloRefused: another launch, cluster or dataset answers there.
@@ -198,7 +202,9 @@ def connect(address: SlotAddress, hello: wire.Hello, *, unix: bool, silence_ms: 
     opened = _connect_unix(address) if unix else _connect_tcp(address)
     try:
         set_silence(opened, CONNECT_TIMEOUT_MS)
-        connection = Connection(opened, wire.HelloAnswer(wire.HelloStatus.OK, 0, b"", 0, 0, 0, 0), is_unix=unix)
+        connection = Connection(
+            opened, wire.HelloAnswer(wire.HelloStatus.OK, 0, b"", 0, 0, 0, 0), is_unix=unix
+        )
         opened.sendall(wire.encode_hello(hello))
         answer, detail_bytes = wire.decode_hello_answer(connection.receive_bytes(wire.HELLO_ANSWER_BYTES))
         detail = connection.receive_bytes(detail_bytes).decode(errors="replace")
@@ -293,7 +299,9 @@ class Pool:
         with self._changed:
             while not self._idle and len(self._busy) + self._opening >= BUSY_MAX:
                 if not self._changed.wait(deadline - time.monotonic()):
-                    raise Broken(f"{BUSY_MAX} connections to one executor were busy for {SILENCE_MS // 1000} s")
+                    raise Broken(
+                        f"{BUSY_MAX} connections to one executor were busy for {SILENCE_MS // 1000} s"
+                    )
             if self._idle:
                 connection = self._idle.pop()
                 self._busy.add(connection)

@@ -7,7 +7,7 @@ RETURNED, by way of a queue that takes no lock, since `__del__` runs anywhere.
 
     table (one a dataset generation)       young {block: Descriptor}  <- the hot path: one look-up, no lock
                                            old   {block: Descriptor}  <- not used since the last turn; evicted first
-                                           maps  {block: BlockMap}    <- views; each holds its Descriptor
+                                           maps  {block: BlockMap}    <- views and small reads; each holds its Descriptor
     loan (one an executor and dataset)     the connection that lent them, and a thread that hears DROP and PINGs
 
 The budget is the process's: DESCRIPTORS_MAX over all tables. When it is spent and nothing is old, all young become old
@@ -35,9 +35,12 @@ from stoker.executor import wire
 
 DESCRIPTORS_MAX = 128  # held by a process
 ASK_MAX = wire.DESCRIPTORS_MAX  # blocks in one request
+MAP_AFTER_READS = 128  # small reads of one block before it is mapped: its faults must pay
 ASK_AGAIN_MS = 250  # a block that was not full, or not there
 ASK_AGAIN_BLOCKS_MAX = 4_096
-ASK_WHEN_FULL_BYTES = 256 * 1024  # with the budget spent: a larger read of a block evicts another's descriptor,
+ASK_WHEN_FULL_BYTES = (
+    256 * 1024
+)  # with the budget spent: a larger read of a block evicts another's descriptor,
 ASK_WHEN_FULL_MISSES = 8  # or as many small ones
 PING_INTERVAL_MS = 2_000  # an idle loan asks for the newest versions, and sees that the executor lives
 LOAN_SILENCE_MS = 5_000  # descriptors are at hand or not: an answer takes no store's time
@@ -86,10 +89,7 @@ class Budget:
         while self.count() >= self.descriptors_max:
             if not any(table.old for table in self.tables):
                 for table in self.tables:
-                    table.old.update(table.young)
-                    table.old.update(table.inherited)
-                    table.young.clear()
-                    table.inherited.clear()
+                    table.age()
             victim = next(table for table in self.tables if table.old)
             victim.forget(next(iter(victim.old)))
 
@@ -102,16 +102,26 @@ class DescriptorTable:
         self.young: dict[int, Descriptor] = {}
         self.old: dict[int, Descriptor] = {}
         self.inherited: dict[int, Descriptor] = {}
-        self.maps: dict[int, BlockMap] = {}
+        self.maps: dict[int, BlockMap] = {}  # never replaced either
+        self.idle_maps: dict[int, BlockMap] = {}  # of the old
         self.received_count = 0
         self.dropped_count = 0
         self._not_before: dict[int, float] = {}
         self._misses: dict[int, int] = {}
+        self._small_reads: dict[int, int] = {}
         with budget.lock:
             budget.tables = (*budget.tables, self)
 
     def count(self) -> int:
         return len(self.young) + len(self.old) + len(self.inherited)
+
+    def age(self) -> None:
+        """Make all young ones old; under the lock. Who is used again is found again, and young."""
+        self.old.update(self.young)
+        self.old.update(self.inherited)
+        self.idle_maps.update(self.maps)
+        for held in (self.young, self.inherited, self.maps):
+            held.clear()
 
     def find(self, index: int) -> Descriptor | None:
         """Return the block's descriptor, young again if it was old."""
@@ -122,6 +132,9 @@ class DescriptorTable:
             found = self.old.pop(index, None)
             if found is not None:
                 self.young[index] = found
+                mapped = self.idle_maps.pop(index, None)
+                if mapped is not None:
+                    self.maps[index] = mapped
                 return found
             return self.young.get(index) or self.inherited.get(index)
 
@@ -160,6 +173,8 @@ class DescriptorTable:
         self.old.pop(index, None)
         self.inherited.pop(index, None)
         self.maps.pop(index, None)
+        self.idle_maps.pop(index, None)
+        self._small_reads.pop(index, None)
 
     def drop(self, indexes: Iterable[int]) -> None:
         with self.budget.lock:
@@ -190,17 +205,30 @@ class DescriptorTable:
             for index in list(self.inherited):
                 self.forget(index)
 
+    def count_small_read(self, index: int, data_bytes: int) -> None:
+        """A small read went by pread: map the block when there were many. A copy from a warm mapping takes a third."""
+        reads = self._small_reads.get(index, 0) + 1
+        self._small_reads[index] = reads
+        if reads >= MAP_AFTER_READS:
+            self.map(index, data_bytes)
+
     def map(self, index: int, data_bytes: int) -> BlockMap | None:
-        """Return the block's mapping, made now if need be; None: no descriptor is held."""
+        """Return the block's mapping, made now if need be; None: no descriptor of so many bytes is held."""
         descriptor = self.find(index)
         if descriptor is None:
             return None
         with self.budget.lock:
             mapped = self.maps.get(index)
             if mapped is None or mapped.descriptor is not descriptor:
-                mapped = BlockMap(descriptor, data_bytes, prot=mmap.PROT_READ)
+                try:
+                    mapped = BlockMap(descriptor, data_bytes, prot=mmap.PROT_READ)
+                except (
+                    ValueError,
+                    OSError,
+                ):  # the file is too short, or no descriptor or address space is left
+                    return None
                 mapped.descriptor = descriptor
-                if index in self.young or index in self.inherited:  # else it was dropped meanwhile
+                if index in self.young:  # else it was dropped meanwhile
                     self.maps[index] = mapped
             return mapped
 
@@ -210,6 +238,8 @@ class DescriptorTable:
                 descriptor.loan = None  # the parent's to return
                 self.inherited[index] = descriptor
             held.clear()
+        self.maps.clear()  # made again once this process has loans of its own; views keep theirs
+        self.idle_maps.clear()
 
 
 class Loan:
@@ -367,7 +397,9 @@ class Loan:
         while len(data) < wire.ANSWER.size:
             try:
                 part, ancillary, flags, _ = self._socket.recvmsg(
-                    wire.ANSWER.size - len(data), socket.CMSG_SPACE(ASK_MAX * _FD_BYTES), socket.MSG_CMSG_CLOEXEC
+                    wire.ANSWER.size - len(data),
+                    socket.CMSG_SPACE(ASK_MAX * _FD_BYTES),
+                    socket.MSG_CMSG_CLOEXEC,
                 )
             except BlockingIOError:
                 raise Silent(LOAN_SILENCE_MS) from None
@@ -375,7 +407,9 @@ class Loan:
             if not part or flags & socket.MSG_CTRUNC:
                 for number in received:
                     os.close(number)
-                raise Broken("descriptors were cut off: the limit of open files is reached" if part else "end")
+                raise Broken(
+                    "descriptors were cut off: the limit of open files is reached" if part else "end"
+                )
             data += part
         return data, received
 
@@ -407,7 +441,9 @@ class Loan:
         self.ended = True
         self._table.drop_loan(self)
         try:
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread; the parent's own socket, never a child's
+            self._socket.shutdown(
+                socket.SHUT_RDWR
+            )  # wakes the thread; the parent's own socket, never a child's
             os.eventfd_write(self._wake, 1)
         except OSError:
             return  # the executor was faster: the thread is awake by that
@@ -420,4 +456,3 @@ def _numbers(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
             usable = len(data) - len(data) % _FD_BYTES
             numbers += struct.unpack(f"{usable // _FD_BYTES}i", data[:usable])
     return numbers
-

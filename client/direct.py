@@ -24,7 +24,11 @@ class UnderStore:
     """The source of one dataset, opened at the first read; for any thread."""
 
     def __init__(
-        self, name: str, describe: Callable[[], Mapping[str, Any]], options: Mapping[str, Any], count: Callable[[int], None]
+        self,
+        name: str,
+        describe: Callable[[], Mapping[str, Any]],
+        options: Mapping[str, Any],
+        count: Callable[[int], None],
     ) -> None:
         """:param describe: returns the dataset as the API shows it (`source`, `options`).
 
@@ -56,7 +60,9 @@ class UnderStore:
             raise
         except Exception as error:  # under stores raise what their libraries do
             text = " ".join(str(error).split())
-            raise ReadError(errno.EIO, f"the under store does not give it: {text}", f"{self._name}/{path}") from error
+            raise ReadError(
+                errno.EIO, f"the under store does not give it: {text}", f"{self._name}/{path}"
+            ) from error
         if len(data) != stop - start:
             raise file_changed(self._name, f"{self._name}/{path}", f"{len(data)} bytes for {stop - start}")
         self._count(len(data))
@@ -79,17 +85,25 @@ class UnderStore:
     def _compare(self, info: Mapping[str, Any], manifest: Manifest, row: int) -> None:
         path = f"{self._name}/{manifest.path(row)}"
         if info.get("size") != manifest.size(row):
-            raise file_changed(self._name, path, f"its size is {info.get('size')}, it was {manifest.size(row)}")
-        etag, token = str(info.get("ETag") or info.get("etag") or ""), manifest.token(row).decode(errors="replace")
+            raise file_changed(
+                self._name, path, f"its size is {info.get('size')}, it was {manifest.size(row)}"
+            )
+        etag, token = (
+            str(info.get("ETag") or info.get("etag") or ""),
+            manifest.token(row).decode(errors="replace"),
+        )
         if etag and token.strip('"') == etag.strip('"'):
             return
         when = next((info[key] for key in _TIMES if info.get(key) is not None), None)
         seconds, listed = _seconds(when), manifest.mtime_ns(row) / 1e9
         if seconds is None or not listed:
             raise ReadError(
-                errno.ENOTSUP, "the under store tells neither an ETag nor a time to compare, so fallback is not safe", path
+                errno.ENOTSUP,
+                "the under store tells neither an ETag nor a time to compare, so fallback is not safe",
+                path,
             )
-        if abs(seconds - listed) > 1e-3 and abs(int(seconds) - int(listed)) > 0:
+        is_whole = seconds == int(seconds) or listed == int(listed)  # one side tells whole seconds only
+        if abs(seconds - listed) > (1.0 if is_whole else 1e-3) or (is_whole and int(seconds) != int(listed)):
             raise file_changed(self._name, path, "its time is another")
 
 

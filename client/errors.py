@@ -64,7 +64,9 @@ def dataset_gone(name: str, what: str) -> DatasetGone:
 
 def read_only(what: str) -> OSError:
     """Return the error of everything that would write."""
-    return OSError(errno.EROFS, f"stoker:// is read-only: {what} is not possible; write to the under store instead")
+    return OSError(
+        errno.EROFS, f"stoker:// is read-only: {what} is not possible; write to the under store instead"
+    )
 
 
 def missing(path: str) -> FileNotFoundError:
@@ -75,7 +77,9 @@ def from_json(status: int, body: Any) -> ApiError:
     """Return the error in a scheduler's answer `{"error": {"code", "message", "hint"}}`."""
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
-        return ApiError(status, "bad_answer", f"HTTP {status} without an error in Stoker's form: {str(body)[:200]}")
+        return ApiError(
+            status, "bad_answer", f"HTTP {status} without an error in Stoker's form: {str(body)[:200]}"
+        )
     return ApiError(
         status, str(error.get("code", "")), str(error.get("message", "")), str(error.get("hint") or "")
     )

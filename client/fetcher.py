@@ -90,14 +90,18 @@ class Fetcher:
         self.dataset_version = 0  # the newest that an executor told of
         self._surroundings = surroundings
         self._by_descriptor = surroundings.transport != "tcp"
-        self._renew()
+        self._lock = threading.Lock()
+        self._unix_failed: dict[SlotAddress, float] = {}
+        self._adopt_not_before = 0.0
         self._down: dict[SlotAddress, float] = {}
         self._candidates: dict[int, list[SlotAddress]] = {}
         self._pools: dict[tuple[SlotAddress, bool], Pool] = {}
         self._loans: dict[SlotAddress, Loan] = {}
         self._loan_not_before: dict[SlotAddress, float] = {}
 
-    def fetch(self, pieces: Sequence[Piece], path_of: Callable[[int], str], *, give_up_at_once: bool = False) -> None:
+    def fetch(
+        self, pieces: Sequence[Piece], path_of: Callable[[int], str], *, give_up_at_once: bool = False
+    ) -> None:
         """Give each piece its bytes, or its `error`. `path_of(row)` is only called for errors.
 
         :param give_up_at_once: do not wait for a relaunch; the caller has another way.
@@ -181,7 +185,11 @@ class Fetcher:
         """Return a home of the block on this host whose Unix socket answers."""
         now = time.monotonic()
         for slot in self._candidates_of(index)[: self.placement.home_count(index)]:
-            if self._uses_unix(slot) and not self._is_down(slot) and self._loan_not_before.get(slot, 0.0) <= now:
+            if (
+                self._uses_unix(slot)
+                and not self._is_down(slot)
+                and self._loan_not_before.get(slot, 0.0) <= now
+            ):
                 return slot
         return None
 
@@ -262,11 +270,15 @@ class Fetcher:
         if code == wire.Failure.CHANGED:
             piece.error = file_changed(self.placement.name, path_of(piece.row), message)
         elif code in _FINAL:
-            piece.error = ReadError(errno.EIO, f"an executor refused the range: {message}", path_of(piece.row))
+            piece.error = ReadError(
+                errno.EIO, f"an executor refused the range: {message}", path_of(piece.row)
+            )
         elif code == wire.Failure.UNDER_STORE and (
             piece.store_tries >= STORE_TRIES_MAX or self._next(piece) is None
         ):
-            piece.error = ReadError(errno.EIO, f"the under store does not give it: {message}", path_of(piece.row))
+            piece.error = ReadError(
+                errno.EIO, f"the under store does not give it: {message}", path_of(piece.row)
+            )
 
     def pool(self, slot: SlotAddress) -> Pool:
         unix = self._uses_unix(slot)
@@ -406,13 +418,10 @@ class Fetcher:
 
     # Fork
 
-    def _renew(self) -> None:
-        self._lock = threading.Lock()
-        self._unix_failed: dict[SlotAddress, float] = {}
-        self._adopt_not_before = 0.0
-
     def after_fork_in_child(self) -> None:
-        self._renew()
+        self._lock = threading.Lock()
+        self._unix_failed = {}
+        self._adopt_not_before = 0.0
         self.table.after_fork_in_child()
         for pool in self._pools.values():
             pool.after_fork_in_child()
@@ -425,4 +434,3 @@ class Fetcher:
         self.end("was closed")
         for loan in list(self._loans.values()):
             loan.end()
-

@@ -1,22 +1,25 @@
 """A file of a dataset, opened: `RawFile` (positional reads, no buffer) and `BufferedFile` (the usual one, over it).
 
-The methods of `RawFile` are the hottest code of the client: each does the one look-up and the one pread itself, and goes to
-the reader only when a range crosses a block, its descriptor is not held, or its end lies beyond the file.
+The methods of `RawFile` are the hottest code of the client: each does the one look-up and the one copy itself (small reads
+from a block's mapping, large ones by pread), and goes to the reader only when a range crosses a block, the block is not
+held, or the end lies beyond the file.
 """
 
 from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stoker.client.reader import Reader
 
 BUFFER_BYTES = 64 * 1024
-_NONE: dict[int, Any] = {}
+SMALL_BYTES = 64 * 1024  # up to here a copy from a mapping, which holds the GIL; pread lets other threads run
+_NONE: Mapping[int, Any] = {}
 
-pread, preadv = os.pread, os.preadv
+preadv = os.preadv
 
 
 class RawFile(io.RawIOBase):
@@ -30,6 +33,7 @@ class RawFile(io.RawIOBase):
         "_block_bytes",
         "_descriptors",
         "_is_open",
+        "_maps",
         "_mask",
         "_offset",
         "_position",
@@ -47,7 +51,8 @@ class RawFile(io.RawIOBase):
         self._reader = reader
         self._row = row
         self._offset, self.size = reader.manifest.extent(row)
-        self._descriptors = reader.descriptors
+        self._descriptors: Mapping[int, int] = reader.descriptors
+        self._maps: Mapping[int, Any] = reader.maps
         self._shift = reader.shift
         self._mask = reader.mask
         self._block_bytes = reader.block_bytes
@@ -59,46 +64,47 @@ class RawFile(io.RawIOBase):
 
     def read(self, size: int | None = -1, /) -> bytes:
         position = self._position
-        left = self.size - position
-        if size is None or size < 0 or size > left:
-            size = left
-        address = self._offset + position
-        descriptor = self._descriptors.get(address >> self._shift)
-        if descriptor is not None:
+        if size is None or size < 0 or size > self.size - position:
+            size = self.size - position
+        if 0 < size <= SMALL_BYTES:
+            address = self._offset + position
             begin = address & self._mask
-            if begin + size <= self._block_bytes and size > 0:
-                data = pread(descriptor, size, begin)
-                if len(data) == size:
-                    self._position = position + size
-                    return data
+            if begin + size <= self._block_bytes:
+                try:
+                    data: bytes = self._maps[address >> self._shift][begin : begin + size]
+                except KeyError:
+                    return self._read_slowly(position, size)
+                self._position = position + size
+                return data
         return self._read_slowly(position, size)
 
     def readinto(self, buffer: Any, /) -> int:
         position = self._position
-        size = len(buffer)
+        view = memoryview(buffer)
+        size = view.nbytes
         address = self._offset + position
         descriptor = self._descriptors.get(address >> self._shift)
         if descriptor is not None and size <= self.size - position:
             begin = address & self._mask
-            if begin + size <= self._block_bytes and preadv(descriptor, (buffer,), begin) == size:
+            if begin + size <= self._block_bytes and preadv(descriptor, (view,), begin) == size:
                 self._position = position + size
                 return size
-        return self._readinto_slowly(position, buffer)
+        return self._readinto_slowly(position, view.cast("B"))
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return bytes [offset, offset + size), cut at the file's end, without moving the position.
 
         :raises ValueError: a negative offset or size, or the file is closed.
         """
-        if offset >= 0 <= size <= self.size - offset:
+        if offset >= 0 <= size <= SMALL_BYTES and offset + size <= self.size:
             address = self._offset + offset
-            descriptor = self._descriptors.get(address >> self._shift)
-            if descriptor is not None:
-                begin = address & self._mask
-                if begin + size <= self._block_bytes:
-                    data = pread(descriptor, size, begin)
-                    if len(data) == size:
-                        return data
+            begin = address & self._mask
+            if begin + size <= self._block_bytes:
+                try:
+                    data: bytes = self._maps[address >> self._shift][begin : begin + size]
+                except KeyError:
+                    return self._read_at_slowly(offset, size)
+                return data
         return self._read_at_slowly(offset, size)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
@@ -125,7 +131,7 @@ class RawFile(io.RawIOBase):
     def close(self) -> None:
         if self._is_open:
             self._is_open = False
-            self._descriptors = _NONE
+            self._descriptors = self._maps = _NONE
         super().close()
 
     def __reduce__(self) -> Any:
@@ -140,13 +146,12 @@ class RawFile(io.RawIOBase):
         self._check_open()
         if size <= 0:
             return b""
-        data = self._reader.read_slowly(self._row, position, size)
+        data = self._read_range(position, size)
         self._position = position + size
         return data
 
-    def _readinto_slowly(self, position: int, buffer: Any) -> int:
+    def _readinto_slowly(self, position: int, view: memoryview) -> int:
         self._check_open()
-        view = memoryview(buffer).cast("B")
         size = min(len(view), self.size - position)
         if size <= 0:
             return 0
@@ -176,7 +181,13 @@ class RawFile(io.RawIOBase):
         if offset < 0 or size < 0:
             raise ValueError(f"read_at({offset}, {size}): neither may be negative")
         size = min(size, self.size - offset)
-        return self._reader.read(self._row, offset, size) if size > 0 else b""
+        return self._read_range(offset, size) if size > 0 else b""
+
+    def _read_range(self, start: int, size: int) -> bytes:
+        data = self._reader.read(self._row, start, size)
+        if size <= SMALL_BYTES:
+            self._reader.count_small_read(self._offset + start)
+        return data
 
     def _seek_slowly(self, offset: int, whence: int) -> int:
         self._check_open()
@@ -212,7 +223,9 @@ class BufferedFile(io.BufferedReader):
         return _reopen, (raw.fs, raw._reader.pin, raw.path, self._buffer_size, self.tell())
 
 
-def open_row(reader: Reader, row: int, *, buffer_bytes: int | None = None, fs: Any = None) -> RawFile | BufferedFile:
+def open_row(
+    reader: Reader, row: int, *, buffer_bytes: int | None = None, fs: Any = None
+) -> RawFile | BufferedFile:
     """Return the opened file; `buffer_bytes` None: 64 KiB, 0: no buffer.
 
     :raises ValueError: negative.
@@ -226,8 +239,8 @@ def open_row(reader: Reader, row: int, *, buffer_bytes: int | None = None, fs: A
 
 
 def _reopen(fs: Any, pin: Any, path: str, buffer_bytes: int | None, position: int) -> Any:
-    from stoker.client.session import session_for
     from stoker.client.reader import Pin
+    from stoker.client.session import session_for
 
     pin = Pin(*pin)
     if fs is not None:
@@ -235,7 +248,10 @@ def _reopen(fs: Any, pin: Any, path: str, buffer_bytes: int | None, position: in
     else:
         reader = session_for().pinned(pin)
     file = open_row(
-        reader, reader.row(path.partition("/")[2]), buffer_bytes=0 if buffer_bytes is None else buffer_bytes, fs=fs
+        reader,
+        reader.row(path.partition("/")[2]),
+        buffer_bytes=0 if buffer_bytes is None else buffer_bytes,
+        fs=fs,
     )
     file.seek(position)
     return file

@@ -142,7 +142,9 @@ def _locked(path: str) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor too: closing would not unlock
+        fcntl.flock(
+            fd, fcntl.LOCK_UN
+        )  # a child forked meanwhile has the descriptor too: closing would not unlock
         os.close(fd)
 
 

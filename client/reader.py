@@ -1,7 +1,7 @@
 """Reads one dataset version: from rows and ranges of files to blocks, and back to bytes.
 
 The hot path is here and in `file.py`: a range inside one block whose descriptor is held costs one look-up in `descriptors`
-(a dict that is never replaced) and one pread. Everything else is cut into pieces for the fetcher.
+(a dict that is never replaced) and one pread, or for a small read one in `maps` and a copy. Everything else is cut into pieces for the fetcher.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class Range(NamedTuple):
 class Reader:
     """One dataset version, for any thread. Rows are the manifest's; ranges must lie inside their file."""
 
-    def __init__(self, home: Home, pin: Pin, manifest: Manifest, fetcher: Fetcher, direct: Direct | None = None) -> None:
+    def __init__(
+        self, home: Home, pin: Pin, manifest: Manifest, fetcher: Fetcher, direct: Direct | None = None
+    ) -> None:
         self.home = home
         self.pin = pin
         self.manifest = manifest
@@ -69,6 +71,7 @@ class Reader:
         self.direct = direct
         self.parent: Reader | None = None  # the reader this one shares its fetcher with, kept alive
         self.descriptors = fetcher.table.young
+        self.maps = fetcher.table.maps
         self.block_bytes = manifest.block_bytes
         self.shift = manifest.block_bytes.bit_length() - 1
         self.mask = manifest.block_bytes - 1
@@ -107,6 +110,12 @@ class Reader:
                 if len(data) == length:
                     return data
         return self.read_slowly(row, start, length)
+
+    def count_small_read(self, address: int) -> None:
+        """A small read of this address went by pread, or over a socket."""
+        index = address >> self.shift
+        if index in self.descriptors:
+            self.fetcher.table.count_small_read(index, self.manifest.block_length(index))
 
     def read_slowly(self, row: int, start: int, length: int) -> bytes:
         (result,) = self.fetch([Range(row, start, length)])

@@ -22,7 +22,9 @@ from stoker.client.errors import ApiError, UrlError, from_json
 
 CONNECT_TIMEOUT_MS = 3_000
 ANSWER_TIMEOUT_MS = 30_000
-PATIENCE_MS = 10_000  # how long a call is repeated while no scheduler leads, or none can tell how a write ended
+PATIENCE_MS = (
+    10_000  # how long a call is repeated while no scheduler leads, or none can tell how a write ended
+)
 UNREACHABLE_MS = 2_000  # how long it is repeated while no scheduler answers at all
 REDIRECTS_MAX = 4
 ANSWER_BYTES_MAX = 64 * 1024 * 1024

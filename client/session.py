@@ -63,7 +63,10 @@ class Session:
         self._fetchers: tuple[Fetcher, ...] = ()
         self._abandoned: collections.deque[Fetcher] = collections.deque()
         self._asked: dict[str, tuple[float, Placement]] = {}
-        self._renew()
+        self._lock = threading.Lock()
+        self._bind_lock = threading.RLock()
+        self._behind: dict[Fetcher, SlotAddress] = {}
+        self._refresher: threading.Thread | None = None
         _living.add(self)
 
     # Versions
@@ -86,7 +89,9 @@ class Session:
         if found.pin.version == version:
             return found
         raise FileNotFoundError(
-            errno.ENOENT, f"dataset {name!r} is at version {found.pin.version}; another one cannot be opened", f"{name}@{version}"
+            errno.ENOENT,
+            f"dataset {name!r} is at version {found.pin.version}; another one cannot be opened",
+            f"{name}@{version}",
         )
 
     def newest(self, name: str) -> Reader:
@@ -141,7 +146,9 @@ class Session:
             return found
         manifest = self._manifest(pin)
         if manifest.block_bytes != placement.block_bytes or manifest.dataset_id != pin.dataset_id:
-            raise ReadError(errno.EIO, "the scheduler's placement and manifest do not belong together", pin.name)
+            raise ReadError(
+                errno.EIO, "the scheduler's placement and manifest do not belong together", pin.name
+            )
         fetcher = Fetcher(self, placement, pin.version)
         reader = Reader(self, pin, manifest, fetcher)
         self._readers[pin] = reader
@@ -200,7 +207,9 @@ class Session:
         with self._lock:
             self._behind[fetcher] = address
             if self._refresher is None:
-                self._refresher = threading.Thread(target=self._refresh_behind, name="stoker-refresh", daemon=True)
+                self._refresher = threading.Thread(
+                    target=self._refresh_behind, name="stoker-refresh", daemon=True
+                )
                 self._refresher.start()
 
     def _refresh_behind(self) -> None:
@@ -212,7 +221,9 @@ class Session:
                     return
                 fetcher, address = next(iter(self._behind.items()))
             try:
-                newest = self._from_executor(fetcher, address) or self.newest_placement(fetcher.placement.name)
+                newest = self._from_executor(fetcher, address) or self.newest_placement(
+                    fetcher.placement.name
+                )
                 if newest is not None:
                     fetcher.take_placement(newest)
             except FileNotFoundError:
@@ -241,14 +252,11 @@ class Session:
 
     # Life
 
-    def _renew(self) -> None:
+    def after_fork_in_child(self) -> None:
         self._lock = threading.Lock()
         self._bind_lock = threading.RLock()
-        self._behind: dict[Fetcher, SlotAddress] = {}
-        self._refresher: threading.Thread | None = None
-
-    def after_fork_in_child(self) -> None:
-        self._renew()
+        self._behind = {}
+        self._refresher = None
         self.budget.after_fork_in_child()
         for fetcher in self._fetchers:
             fetcher.after_fork_in_child()
@@ -281,7 +289,9 @@ def session_for(url: str | None = None, *, token: str = "") -> Session:
         with _sessions_lock:
             session = _sessions.get(key)
             if session is None:
-                session = _sessions[key] = Session(schedulers, token=token or os.environ.get("STOKER_TOKEN", ""))
+                session = _sessions[key] = Session(
+                    schedulers, token=token or os.environ.get("STOKER_TOKEN", "")
+                )
     if token:
         session.rest.token = token
     return session

@@ -26,5 +26,7 @@ def find_bad_pages(fd: int, layout: BlockLayout, start: int, stop: int) -> list[
         length = min(PAGE_BYTES, layout.data_bytes - page * PAGE_BYTES)
         view = memoryview(buffer)[:length]
         if os.preadv(fd, [view], page * PAGE_BYTES) != length or crc32c.crc32c(view) != crcs[page - first]:
-            bad.append(page)
+            # A fill may have begun to write to this page meanwhile: it unsets the known bit first.
+            if index.are_known(fd, layout, page, page + 1):
+                bad.append(page)
     return bad

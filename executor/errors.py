@@ -15,9 +15,9 @@ class ChannelError(ExecutorError):
     """Another process of this executor sent what is not a message: a mistake of ours. The executor must end."""
 
 
-class TierFull(ExecutorError):
-    """A block does not fit the tier; nothing was allocated. Evict first, or serve without keeping."""
-
-
 class ManifestUnavailable(ExecutorError):
-    """No scheduler gave the manifest of a dataset version; to be tried again later."""
+    """No scheduler gave the manifest of a dataset version. `is_gone`: there is none any more; else try again later."""
+
+    def __init__(self, text: str, *, is_gone: bool = False) -> None:
+        super().__init__(text)
+        self.is_gone = is_gone

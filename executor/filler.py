@@ -28,7 +28,7 @@ from stoker.executor import wire
 from stoker.executor.block import block_layout
 from stoker.executor.channel import Channel
 from stoker.executor.errors import ChannelError
-from stoker.executor.fill_job import FillJob, FillOrder, PeerAddress
+from stoker.executor.fill_job import FillJob, FillOrder, PeerAddress, Turns
 from stoker.executor.fill_progress import checksum_unknown_pages
 from stoker.executor.manifest import Manifest, map_manifest
 from stoker.executor.peer import Peer
@@ -92,6 +92,7 @@ class Filler:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._stores = Stores()
+        self._turns = Turns()
         self._datasets: OrderedDict[tuple[int, int, int], Dataset] = OrderedDict()
         self._lock = threading.Lock()
         self._jobs: dict[Any, FillJob | None] = {}  # accepted and not done; None: not begun, or a checksum
@@ -163,6 +164,7 @@ class Filler:
             dataset.manifest(),
             store=dataset.store,
             connect=lambda address: _connect(address, message),
+            turns=self._turns,
             fd=fd,
             send=self._channel.send,
         )

@@ -196,7 +196,7 @@ def assignment_from(raw: dict[str, Any]) -> Assignment:
 
 def _unpack(data: bytes) -> dict[str, Any]:
     try:
-        fields = msgpack.unpackb(data, raw=False, max_buffer_size=64 * 1024 * 1024)
+        fields = msgpack.unpackb(data, raw=False)  # nothing in it may be longer than `data`
     except Exception as error:  # msgpack raises a handful of unrelated types for bad bytes
         raise ValueError(f"not msgpack: {error}") from error
     if not isinstance(fields, dict):

@@ -170,7 +170,7 @@ class Daemon:
 
     def _lead(self) -> None:
         """Take the journal and lead until it ends. :raises JournalError, Fatal: how it ended."""
-        journal = JournalThread(LocalJournal(self._config.journal_dir))
+        journal = JournalThread(LocalJournal(self._config.journal_dir, owner=f"scheduler {self._config.name} at {self._url}"))
         leadership: Leadership | None = None
         try:
             leadership = Leadership(self._config, journal, self._make_driver, url=self._url, metrics=self._metrics)

@@ -58,6 +58,7 @@ class Leadership:
         catalog, wall_ms = self._workers.apply(_replay, (recovered.snapshot, records))
         self._catalog: Catalog = catalog
         self._epoch = recovered.epoch
+        metrics.epoch.set(recovered.epoch)
         next_index = records[-1][0] + 1 if records else recovered.snapshot_index
         log.info("replayed epoch=%d next_index=%d records=%d", recovered.epoch, next_index, len(records))
         settings = config.decision_settings()

@@ -10,21 +10,18 @@ import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 from gevent.event import AsyncResult
 from gevent.threadpool import ThreadPool
 
 from stoker.executor.manifest import Manifest, ManifestError, bundle, map_manifest, part_digests, write_mapped
+from stoker.framework.core.rules import Rules, merge_rules
 from stoker.framework.errors import Refused
 from stoker.framework.journaling import JournalThread
-from stoker.framework.model import JobKind, Refusal, Selection, Settings
+from stoker.framework.model import JobKind, Refusal, Selection
 
 MAPPED_MAX = 64  # manifests kept mapped, the least recently used goes first
-RULES_BYTES_MAX = Settings().wanted_rules_bytes_max
 
-_T = TypeVar("_T")
-Rules = tuple[tuple[bool, str], ...]
 
 
 class Manifests:
@@ -56,15 +53,9 @@ class Manifests:
     def select(
         self, digest: str, *, dataset_id: int, kind: str, paths: Sequence[str], rules: Rules, wanted_version: int
     ) -> Selection:
-        """Return what `paths` (none: everything) mean in the manifest `digest`, and the wanted residency after them.
-
-        :raises Refused: the wanted residency would have too many rules.
-        """
+        """Return what `paths` (none: everything) mean in the manifest `digest`, and the wanted residency after them."""
         manifest = self.open(digest)
-        extended = extend_rules(rules, wanted=kind == JobKind.LOAD, paths=paths)
-        if sum(len(path.encode()) + 8 for _, path in extended) > RULES_BYTES_MAX:
-            message = f"the dataset's wanted residency would take more than {RULES_BYTES_MAX} bytes of paths"
-            raise Refused(Refusal(400, "bad_request", message, "load or free whole directories instead of single files"))
+        extended = merge_rules(rules, kind == JobKind.LOAD, paths)
         return self._workers.apply(_select, (manifest, dataset_id, tuple(paths), extended, wanted_version))
 
     def bundle(self, digest: str) -> Iterator[bytes]:
@@ -113,27 +104,6 @@ class Manifests:
         if data is None:
             raise Refused(Refusal(500, "manifest_lost", f"the journal has no blob {digest[:12]}"))
         return data
-
-
-def extend_rules(rules: Rules, *, wanted: bool, paths: Sequence[str]) -> Rules:
-    """Return `rules` after `paths` (none: everything) were wanted, or not any more.
-
-    The last rule that matches decides, so a new one makes those below its path idle; they are left out.
-
-    >>> extend_rules(((True, ""),), wanted=False, paths=["a"])
-    ((True, ''), (False, 'a'))
-    >>> extend_rules(((True, "a/b"), (False, "c")), wanted=True, paths=["a"])
-    ((True, 'a'),)
-    """
-    extended = list(rules)
-    for path in paths or ("",):
-        extended = [rule for rule in extended if not _lies_under(rule[1], path)]
-        extended.append((wanted, path))
-    return tuple(extended)
-
-
-def _lies_under(path: str, prefix: str) -> bool:
-    return not prefix or path == prefix or path.startswith(prefix + "/")
 
 
 def _assemble(digest: str, get_blob: Callable[[str], bytes | None], path: str) -> Manifest:

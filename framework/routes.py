@@ -205,7 +205,7 @@ ROUTES: tuple[Route, ...] = (
         errors=(400, 403, 413, 503),
     ),
     Route("GET", "/v1/agents", "list_agents", "List agents seen in offers", {200: ("by id", "Agents")}, queries=PAGE, errors=_BAD),
-    Route("GET", "/v1/offers", "list_offers", "The last offers, what became of them and why", {200: ("oldest first", "Offers")}),
+    Route("GET", "/v1/offers", "list_offers", "The last offers, what became of them and why", {200: ("newest first", "Offers")}),
     Route("GET", "/v1/leader", "show_leader", "Who leads", {200: ("", "Leader")}),
     Route("GET", "/v1/openapi.json", "show_openapi", "This description", {200: ("", "")}, errors=()),
     Route("GET", "/alive", "show_alive", "200 while this process does its work: for supervisors", {200: ("", "Alive")}, errors=()),

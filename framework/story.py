@@ -12,7 +12,7 @@ from stoker.framework.core.events import Event, HeartbeatReceived, OffersReceive
 
 LINE_CHARS_MAX = 400
 VALUE_CHARS_MAX = 160
-HIDDEN = frozenset({"secret", "options", "homes"})
+HIDDEN = frozenset({"secret", "seed", "options", "requested_blocks", "wanted_blocks"})
 
 
 def describe(value: Any) -> str:
@@ -30,7 +30,8 @@ def describe(value: Any) -> str:
         if dataclasses.is_dataclass(held):
             parts.append(f"{field.name}=({describe(held)})")
         else:
-            parts.append(f"{field.name}={_cut(repr(held), VALUE_CHARS_MAX)}")
+            text = held.hex() if isinstance(held, bytes) else repr(held)
+            parts.append(f"{field.name}={_cut(text, VALUE_CHARS_MAX)}")
     return _cut(" ".join(parts), LINE_CHARS_MAX)
 
 

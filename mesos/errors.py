@@ -25,6 +25,10 @@ class HttpError(MesosError):
         self.body = body
 
 
+class BadCall(MesosError):
+    """A call that we built cannot be sent (too large, or no JSON): our own mistake. Nothing was sent."""
+
+
 class StreamBroken(MesosError):
     """The event stream ended or cannot be understood any more; the driver subscribes again by itself."""
 

@@ -30,10 +30,10 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from stoker.mesos.errors import CallFailed, Disconnected, HttpError, QueueFull, StreamBroken
+from stoker.mesos.errors import BadCall, CallFailed, Disconnected, HttpError, QueueFull, StreamBroken
 from stoker.mesos.executor_settings import RETRY_MS_MAX, ExecutorSettings, read_settings
 from stoker.mesos.recordio import RECORD_BYTES_MAX, decode_event
-from stoker.mesos.transport import Caller, EventStream
+from stoker.mesos.transport import Caller, EventStream, encode_call
 
 __all__ = ["Executor", "ExecutorDriver", "ExecutorSettings", "read_settings"]
 
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 PATH = "/api/v1/executor"
 UPDATES_MAX = 1_000  # kept at a time; each is some hundred bytes of a SUBSCRIBE
+UPDATE_BYTES_MAX = 64 * 1024
 RETRY_MS_MIN = 200
 CONNECT_TIMEOUT_MS = 2_000
 # An agent gives an executor a minute to subscribe for the first time.
@@ -187,6 +188,7 @@ class ExecutorDriver:
         uuid, timestamp, source and executor_id are filled in. Any thread, connected or not.
 
         :raises ValueError: no task_id, or a state that executors must not send.
+        :raises BadCall: it is no JSON, or above UPDATE_BYTES_MAX.
         :raises QueueFull: UPDATES_MAX updates wait for the agent already.
         """
         update = dict(status)
@@ -200,10 +202,14 @@ class ExecutorDriver:
         update.setdefault("timestamp", time.time())
         update.setdefault("source", "SOURCE_EXECUTOR")
         update.setdefault("executor_id", {"value": self.settings.executor_id})
+        encoded = encode_call({"type": "UPDATE", "update": update})
+        if len(encoded) > UPDATE_BYTES_MAX:
+            raise BadCall(f"a status update of {len(encoded)} bytes is above the limit of {UPDATE_BYTES_MAX}")
+        kept = json.loads(encoded)["update"]  # what the caller changes later is not ours
         with self._changed:
             if len(self._unacknowledged) >= UPDATES_MAX:
                 raise QueueFull(f"{UPDATES_MAX} status updates wait for the agent's acknowledgement already")
-            self._unacknowledged[key] = {"status": update}
+            self._unacknowledged[key] = {"status": kept}
             self._unsent[key] = None
             self._changed.notify_all()
 
@@ -230,7 +236,7 @@ class ExecutorDriver:
             "executor_id": {"value": self.settings.executor_id},
             **fields,
         }
-        return json.dumps(call, separators=(",", ":"), allow_nan=False).encode("utf-8")
+        return encode_call(call)
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}

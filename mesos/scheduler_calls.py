@@ -28,6 +28,7 @@ class SchedulerCalls(PymesosSchedulerDriver):  # type: ignore[misc]
     :raises Disconnected: there is no subscribed stream; nothing was sent.
     :raises HttpError: the master refused it; nothing was done.
     :raises CallFailed: the connection failed under it; it may have been received.
+    :raises BadCall: it cannot be sent as it is; nothing was.
     """
 
     # Set by pymesos' constructors.

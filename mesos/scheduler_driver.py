@@ -28,7 +28,6 @@ with another master (compare `masterInfo["id"]`). Works with threads and in a pr
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
@@ -49,6 +48,7 @@ from stoker.mesos.transport import (
     Backoff,
     Caller,
     EventStream,
+    encode_call,
 )
 
 __all__ = ["SchedulerDriver", "Timings"]
@@ -266,7 +266,7 @@ class SchedulerDriver(SchedulerCalls):
         answer = self._caller.call(
             subscription.address,
             path,
-            _encode(body),
+            encode_call(body),
             {**self._headers(), "Mesos-Stream-Id": subscription.stream_id, **(headers or {})},
             method=method,
             may_repeat=kind not in _NOT_REPEATABLE,
@@ -372,7 +372,7 @@ class SchedulerDriver(SchedulerCalls):
             call["framework_id"] = framework["id"]
         return stream.open(
             PATH,
-            _encode(call),
+            encode_call(call),
             self._headers(),
             connect_timeout_ms=self._timings.connect_timeout_ms,
             timeout_ms=self._timings.call_timeout_ms,
@@ -397,6 +397,8 @@ class SchedulerDriver(SchedulerCalls):
                 self.process_event(event)
                 if self._fatal is not None or not self._started:
                     return
+                if stream.is_closed:
+                    raise StreamBroken("left for another master, or because this one leads us no more")
             interval_ms = self._heartbeat_interval_ms
             stream.allow_silence(interval_ms * self._timings.heartbeats_missed_max)
 
@@ -502,10 +504,6 @@ def _refusal(address: Address, answer: Answer) -> _End:
 
 def _basic_authorization(credential: str) -> str:
     return "Basic " + b64encode(credential.encode("utf-8")).decode("ascii")
-
-
-def _encode(call: Mapping[str, Any]) -> bytes:
-    return json.dumps(call, separators=(",", ":"), allow_nan=False).encode("utf-8")
 
 
 def _now_ms() -> int:

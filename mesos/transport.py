@@ -11,16 +11,17 @@ and given out again is never shut by mistake.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import select
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stoker.mesos.detector import Address
-from stoker.mesos.errors import CallFailed, StreamBroken
+from stoker.mesos.errors import BadCall, CallFailed, StreamBroken
 from stoker.mesos.recordio import RecordReader
 
 CONNECT_TIMEOUT_MS = 5_000
@@ -44,6 +45,17 @@ class Answer(NamedTuple):
     @property
     def text(self) -> str:
         return self.body.decode("utf-8", "replace")
+
+
+def encode_call(call: Mapping[str, Any]) -> bytes:
+    """Return a call as the JSON that Mesos takes.
+
+    :raises BadCall: it holds what JSON cannot say.
+    """
+    try:
+        return json.dumps(call, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise BadCall(f"{call.get('type')} cannot be written as JSON: {error}") from error
 
 
 class Backoff:
@@ -128,6 +140,11 @@ class EventStream:
         if self._socket is not None:
             self._socket.settimeout(silence_ms / 1000)
 
+    @property
+    def is_closed(self) -> bool:
+        """Say whether somebody has closed it, so that what was read before is stale."""
+        return self._closed
+
     def close(self) -> None:
         """End it: `open` and `records` fail at once. Any thread, any time, any number of times."""
         with self._lock:
@@ -177,10 +194,10 @@ class Caller:
         `may_repeat` lets it be sent once more when a *kept* connection turns out to be dead.
 
         :raises CallFailed: no connection or no answer in time; it may have been received.
-        :raises ValueError: the body is above CALL_BYTES_MAX; nothing was sent.
+        :raises BadCall: the body is above CALL_BYTES_MAX; nothing was sent.
         """
         if len(body) > CALL_BYTES_MAX:
-            raise ValueError(f"a call of {len(body)} bytes is above the limit of {CALL_BYTES_MAX}")
+            raise BadCall(f"a call of {len(body)} bytes is above the limit of {CALL_BYTES_MAX}")
         if not self._slots.acquire(timeout=self._timeout_s):
             raise CallFailed(f"{address}: all connections are busy; nothing was sent")
         try:

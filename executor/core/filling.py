@@ -83,7 +83,7 @@ class BlockState:
         """Return what of `ranges` is neither valid, nor flying, nor failed."""
         return subtract(ranges, self.valid, self.flying, self.changed, self.refused)
 
-    def is_settled(self, now_ms: int) -> bool:
+    def is_settled(self) -> bool:
         """Return whether nothing more is fetched, and nothing is to be tried again."""
         if self.flying or (self.refused and self.attempts <= RETRIES_MAX):
             return False
@@ -109,11 +109,11 @@ class BlockState:
         for start, stop in ranges:
             self.flying.add(start, stop)
 
-    def filled(self, start: int, stop: int) -> list[Range]:
-        """Bytes [start, stop) were written; return what becomes valid of it."""
+    def filled(self, start: int, stop: int, owned: Extents) -> list[Range]:
+        """Bytes [start, stop) were written; return what becomes valid of it: no more than the job's `owned` ranges."""
         self.flying.remove(start, stop)
         self.refused.remove(start, stop)
-        fresh = subtract(self.needed_of(start, stop), self.valid)
+        fresh = subtract(owned.within(start, stop), self.valid)
         for low, high in fresh:
             self.valid.add(low, high)
         return fresh

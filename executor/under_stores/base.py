@@ -52,6 +52,8 @@ class Reading(Protocol):
     A memoryview is valid until the next step. `cancel` may be called from any thread and ends the iteration soon.
     """
 
+    is_immediate: bool  # each step reads in the caller's thread; else steps wait for what others bring
+
     def __iter__(self) -> Iterator[tuple[int, Outcome]]: ...
 
     def __next__(self) -> tuple[int, Outcome]: ...

@@ -144,6 +144,8 @@ class GenericStore:
 class GenericReading:
     """See base.Reading. Batches go to the workers as long as what is under way fits READING_BYTES_MAX."""
 
+    is_immediate = False
+
     def __init__(
         self,
         workers: concurrent.futures.ThreadPoolExecutor,
@@ -285,19 +287,19 @@ def _info(fs: Any, name: str) -> Any:
 
 def _token(info: dict[str, Any]) -> bytes:
     found = next((f"{key}={info[key]}" for key in _VERSION_KEYS if info.get(key)), "")
-    when = next((f"{key}={info[key]}" for key in _TIME_KEYS if info.get(key)), "")
-    token = f"{found};{when};size={info.get('size')}".encode(errors="replace")
+    # As a number: some file systems give another type of time in `info` than in a listing.
+    token = f"{found};mtime_ns={_mtime_ns(info)};size={info.get('size')}".encode(errors="replace")
     return token if len(token) <= TOKEN_BYTES_MAX else hashlib.sha256(token).digest()
 
 
 def _mtime_ns(info: dict[str, Any]) -> int:
     value = next((info[key] for key in _TIME_KEYS if info.get(key)), 0)
     if isinstance(value, datetime):
-        value = value if value.tzinfo else value.replace(tzinfo=UTC)
-        return int(value.timestamp() * 1_000_000) * 1_000
-    if isinstance(value, int | float):
-        return int(value * 1_000_000_000) if value < 1e11 else int(value * 1_000_000)  # s, or hdfs' ms
-    return 0
+        value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if not isinstance(value, int | float):
+        return 0
+    seconds = value if value < 1e11 else value / 1_000  # hdfs tells milliseconds
+    return round(seconds * 1_000_000) * 1_000  # what a float holds of a time
 
 
 def _reason(error: object) -> str:

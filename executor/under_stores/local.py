@@ -9,6 +9,7 @@ whatever is neither file nor directory.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -30,6 +31,7 @@ from stoker.executor.under_stores.base import (
 
 _TOKEN = struct.Struct("<qqqQ")  # size, mtime_ns, ctime_ns, inode
 # A path may have become a pipe since it was listed; opening that must not wait for a writer.
+_NO_FILE_ERRORS = frozenset({errno.ESPIPE, errno.ENXIO, errno.EISDIR})
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -92,6 +94,8 @@ class LocalStore:
 class LocalReading:
     """Reads in the order asked for, in the caller's thread, into one buffer that each step uses again."""
 
+    is_immediate = True
+
     def __init__(self, root: str, pieces: Sequence[Piece]) -> None:
         self._root = root
         self._pieces = iter(enumerate(pieces))
@@ -127,6 +131,8 @@ class LocalReading:
         except (FileNotFoundError, NotADirectoryError):
             return changed(piece, "was deleted")
         except OSError as error:
+            if error.errno in _NO_FILE_ERRORS:
+                return changed(piece, "became something that is no file")
             return unreadable(piece, error.strerror or str(error))
         if _token(found) != piece.token or count != len(view):
             return changed(piece, _difference(piece, found))

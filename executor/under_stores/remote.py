@@ -101,6 +101,8 @@ def run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _T]) -> _T:
 class RemoteReading:
     """See base.Reading: pieces come in the order in which they arrive."""
 
+    is_immediate = False
+
     def __init__(
         self, loop: asyncio.AbstractEventLoop, health: Health, fetch: Fetch, pieces: Sequence[Piece]
     ) -> None:

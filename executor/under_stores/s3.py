@@ -52,8 +52,8 @@ class _Refused(Exception):
 class S3Store:
     """The objects under one prefix, or one object."""
 
-    def __init__(self, source: str, options: Options) -> None:
-        """Opens no connection. :raises UnderStoreError: s3fs is not installed, or the options are wrong."""
+    def __init__(self, source: str, options: Options, *, page_keys: int = 1_000) -> None:
+        """Opens no connection; a listing asks for `page_keys` at a time, 1 to 1,000. :raises UnderStoreError: s3fs is not installed, or the options are wrong."""
         try:
             from s3fs import S3FileSystem
         except ImportError as error:
@@ -75,6 +75,7 @@ class S3Store:
         }
         self._fs = S3FileSystem(config_kwargs=config, skip_instance_cache=True, **values)
         self._health = Health()
+        self._page_keys = page_keys
         self._is_object = Once(self._ask_is_object)
 
     def list(self, warn: Warn) -> Iterator[FileRow]:
@@ -110,7 +111,7 @@ class S3Store:
 
     async def _ask_is_object(self) -> bool:
         """Return whether the source is one object: nothing lies under it as a prefix, and it is there."""
-        if not self._key or self._key.endswith("/") or (await self._ask_page("", count_max=1))[0]:
+        if not self._key or self._key.endswith("/") or (await self._ask_page("", 1))[0]:
             return False
         try:
             await self._ask_head()
@@ -121,9 +122,9 @@ class S3Store:
         return True
 
     async def _page(self, after: str) -> _Page:
-        return await self._health.attempt(lambda: self._ask_page(after))
+        return await self._health.attempt(lambda: self._ask_page(after, self._page_keys))
 
-    async def _ask_page(self, after: str, count_max: int = 1_000) -> _Page:
+    async def _ask_page(self, after: str, count_max: int) -> _Page:
         more = {"ContinuationToken": after} if after else {}
         answer = await self._call(
             "list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, MaxKeys=count_max, **more

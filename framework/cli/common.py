@@ -60,7 +60,7 @@ def api_command(function: Callable[..., None]) -> Callable[..., None]:
     def run(url: str | None, token: str | None, as_json: bool, **options: Any) -> None:
         if not url:
             raise click.UsageError("no scheduler given: set STOKER_URL or pass --url http://HOST:PORT")
-        reports_errors(function)(Client(url, token=token), Output(as_json=as_json), **options)
+        reports_errors(function)(Client(url, token=token or ""), Output(as_json=as_json), **options)
 
     return run
 

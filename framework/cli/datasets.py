@@ -60,8 +60,7 @@ def add(
     **fields: Any,
 ) -> None:
     """List SOURCE (any fsspec URL, or an absolute path) and call it NAME."""
-    body = {"name": name, "source": source, "options": _parse_options(options), **fields}
-    view = client.create_dataset(body)
+    view = client.create_dataset(name, source, options=_parse_options(options), **fields)
     if not no_wait:
         view = wait_until_listed(client, output, view)
     _show(output, view)
@@ -77,7 +76,7 @@ def wait_until_listed(client: Client, output: Output, view: dict[str, Any]) -> d
     said_ms = 0.0
     while view["state"] == "LISTING":
         time.sleep(POLL_INTERVAL_S)
-        view = client.get_dataset(view["name"])
+        view = client.dataset_info(view["name"])
         counted = view.get("listing")
         if counted and time.monotonic() - said_ms >= 1:
             said_ms = time.monotonic()
@@ -99,7 +98,7 @@ def _parse_options(options: tuple[str, ...]) -> dict[str, str]:
 @api_command
 def list_datasets(client: Client, output: Output) -> None:
     """List all datasets."""
-    datasets = client.datasets_raw()
+    datasets = client.datasets()
     if output.as_json:
         output.json({"datasets": datasets})
         return
@@ -132,7 +131,7 @@ def _row(view: dict[str, Any]) -> list[str]:
 @click.argument("name")
 def show(client: Client, output: Output, *, name: str) -> None:
     """Show one dataset."""
-    _show(output, client.get_dataset(name))
+    _show(output, client.dataset_info(name))
 
 
 def _show(output: Output, view: dict[str, Any]) -> None:

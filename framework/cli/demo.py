@@ -177,7 +177,7 @@ def _show_fleet(output: Output, client: Client, agents: int) -> None:
 
 def _load(output: Output, client: Client, source: Source) -> Rate:
     output.say(f"\nstoker dataset add {NAME} {source.url}")
-    view = client.create_dataset({"name": NAME, "source": source.url})
+    view = client.create_dataset(NAME, source.url)
     view = wait_until_listed(client, output, view)
     if view["state"] != "READY":
         fail(f"listing failed: {view['error']}")
@@ -186,7 +186,7 @@ def _load(output: Output, client: Client, source: Source) -> Rate:
     )
     output.say(f"\nstoker load {NAME} --wait")
     started = time.monotonic()
-    job = follow(client, output, client.create_job({"kind": "load", "dataset": NAME}, key=None))
+    job = follow(client, output, client.create_job("load", NAME))
     seconds = time.monotonic() - started
     if job["state"] != "SUCCEEDED":
         errors = "; ".join(f"{e['path']}: {e['message']}" for e in job["errors"][:3])
@@ -252,7 +252,7 @@ def _cat_rate(filesystem: StokerFileSystem, paths: Sequence[str]) -> Rate:
 
 
 def _read_many_rate(placed: Dataset, count: int) -> Rate:
-    sizes = [placed.info(row)["size"] for row in range(count)]
+    sizes = [placed.size(row) for row in range(count)]
     buffer = bytearray(
         max(sum(sizes[i : i + BATCH_FILES]) for i in range(0, count, BATCH_FILES)) if count else 0
     )
@@ -335,7 +335,7 @@ def _kill_and_read(output: Output, client: Client, source: Source, placed: Datas
 def _wait_for_recovery(client: Client, victim: dict[str, Any]) -> dict[str, Any]:
     deadline = time.monotonic() + RECOVERY_TIMEOUT_S
     while time.monotonic() < deadline:
-        view = client.get_dataset(NAME)
+        view = client.dataset_info(NAME)
         executor = next(e for e in client.executors() if e["slot"] == victim["slot"])
         is_back = executor["state"] == "RUNNING" and executor["launch"] != victim["launch"]
         if is_back and view["cached_bytes"] == view["bytes"] and view["residency"] == "complete":

@@ -56,13 +56,7 @@ def set_fleet(client: Client, output: Output, *, instances: int | None, mem_byte
     """Change the wanted fleet."""
     if instances is None and mem_bytes is None:
         raise click.UsageError("nothing to change: pass --instances or --mem")
-    now = client.fleet()
-    body = {
-        "instances": now["instances"] if instances is None else instances,
-        "mem_bytes": now["mem_bytes"] if mem_bytes is None else mem_bytes,
-        "role": now["role"],
-    }
-    view = client.set_fleet(body)
+    view = client.set_fleet(instances=instances, mem_bytes=mem_bytes)
     if output.as_json:
         output.json(view)
     else:

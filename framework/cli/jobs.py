@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from typing import Any
 
 import click
@@ -31,11 +30,10 @@ def load(
     client: Client, output: Output, *, name: str, paths: tuple[str, ...], wait: bool, plan: bool, fit: bool
 ) -> None:
     """Bring dataset NAME (or only PATHS of it) into the cache, and keep it there."""
-    body: dict[str, Any] = {"kind": "load", "dataset": name, "paths": list(paths), "fit": fit}
     if plan:
-        _show_plan(output, client.create_job({**body, "plan": True}, key=None)["plan"])
+        _show_plan(output, client.create_job("load", name, paths or None, fit=fit, plan=True)["plan"])
         return
-    _run(client, output, client.create_job(body, key=uuid.uuid4().hex), wait=wait)
+    _run(client, output, client.create_job("load", name, paths or None, fit=fit), wait=wait)
 
 
 @click.command("free")
@@ -45,8 +43,7 @@ def load(
 @click.option("--wait", is_flag=True, help="wait until the bytes are released")
 def free(client: Client, output: Output, *, name: str, paths: tuple[str, ...], wait: bool) -> None:
     """Free the cache of dataset NAME (or only PATHS of it). The under store is never touched."""
-    body = {"kind": "free", "dataset": name, "paths": list(paths)}
-    _run(client, output, client.create_job(body, key=uuid.uuid4().hex), wait=wait)
+    _run(client, output, client.create_job("free", name, paths or None), wait=wait)
 
 
 def _show_plan(output: Output, plan: dict[str, Any]) -> None:

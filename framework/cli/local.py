@@ -99,7 +99,7 @@ class LocalCluster:
         agent_mem = self.spec.mem_bytes + EXECUTOR_OVERHEAD_BYTES + AGENT_SPARE_BYTES
         command = [sys.executable, "-m", "stoker.mesos.embedded", "--host", "127.0.0.1", "--port", "0"]
         command += ["--agents", str(self.spec.agents), "--cpus", "2", "--mem", str(agent_mem)]
-        command += ["--work-dir", str(self.spec.state / "mesos"), "--recovery-timeout", "10secs"]
+        command += ["--work-dir", str(self.spec.state / "mesos"), "--recovery-timeout", "10"]
         child = self._spawn("mesos", command, stdout=subprocess.PIPE)
         assert child.stdout is not None
         os.set_blocking(child.stdout.fileno(), False)

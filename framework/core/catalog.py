@@ -20,10 +20,13 @@ import numpy.typing as npt
 from stoker.framework.core import entries as e
 from stoker.framework.core.codec import CodecError, from_plain, to_plain
 from stoker.framework.core.placement import PlacementSlot, place
-from stoker.framework.model import DatasetState, FileError, FleetSpec, JobState, Manifested
+from stoker.framework.core.rules import merge_rules
+from stoker.framework.model import DatasetState, FileError, FleetSpec, JobKind, JobState, Manifested
 
 SNAPSHOT_FORMAT = 1
-SLOTS_GONE_MAX = 64  # removed slots that placement still remembers, so that a removal moves only their own share
+SLOTS_GONE_MAX = (
+    64  # removed slots that placement still remembers, so that a removal moves only their own share
+)
 
 Launch = e.LaunchPlanned
 
@@ -43,7 +46,11 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset; `versions` has the newest last and is empty until the first listing succeeded."""
+    """A dataset; `versions` has the newest last and is empty until the first listing succeeded.
+
+    `rules` is what `base_rules` and the known jobs' wishes come to, in the order of their wanted versions and without
+    the cancelled ones; `base_rules` is what the forgotten jobs left.
+    """
 
     dataset_id: int
     name: str
@@ -62,6 +69,7 @@ class Dataset:
     wanted_version: int = 0
     rules: tuple[tuple[bool, str], ...] = ()
     wanted_block_count: int = 0
+    base_rules: tuple[tuple[bool, str], ...] = ()
 
     @property
     def current(self) -> Manifested | None:
@@ -84,8 +92,6 @@ class Job:
     files_total: int
     block_count: int
     created_ms: int
-    rules_before: tuple[tuple[bool, str], ...] = ()
-    wanted_block_count_before: int = 0
     state: JobState = JobState.PENDING
     started_ms: int = 0
     finished_ms: int = 0
@@ -175,6 +181,10 @@ class Catalog:
     def job_of_key(self, key: str) -> Job | None:
         job_id = self._keys.get(key)
         return None if job_id is None else self.jobs[job_id]
+
+    def jobs_of(self, dataset_id: int) -> list[Job]:
+        """Return the known jobs of a dataset, in the order of their wishes."""
+        return [job for job in self.jobs.values() if job.dataset_id == dataset_id]
 
     def active_jobs(self) -> list[Job]:
         """Return the jobs that are not finished, oldest first."""
@@ -370,6 +380,10 @@ class Catalog:
         for job_id in entry.job_ids:
             job = self.jobs.pop(job_id)
             assert job.state.is_final, job_id
+            dataset = self.datasets.get(job.dataset_id)
+            if dataset is not None and job.state != JobState.CANCELLED:
+                base = merge_rules(dataset.base_rules, job.kind == JobKind.LOAD, job.paths)
+                self.datasets[dataset.dataset_id] = replace(dataset, base_rules=base)
             if self._keys.get(job.key) == job_id:
                 del self._keys[job.key]
 
@@ -487,8 +501,6 @@ def job_created(entry: e.JobCreated) -> Job:
         files_total=entry.files_total,
         block_count=entry.block_count,
         created_ms=entry.wall_ms,
-        rules_before=entry.rules_before,
-        wanted_block_count_before=entry.wanted_block_count_before,
     )
 
 

@@ -57,8 +57,9 @@ def decode_entry(data: bytes) -> Entry:
 
 def to_plain(value: Any) -> Any:
     """Return `value` (a dataclass, tuple, enum or scalar) as dicts, lists and scalars."""
-    if dataclasses.is_dataclass(value):
-        return {name: to_plain(getattr(value, name)) for name in _names(type(value))}
+    cls: Any = type(value)
+    if hasattr(cls, "__dataclass_fields__"):
+        return {name: to_plain(getattr(value, name)) for name in _names(cls)}
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
     if isinstance(value, enum.Enum):
@@ -73,7 +74,7 @@ def from_plain(cls: type[_T], raw: Any) -> _T:
     """
     if not isinstance(raw, dict):
         raise CodecError(f"{cls.__name__}: expected a map, not {type(raw).__name__}")
-    converters = _converters(cls)
+    converters: dict[str, Callable[[Any], Any] | None] = _converters(typing.cast(Any, cls))
     try:
         fields = {
             name: value if (convert := converters[name]) is None else convert(value)
@@ -88,12 +89,12 @@ def from_plain(cls: type[_T], raw: Any) -> _T:
 
 
 @functools.cache
-def _names(cls: type[Any]) -> tuple[str, ...]:
+def _names(cls: Any) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(cls))
 
 
 @functools.cache
-def _converters(cls: type[Any]) -> dict[str, Callable[[Any], Any] | None]:
+def _converters(cls: Any) -> dict[str, Callable[[Any], Any] | None]:
     hints = typing.get_type_hints(cls)
     return {name: _converter(hints[name]) for name in _names(cls)}
 
@@ -108,7 +109,7 @@ def _converter(hint: Any) -> Callable[[Any], Any] | None:
         convert = _converter(inner)
         return None if convert is None else lambda value: None if value is None else convert(value)
     if dataclasses.is_dataclass(hint):
-        return functools.partial(from_plain, hint)
+        return functools.partial(from_plain, typing.cast(type[Any], hint))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return hint
     assert hint in (int, str, bytes, bool), f"no codec for {hint}"

@@ -167,8 +167,6 @@ class JobCreated:
     files_total: int
     block_count: int
     wall_ms: int
-    rules_before: tuple[tuple[bool, str], ...] = ()  # the wanted residency that a cancel goes back to
-    wanted_block_count_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,13 @@ from stoker.framework.core.progress import job_progress
 from stoker.framework.model import Offer, Selection, Settings, TaskStatus
 
 AGENTS_MAX = 20_000  # remembered, the longest unseen are forgotten
-ADDRESSES_AT_ONCE_MAX = 100  # slots; in larger fleets address changes reach assignments with the next tick, together
+ADDRESSES_AT_ONCE_MAX = (
+    100  # slots; in larger fleets address changes reach assignments with the next tick, together
+)
 RATE_SAMPLES_MAX = 64
 
 TERMINAL_STATES = frozenset(
-    "TASK_" + s
-    for s in "FINISHED FAILED KILLED LOST ERROR DROPPED GONE GONE_BY_OPERATOR UNKNOWN".split()
+    "TASK_" + s for s in "FINISHED FAILED KILLED LOST ERROR DROPPED GONE GONE_BY_OPERATOR UNKNOWN".split()
 )
 
 
@@ -132,7 +133,9 @@ class Fleet:
         self.endings: dict[str, Ending] = {}  # by task id
 
         self.listings: dict[int, ListingSeen] = {}  # by dataset id: those that run
-        self.selections: dict[tuple[int, int], Selection] = {}  # by (dataset id, wanted version that it led to)
+        self.selections: dict[
+            tuple[int, int], Selection
+        ] = {}  # by (dataset id, wanted version that it led to)
         self.rates: dict[str, deque[tuple[int, int]]] = {}  # job id: (now_ms, bytes done)
 
         self.assignment_memo: Assignment | None = None
@@ -143,7 +146,7 @@ class Fleet:
         self._awaited: set[int] = set()  # launches of before the take-over, not heard in whole yet
         self._is_dirty = False
 
-    def observe(self, stamp: ev.Stamp, event: ev.Event, catalog: Catalog) -> None:
+    def observe(self, stamp: ev.Stamp, event: ev.Event, catalog: Catalog) -> None:  # noqa: C901 (one flat match)
         """Take in what the event says; `catalog` is the state that it will be decided on."""
         self._pass_time(stamp)
         match event:
@@ -317,6 +320,7 @@ class Fleet:
         for job_id in [i for i in self.rates if i not in active]:
             del self.rates[job_id]
         wanted = {(job.dataset_id, job.wanted_version) for job in jobs}
+        wanted |= {(job.dataset_id, catalog.datasets[job.dataset_id].wanted_version) for job in jobs}
         for key in [k for k in self.selections if k not in wanted]:
             del self.selections[key]
         for dataset_id in [i for i in self.listings if i not in catalog.datasets]:

@@ -5,8 +5,7 @@ themselves, and a re-fill after a loss is nobody's job. A job is RUNNING once an
 when all slots report that nothing is left to do: then SUCCEEDED, or FAILED if files of its paths failed or found no room.
 
 Cancelling a job takes back its wish and nothing else: what is wanted becomes what it would be had the job never been. What
-it brought into the cache so far stays until the room is needed. Where that cannot be told any more (a later job of the
-same dataset was forgotten), what is wanted stays as it is, and the job's message says so.
+it brought into the cache so far stays until the room is needed, and what it freed comes back only if it is still wanted.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from stoker.framework.core.datasets import no_such_dataset, refuse
 from stoker.framework.core.fits import Plan, make_plan
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.launches import clip, now_wall_ms
-from stoker.framework.core.progress import JobProgress, job_errors, job_progress
+from stoker.framework.core.progress import JobProgress, SlotProgress, job_errors, job_progress
 from stoker.framework.core.rules import Rules, merge_rules, normalise_rules, rules_bytes
 from stoker.framework.core.views import job_view
 from stoker.framework.model import (
@@ -47,7 +46,10 @@ def job_requested(
     """Create a load or free job, or say what it would do (`plan_only`); idempotent by key and body."""
     if event.kind not in {kind.value for kind in JobKind}:
         kinds = ", ".join(kind.value for kind in JobKind)
-        return refuse(event.reply_id, Refusal(400, "bad_request", f"{event.kind!r} is no kind of job", f"kinds: {kinds}"))
+        return refuse(
+            event.reply_id,
+            Refusal(400, "bad_request", f"{event.kind!r} is no kind of job", f"kinds: {kinds}"),
+        )
     body = body_digest(event)
     known = catalog.job_of_key(event.key) if event.key and not event.plan_only else None
     if known is not None:
@@ -70,9 +72,7 @@ def job_requested(
     return _create(catalog, fleet, stamp, event, dataset, selection, plan, rules, body)
 
 
-def cancel_requested(
-    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.JobCancelRequested
-) -> Frame:
+def cancel_requested(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.JobCancelRequested) -> Frame:
     """Cancel an active job; one that is over stays as it is."""
     job = catalog.jobs.get(event.job_id)
     if job is None:
@@ -83,9 +83,9 @@ def cancel_requested(
     if job.state.is_final:
         view = job_view(catalog, fleet, job, stamp.now_ms)
         return Frame(actions=(Answer(event.reply_id, 200, view),))
-    entries, message = _take_back(catalog, job)
+    entries = _take_back(catalog, job)
     progress = job_progress(catalog, fleet, job)
-    finished = _finished(catalog, stamp, job, JobState.CANCELLED, progress, message=message)
+    finished = _finished(catalog, stamp, job, JobState.CANCELLED, progress, message="cancelled on request")
     view = job_view(catalog, fleet, job_finished(job, finished), stamp.now_ms)
     return Frame((*entries, finished), (Answer(event.reply_id, 200, view),))
 
@@ -155,9 +155,7 @@ def _selection_refusal(dataset: Dataset, event: ev.JobRequested) -> Refusal | No
     assert current is not None
     now = (dataset.dataset_id, current.version, dataset.wanted_version)
     if selection is None or (selection.dataset_id, selection.version, selection.wanted_version) != now:
-        return Refusal(
-            409, STALE_SELECTION, f"dataset {dataset.name!r} changed meanwhile", "ask again"
-        )
+        return Refusal(409, STALE_SELECTION, f"dataset {dataset.name!r} changed meanwhile", "ask again")
     if selection.missing:
         some = ", ".join(repr(clip(path, 200)) for path in selection.missing[:MISSING_NAMED_MAX])
         more = len(selection.missing) - MISSING_NAMED_MAX
@@ -195,12 +193,16 @@ def _limit_refusal(
             f"what is wanted of the dataset would take {len(rules)} rules of {rules_bytes(rules)} bytes",
             f"at most {settings.wanted_rules_max} of {settings.wanted_rules_bytes_max} bytes: name whole directories",
         )
-    if len(catalog.active_jobs()) >= settings.jobs_active_max:
+    # Jobs are forgotten in the order of their wishes, so one that never ends can hold up the forgetting.
+    if (
+        len(catalog.active_jobs()) >= settings.jobs_active_max
+        or len(catalog.jobs) >= 2 * settings.jobs_kept_max
+    ):
         return Refusal(
             503,
             "overloaded",
-            f"{settings.jobs_active_max} jobs are active already",
-            "wait for some to finish, or cancel some: stoker job ls",
+            f"there are {len(catalog.active_jobs())} active jobs, and {len(catalog.jobs)} in all",
+            "wait for some to finish, or cancel the oldest that are active: stoker job ls",
         )
     return None
 
@@ -242,8 +244,6 @@ def _create(
         files_total=selection.requested_files,
         block_count=plan.blocks,
         wall_ms=now_wall_ms(catalog, stamp),
-        rules_before=dataset.rules,
-        wanted_block_count_before=dataset.wanted_block_count,
     )
     view = job_view(catalog, fleet, job_created(created), stamp.now_ms)
     return Frame((wanted, created), (Answer(event.reply_id, 201, view),))
@@ -252,25 +252,17 @@ def _create(
 # --- ends
 
 
-def _take_back(catalog: Catalog, job: Job) -> tuple[list[e.Entry], str]:
-    """Return the entries that undo the job's wish, and what is to be said about it."""
+def _take_back(catalog: Catalog, job: Job) -> list[e.Entry]:
+    """Return the entries that undo the job's wish."""
     dataset = catalog.datasets[job.dataset_id]
-    later = {
-        other.wanted_version: other
-        for other in catalog.jobs.values()
-        if other.dataset_id == job.dataset_id and other.wanted_version > job.wanted_version
-    }
-    rules = job.rules_before
-    for version in range(job.wanted_version + 1, dataset.wanted_version + 1):
-        other = later.get(version)
-        if other is None:
-            return [], "what is wanted of the dataset was set anew since, and stays as it is"
-        if other.state != JobState.CANCELLED:
+    rules = normalise_rules(dataset.base_rules)
+    for other in catalog.jobs_of(job.dataset_id):
+        if other.job_id != job.job_id and other.state != JobState.CANCELLED:
             rules = merge_rules(rules, other.kind == JobKind.LOAD, other.paths)
     if rules == dataset.rules:
-        return [], ""
-    count = dataset.wanted_block_count if later else job.wanted_block_count_before
-    return [e.WantedSet(dataset.dataset_id, dataset.wanted_version + 1, rules, count)], ""
+        return []
+    # Without its manifest nobody can count: the old number is an upper bound unless everything or nothing is wanted.
+    return [e.WantedSet(dataset.dataset_id, dataset.wanted_version + 1, rules, dataset.wanted_block_count)]
 
 
 def _end(
@@ -294,24 +286,25 @@ def _end(
     if count or (unfit and not job.fit):
         errors = _bounded(named, settings)
         return _finished(catalog, stamp, job, JobState.FAILED, progress, count, errors, message)
-    return _finished(
-        catalog, stamp, job, JobState.SUCCEEDED, progress, message=message, is_whole=not unfit
-    )
+    return _finished(catalog, stamp, job, JobState.SUCCEEDED, progress, message=message, is_whole=not unfit)
 
 
-def _is_settled(slot: object, stamp: ev.Stamp, settings: Settings) -> bool:
-    from stoker.framework.core.progress import SlotProgress
-
-    assert isinstance(slot, SlotProgress)
+def _is_settled(slot: SlotProgress, stamp: ev.Stamp, settings: Settings) -> bool:
     if not slot.is_reported or slot.unsettled_blocks:
         return False
-    if slot.unfit_since_ms is None:
-        return True
-    return stamp.now_ms - slot.unfit_since_ms >= settings.job_unfit_ms
+    return slot.unfit_since_ms is None or stamp.now_ms - slot.unfit_since_ms >= settings.job_unfit_ms
 
 
-def _load_message(job: Job, count: int, named: list[FileError], unfit: list[object]) -> str:
-    return ""
+def _load_message(job: Job, count: int, named: list[FileError], unfit: list[SlotProgress]) -> str:
+    parts = []
+    if count:
+        first = f"; the first is {clip(named[0].path, 300)!r}: {clip(named[0].message, 300)}" if named else ""
+        parts.append(f"{count} of {job.files_total} files failed{first}")
+    if unfit:
+        blocks = sum(slot.unfit_blocks for slot in unfit)
+        where = ", ".join(str(slot.slot_id) for slot in unfit[:8])
+        parts.append(f"{blocks} blocks found no room, on slots {where}")
+    return "; ".join(parts)
 
 
 def _finished(
@@ -355,10 +348,14 @@ def _forget(catalog: Catalog, stamp: ev.Stamp, settings: Settings) -> list[e.Ent
     """Forget the oldest finished jobs beyond the count, and those that are too old."""
     surplus = catalog.finished_job_count() - settings.jobs_kept_max
     before_ms = now_wall_ms(catalog, stamp) - settings.jobs_kept_ms
+    held_up: set[int] = set()  # datasets with an older job that stays: wishes are forgotten in their order
     forgotten: list[str] = []
     for job in catalog.jobs.values():
+        is_old = len(forgotten) < surplus or job.finished_ms < before_ms
+        if job.state.is_final and is_old and job.dataset_id not in held_up:
+            forgotten.append(job.job_id)
+        else:
+            held_up.add(job.dataset_id)
         if len(forgotten) >= FORGOTTEN_FRAME_MAX:
             break
-        if job.state.is_final and (len(forgotten) < surplus or job.finished_ms < before_ms):
-            forgotten.append(job.job_id)
     return [e.JobsForgotten(tuple(forgotten))] if forgotten else []

@@ -184,9 +184,7 @@ def _fleet_refusal(catalog: Catalog, spec: FleetSpec, settings: Settings) -> Ref
             f"an executor needs at least {least} bytes",
         )
     if spec.cpus_milli <= 0:
-        return Refusal(
-            400, "bad_request", f"cpus_milli is {spec.cpus_milli}", "it must be above 0"
-        )
+        return Refusal(400, "bad_request", f"cpus_milli is {spec.cpus_milli}", "it must be above 0")
     if catalog.fleet is not None and spec.role != catalog.fleet.role:
         return Refusal(
             400,
@@ -203,9 +201,7 @@ def _missing_slots(catalog: Catalog, spec: FleetSpec, settings: Settings) -> lis
     return [e.SlotAdded(slot_id, spec.mem_bytes) for slot_id in range(first, first + count)]
 
 
-def _resize(
-    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, spec: FleetSpec, settings: Settings
-) -> Frame:
+def _resize(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, spec: FleetSpec, settings: Settings) -> Frame:
     """Bring the slots towards `spec`, a bounded number of steps."""
     surplus = len(catalog.slots) - spec.instances
     if surplus < 0:
@@ -293,7 +289,9 @@ def _repeated_kills(fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> list[A
     if not fleet.subscribed:
         return []
     due = sorted((i, x) for i, x in fleet.endings.items() if x.next_ms <= stamp.now_ms)
-    return [Kill(task_id, ending.agent_id) for task_id, ending in due if ending.tries < settings.kill_tries_max]
+    return [
+        Kill(task_id, ending.agent_id) for task_id, ending in due if ending.tries < settings.kill_tries_max
+    ]
 
 
 def _is_stray(catalog: Catalog, fleet: Fleet, status: TaskStatus) -> bool:

@@ -146,7 +146,9 @@ class _Matching:
             ms
             for slot in self.catalog.slots.values()
             if slot.launch_id == 0
-            and 0 < (ms := self.fleet.backoff_ms(slot.slot_id, self.stamp.now_ms)) <= self.settings.decline_busy_ms
+            and 0
+            < (ms := self.fleet.backoff_ms(slot.slot_id, self.stamp.now_ms))
+            <= self.settings.decline_busy_ms
         ]
         undone = max(0, len(self.due) - len(self.accepts)) + len(waits)
         held = 0

@@ -86,27 +86,21 @@ class _Board:
 
     def fill(self, row: int, groups: _Ints, active: npt.NDArray[np.bool_]) -> None:
         """Find home `row` of these PGs, on active slots."""
-        room = self._caps(row + 1, active) - self.load
-        for attempt in range(ROUNDS_MAX):
-            if not len(groups):
-                return
-            groups = self._round(row, attempt, groups, room, active)
-        self._fill_rest(row, groups, room, active)
+        self._ask_around(row, groups, self._caps(row + 1, active) - self.load, active)
 
     def evict(self, lost: int, active: npt.NDArray[np.bool_]) -> None:
         """Take its PGs from slot `lost`, which is not active any more, and find them other homes."""
-        for row in range(self.replicas):
-            groups = np.nonzero(self.homes[row] == lost)[0]
-            self.homes[row, groups] = -1
-            self.load[lost] -= len(groups)
-            if int(active.sum()) > row:
-                # Rows are filled in turn, but here all stand already: the room is that of all rows together.
-                self._refill(row, groups, active)
-        if int(active.sum()) < self.replicas:
+        self.homes[self.homes == lost] = -1
+        self.load[lost] = 0
+        rows = min(self.replicas, int(active.sum()))
+        if rows < self.replicas:
             self._close_up()
+        for row in range(rows):
+            # All other rows stand already, so the room is that of all rows together.
+            room = self._caps(self.replicas, active) - self.load
+            self._ask_around(row, np.nonzero(self.homes[row] < 0)[0], room, active)
 
-    def _refill(self, row: int, groups: _Ints, active: npt.NDArray[np.bool_]) -> None:
-        room = self._caps(self.replicas, active) - self.load
+    def _ask_around(self, row: int, groups: _Ints, room: _Ints, active: npt.NDArray[np.bool_]) -> None:
         for attempt in range(ROUNDS_MAX):
             if not len(groups):
                 return
@@ -139,7 +133,8 @@ class _Board:
         ranks[order] = np.arange(len(order)) - starts
         taken_in = ranks < room[asked]
         self._settle(row, asking[taken_in], asked[taken_in], room)
-        return groups[self.homes[row, groups] < 0]
+        left: _Ints = groups[self.homes[row, groups] < 0]
+        return left
 
     def _settle(self, row: int, groups: _Ints, slots: _Ints, room: _Ints) -> None:
         self.homes[row, groups] = slots
@@ -153,6 +148,7 @@ class _Board:
             own = self.homes[:, group]
             free = active.copy()
             free[own[own >= 0]] = False
+            assert free.any(), "there are as many slots as rows"
             roomy = np.where(free & (room > 0), room, 0)
             if roomy.any():
                 choice = int(np.argmax(roomy))

@@ -96,9 +96,7 @@ def is_under(path: str, prefixes: tuple[str, ...]) -> bool:
     return not prefixes or any(p == "" or path == p or path.startswith(p + "/") for p in prefixes)
 
 
-def _slot_progress(
-    catalog: Catalog, fleet: Fleet, dataset: Dataset, job: Job, slot_id: int
-) -> SlotProgress:
+def _slot_progress(catalog: Catalog, fleet: Fleet, dataset: Dataset, job: Job, slot_id: int) -> SlotProgress:
     seen = fleet.executor_of(catalog, slot_id)
     is_running = catalog.slots[slot_id].launch_id != 0
     held = None if seen is None else _reported(fleet, seen, dataset, job)
@@ -116,7 +114,7 @@ def _slot_progress(
         unsettled_blocks=max(0, r.wanted_blocks - r.wanted_settled - r.unfit_blocks),
         unfit_blocks=r.unfit_blocks,
         unfit_since_ms=held.unfit_since_ms,
-        held_blocks=_held_blocks(fleet, job, held) if job.kind == JobKind.FREE else 0,
+        held_blocks=_held_blocks(fleet, dataset, job, held) if job.kind == JobKind.FREE else 0,
     )
 
 
@@ -126,17 +124,25 @@ def _reported(fleet: Fleet, seen: ExecutorSeen, dataset: Dataset, job: Job) -> H
     held = fleet.held(seen, dataset.dataset_id, dataset.current.generation)
     if held is None or held.residency.version < dataset.current.version:
         return None
-    return held if held.residency.wanted_version >= job.wanted_version else None
+    # A free looks at what is wanted now: a later load may want it again.
+    known = dataset.wanted_version if job.kind == JobKind.FREE else job.wanted_version
+    return held if held.residency.wanted_version >= known else None
 
 
-def _held_blocks(fleet: Fleet, job: Job, held: Held) -> int:
-    """Return how many full blocks of what a free job frees are held; none if this leader does not know which."""
-    selection = fleet.selections.get((job.dataset_id, job.wanted_version))
-    if selection is None:
+def _held_blocks(fleet: Fleet, dataset: Dataset, job: Job, held: Held) -> int:
+    """Return how many full blocks are held that a free job frees and nobody wants again since.
+
+    None if this leader does not know which those are: then it is enough that the executor knows the wishes.
+    """
+    asked = fleet.selections.get((job.dataset_id, job.wanted_version))
+    newest = fleet.selections.get((job.dataset_id, dataset.wanted_version))
+    if asked is None or newest is None:
         return 0
-    requested = np.frombuffer(selection.requested_blocks, dtype=np.uint8)
-    wanted = np.frombuffer(selection.wanted_blocks, dtype=np.uint8)
-    size = min(len(requested), len(wanted), len(held.bitmap))
+    requested = np.frombuffer(asked.requested_blocks, dtype=np.uint8)
+    wanted = np.zeros(len(requested), dtype=np.uint8)
+    known = np.frombuffer(newest.wanted_blocks, dtype=np.uint8)[: len(wanted)]
+    wanted[: len(known)] = known
+    size = min(len(requested), len(held.bitmap))
     freed = requested[:size] & ~wanted[:size] & np.frombuffer(held.bitmap, dtype=np.uint8)[:size]
     return int.from_bytes(freed.tobytes(), "little").bit_count()
 

@@ -15,7 +15,9 @@ from stoker.framework.core.fleet import Fleet
 from stoker.framework.model import Settings
 
 
-def decide(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.Event, settings: Settings) -> Frame:
+def decide(  # noqa: C901 (one flat match, a line an event)
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.Event, settings: Settings
+) -> Frame:
     """Return what follows from `event`, which `fleet` has observed already."""
     match event:
         case ev.HeartbeatReceived():

@@ -160,9 +160,7 @@ def placement_view(catalog: Catalog, fleet: Fleet, dataset: Dataset) -> dict[str
         "replicas": dataset.replicas,
         "placement_version": catalog.placement_version,
         "homes": base64.b64encode(catalog.homes(dataset).astype("<u2").tobytes()).decode(),
-        "slots": [
-            dataclasses.asdict(fleet.address(catalog, slot.slot_id)) for slot in catalog.slot_order()
-        ],
+        "slots": [dataclasses.asdict(fleet.address(catalog, slot.slot_id)) for slot in catalog.slot_order()],
     }
 
 

@@ -180,7 +180,7 @@ class _Connection:
 
     def write_answer(self, answer: Answer) -> None:
         names = {name.lower() for name, _ in answer.headers}
-        body = answer.text.encode("utf-8")
+        body = answer.text.encode("utf-8", "replace")
         headers = [*answer.headers]
         if body and "content-type" not in names:
             headers.append(("Content-Type", "text/plain; charset=utf-8"))

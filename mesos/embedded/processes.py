@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -26,9 +27,9 @@ from stoker.mesos.embedded.core.values import StartProcess
 logger = logging.getLogger(__name__)
 
 SANDBOXES_MAX = 50  # of ended executors, kept for their logs; the oldest go first
-KILL_ROUNDS_MAX = 20  # a tree that still forks after that many rounds is reported
+KILL_SECONDS_MAX = 10  # a process that is still there so long after its SIGKILL is reported
 
-_POLL_SECONDS = 0.05  # only where the kernel has no pidfd
+_POLL_SECONDS = 0.01
 
 
 class LaunchError(Exception):
@@ -68,6 +69,9 @@ class Runner:
         except OSError as error:
             record.unlink(missing_ok=True)
             raise LaunchError(f"{error.strerror}: {error.filename}") from error
+        except ValueError as error:  # a NUL in the command or the environment
+            record.unlink(missing_ok=True)
+            raise LaunchError(str(error)) from error
         self._processes[order.container_id] = process
         self._sandboxes[order.container_id] = sandbox
         _write_record(
@@ -83,18 +87,20 @@ class Runner:
         return process.pid
 
     def kill(self, container_id: str) -> None:
-        """SIGKILL a process and all that it started; nothing if it is gone."""
+        """SIGKILL a process; what it started is ended as soon as its own end is seen. Nothing if it is gone."""
         process = self._processes.get(container_id)
         if process is not None:
-            kill_tree(process.pid, self._sandboxes[container_id])
+            # Not reaped before it leaves `_processes`, so the pid is surely its own.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def _wait(self, container_id: str, process: subprocess.Popen[bytes]) -> None:
         _wait_for_end(process.pid)
         # Its children end with it. It is not reaped yet, so its pid still names its group and session.
-        kill_tree(process.pid, self._sandboxes.pop(container_id))
+        kill_tree(process.pid, self._sandboxes[container_id])
+        del self._processes[container_id], self._sandboxes[container_id]
         _, status = os.waitpid(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        del self._processes[container_id]
         (self._records / f"{container_id}.json").unlink(missing_ok=True)
         self._on_exit(container_id, status)
         gevent.get_hub().threadpool.spawn(prune_sandboxes, self._work_dir, list(self._sandboxes.values()))
@@ -124,22 +130,21 @@ def end_orphans(work_dir: Path) -> int:
 
 
 def kill_tree(pid: int | None, sandbox: Path) -> int:
-    """SIGKILL `pid`, its descendants, its session and whoever has `sandbox` in its environment; return how many.
+    """SIGKILL `pid`, its session and whoever has `sandbox` in its environment, until none is left; return how many.
 
-    Goes on until nothing new is found, so a tree that forks while it dies does not escape.
+    Waits for their end, so their memory and ports are free afterwards; `pid` itself may be a zombie that is ours to reap.
     """
     killed: set[int] = set()
-    for _ in range(KILL_ROUNDS_MAX):
-        fresh = {member for member in _members(pid, sandbox) if member not in killed}
-        if not fresh:
-            return len(killed)
-        for member in fresh:
+    deadline = time.monotonic() + KILL_SECONDS_MAX
+    while members := set(_members(pid, sandbox)):
+        if time.monotonic() > deadline:
+            logger.error("pid=%s sandbox=%s: %s are not gone after SIGKILL", pid, sandbox, sorted(members))
+            break
+        for member in members:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(member, signal.SIGKILL)
-        killed |= fresh
-    logger.error(
-        "pid=%s sandbox=%s still has processes after %d rounds of SIGKILL", pid, sandbox, KILL_ROUNDS_MAX
-    )
+        killed |= members
+        gevent.sleep(_POLL_SECONDS)
     return len(killed)
 
 

@@ -155,7 +155,7 @@ class EmbeddedMesos:
             case Send(number, event):
                 stream = self._streams.get(number)
                 if stream is not None:
-                    body = json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+                    body = json.dumps(event, separators=(",", ":")).encode("ascii")
                     stream.send(b"%d\n%b" % (len(body), body))
             case Close(number):
                 closed = self._streams.pop(number, None)

@@ -54,11 +54,11 @@ def test_eight_processes_read_at_random_during_a_throttled_load(
     sizes = make_files(root, 150, size_min=1, size_max=300_000, seed=1)
     with http_store(root, throttle="5MB/s") as store:
         cluster.add("throttled", store.url)
-        job = cluster.client.create_job({"kind": "load", "dataset": "throttled"}, key=None)
+        job = cluster.client.create_job("load", "throttled")
         assert _read_in_processes("throttled", root, sizes, count=60) == [(60, "")] * READERS
         assert cluster.finish(job)["state"] == "SUCCEEDED"
         requests = store.requests()
-    assert cluster.client.get_dataset("throttled")["cached_ratio"] == 1.0
+    assert cluster.client.dataset_info("throttled")["cached_ratio"] == 1.0
     bodies = [r for r in requests if r["method"] == "GET" and not r["path"].endswith("/")]
     assert len(bodies) <= 2 * len(sizes), "misses and the load share their under-store reads"
     cluster.client.delete_dataset("throttled")
@@ -152,7 +152,7 @@ def test_a_dataset_larger_than_the_fleet_is_refused_before_the_first_byte(
         assert planned.returncode == 1 and "does not fit" in planned.stdout
         assert len(store.requests()) == listed, "not a byte was read"
         fitted = cluster.load("huge", fit=True)
-        view = cluster.client.get_dataset("huge")
+        view = cluster.client.dataset_info("huge")
         assert 0 < view["cached_bytes"] < sum(sizes.values())
         assert fitted["state"] == "SUCCEEDED"
         dataset = cluster.client.dataset("huge")
@@ -167,7 +167,7 @@ def test_replicas_are_made_and_the_store_is_read_once(cluster: Local, tmp_path: 
         cluster.add("twice", store.url, replicas=2)
         assert cluster.load("twice")["state"] == "SUCCEEDED"
         bodies = [r for r in store.requests() if r["method"] == "GET" and not r["path"].endswith("/")]
-    view = cluster.client.get_dataset("twice")
+    view = cluster.client.dataset_info("twice")
     assert view["replicas_actual"] == 2
     assert len(bodies) <= len(sizes), "one under-store read for the whole cluster"
     held = [d["blocks"] for e in cluster.client.executors() for d in e["datasets"] if d["name"] == "twice"]
@@ -182,10 +182,10 @@ def test_free_releases_what_load_brought_and_a_path_only_its_part(
     make_files(root, 70, size_min=100_000, size_max=200_000, seed=5)
     cluster.add("freed", str(root))
     assert cluster.load("freed", "d1")["state"] == "SUCCEEDED"
-    part = cluster.client.get_dataset("freed")["cached_bytes"]
+    part = cluster.client.dataset_info("freed")["cached_bytes"]
     assert 0 < part
     assert cluster.load("freed")["state"] == "SUCCEEDED"
-    assert cluster.client.get_dataset("freed")["cached_ratio"] == 1.0
+    assert cluster.client.dataset_info("freed")["cached_ratio"] == 1.0
     assert cluster.free("freed")["state"] == "SUCCEEDED"
-    assert cluster.client.get_dataset("freed")["cached_bytes"] == 0
+    assert cluster.client.dataset_info("freed")["cached_bytes"] == 0
     cluster.client.delete_dataset("freed")

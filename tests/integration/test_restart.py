@@ -54,7 +54,7 @@ def test_a_restart_after_sigkill_of_everything_finds_framework_dataset_job_and_d
 
     with local_cluster(state, "--agents", "2", "--mem", "64MiB") as second:
         assert second.client.leader()["framework_id"] == framework_id
-        after = second.client.get_dataset("d")
+        after = second.client.dataset_info("d")
         assert (after["id"], after["version"], after["bytes"]) == (
             before["id"],
             before["version"],
@@ -64,7 +64,7 @@ def test_a_restart_after_sigkill_of_everything_finds_framework_dataset_job_and_d
         second.wait_until_running(2)
         _read_all(second, "d", root)
         wait_for(
-            lambda: second.client.get_dataset("d")["cached_bytes"] == before["bytes"],
+            lambda: second.client.dataset_info("d")["cached_bytes"] == before["bytes"],
             "the re-fill nobody asked for",
         )
 

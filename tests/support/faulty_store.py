@@ -66,6 +66,7 @@ class FaultyStore(DemoStore):
                             "path": path,
                             "status": answer.status,
                             "range": request.headers.get("range"),
+                            "authorization": request.headers.get("authorization"),
                             "if_match": request.headers.get("if-match"),
                         }
                     )

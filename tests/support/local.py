@@ -58,24 +58,18 @@ class Local:
 
     def add(self, name: str, source: str, **fields: Any) -> dict[str, Any]:
         """Add a dataset and return its view once it is READY."""
-        self.client.create_dataset({"name": name, "source": source, **fields})
-        wait_for(lambda: self.client.get_dataset(name)["state"] != "LISTING", "the listing")
-        view = self.client.get_dataset(name)
+        self.client.create_dataset(name, source, **fields)
+        wait_for(lambda: self.client.dataset_info(name)["state"] != "LISTING", "the listing")
+        view = self.client.dataset_info(name)
         assert view["state"] == "READY", view["error"]
         return view
 
     def load(self, name: str, *paths: str, **fields: Any) -> dict[str, Any]:
         """Load and return the job's final view."""
-        return self.finish(
-            self.client.create_job(
-                {"kind": "load", "dataset": name, "paths": list(paths), **fields}, key=None
-            )
-        )
+        return self.finish(self.client.create_job("load", name, paths or None, **fields))
 
     def free(self, name: str, *paths: str) -> dict[str, Any]:
-        return self.finish(
-            self.client.create_job({"kind": "free", "dataset": name, "paths": list(paths)}, key=None)
-        )
+        return self.finish(self.client.create_job("free", name, paths or None))
 
     def finish(self, job: dict[str, Any]) -> dict[str, Any]:
         wait_for(

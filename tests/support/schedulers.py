@@ -175,6 +175,99 @@ def raw_offer(number: int, *, cpus: float = 4.0, mem: float = 4096.0, role: str 
     }
 
 
+class InProcess:
+    """A whole scheduler in this process, but for HTTP's socket and Mesos: real core, loop, API; fake journal and driver.
+
+    Runs in greenlets of an unpatched process: call it from the test's main greenlet.
+    """
+
+    def __init__(self, journal: MemoryJournal, scratch: pathlib.Path, **config: Any) -> None:
+        from falcon import testing
+
+        from stoker.framework.api import Api
+        from stoker.framework.config import Config
+        from stoker.framework.errors import NotLeading
+        from stoker.framework.journaling import JournalThread
+        from stoker.framework.leadership import Leadership
+        from stoker.framework.metrics import Metrics
+        from stoker.framework.openapi import document
+        from stoker.framework.routes import ROUTES
+        from stoker.framework.web import make_app
+
+        fields = {
+            "instances": 2,
+            "mem_bytes": 64 << 20,
+            "allow_sources": ("",),
+            "scratch_dir": str(scratch),
+        } | config
+        self.config = Config(master="127.0.0.1:5050", journal=f"file:{scratch}", **fields)
+        self.config.check()
+        self.journal = journal
+        self.drivers: list[FakeDriver] = []
+        self.metrics = Metrics()
+        self.leadership: Any = None
+
+        def make_driver(scheduler: Any, framework: dict[str, Any]) -> FakeDriver:
+            self.drivers.append(FakeDriver(scheduler, framework))
+            return self.drivers[-1]
+
+        def current() -> Any:
+            if self.leadership is None:
+                raise NotLeading("the scheduler is starting")
+            return self.leadership
+
+        def lead() -> None:
+            self.leadership = Leadership(
+                self.config,
+                JournalThread(journal),
+                make_driver,
+                url="http://127.0.0.1:7070",
+                metrics=self.metrics,
+            )
+            self.leadership.begin()
+
+        self.lead = lead
+        api = Api(
+            current,
+            allow_sources=self.config.allow_sources,
+            metrics=self.metrics,
+            document=document(ROUTES, version="0"),
+        )
+        self.client = testing.TestClient(make_app(api, self.metrics))
+
+    @property
+    def driver(self) -> FakeDriver:
+        return self.drivers[-1]
+
+    @property
+    def loop(self) -> Any:
+        return self.leadership.loop
+
+    def call(
+        self, method: str, path: str, body: Any = None, *, raw: str | bytes | None = None, **options: Any
+    ) -> tuple[int, Any]:
+        """Return the status and the body's JSON (bytes where it is none)."""
+        if raw is not None or body is not None:
+            options["body"] = json.dumps(body) if raw is None else raw
+        result = self.client.simulate_request(method, path, **options)
+        is_json = result.headers.get("content-type", "").startswith("application/json")
+        return result.status_code, result.json if is_json else result.content
+
+    def subscribe(self) -> None:
+        """Do as a master that takes the framework in."""
+        known = self.driver.framework.get("id", {}).get("value")
+        self.driver.framework_id = known or "F-0001"
+        if known:
+            self.driver.scheduler.reregistered(self.driver, {"id": "M"})
+        else:
+            self.driver.scheduler.registered(self.driver, {"value": "F-0001"}, {"id": "M"})
+
+    def close(self) -> None:
+        if self.leadership is not None:
+            self.leadership.close()
+            self.leadership = None
+
+
 # --- processes
 
 

@@ -112,6 +112,13 @@ class Allocator:
         filters.append(_Filter(grant.resources, now_ms + max(refuse_ms, self._interval_ms)))
         del filters[:-FILTERS_MAX]
 
+    def free(self, agent_id: str) -> Resources:
+        """Return what nobody holds."""
+        return self._free[agent_id]
+
+    def filter_count(self, framework_id: str, role: str, agent_id: str) -> int:
+        return len(self._frameworks[framework_id].filters.get((role, agent_id), ()))
+
     def allocate(self, now_ms: int) -> list[Grant]:
         """Grant all that is free and wanted."""
         grants = []

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 Message: TypeAlias = dict[str, Any]
 
+DEPTH_MAX = 100  # of nested objects and arrays; Mesos' own messages need a dozen
+
 _BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 
 
@@ -53,10 +55,14 @@ def parse_json(body: bytes) -> object:
     except json.JSONDecodeError as error:
         near = text[error.pos :].split("\n", 1)[0]
         raise CodecError(f"syntax error at line {error.lineno} near: {near}") from error
+    except ValueError as error:  # NaN, Infinity, a number of thousands of digits
+        raise CodecError(f"syntax error at line 1 near: {error}") from error
     except RecursionError as error:
         raise CodecError("syntax error at line 1 near: nested too deeply") from error
     if text[stop:].strip(" \t\r\n"):
         raise CodecError(f"Parsed JSON included non-whitespace trailing characters: {text[stop:]}")
+    if body.count(b"{") + body.count(b"[") > DEPTH_MAX and _depth_exceeds(value, DEPTH_MAX):
+        raise CodecError(f"syntax error at line 1 near: nested deeper than {DEPTH_MAX} levels")
     return value
 
 
@@ -74,8 +80,21 @@ def decode(schema: Schema, name: str, value: object) -> Message:
     return message
 
 
+def _depth_exceeds(value: object, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict | list):
+                inner.extend(item.values() if isinstance(item, dict) else item)
+        if not inner:
+            return False
+        level = inner
+    return True
+
+
 def _refuse_constant(text: str) -> NoReturn:
-    raise json.JSONDecodeError(f"{text} is not JSON", text, 0)
+    raise ValueError(text)
 
 
 def _message(schema: Schema, name: str, value: dict[str, object], path: str, missing: list[str]) -> Message:
@@ -141,7 +160,7 @@ def _number(key: str, kind: str, given: object) -> int | float:
         number = float(given) if kind == "double" else int(given)
     except (ValueError, OverflowError) as error:
         raise CodecError(f"Failed to convert '{given}' into a number for field '{key}'") from error
-    if math.isnan(number):
+    if math.isnan(number) or (kind == "int" and not -(2**63) <= number < 2**63):
         raise CodecError(f"Failed to convert '{given}' into a number for field '{key}'")
     return number
 

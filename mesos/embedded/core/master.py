@@ -598,6 +598,10 @@ class Master:
 
     # Values.
 
+    def free(self, agent_id: str) -> Resources:
+        """Return what nobody holds of an agent."""
+        return self._allocator.free(agent_id)
+
     def master_info(self) -> Message:
         """Return the MasterInfo of SUBSCRIBED."""
         spec = self.spec

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import select
+from typing import Any
 
 import pytest
 from http_parser.http import HEADERS_MAX, Headers, HttpParser
+
+from stoker.mesos.recordio import encode_record
+from support.fake_mesos import FakeMesos
 
 STREAM = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nMesos-Stream-Id: abc\r\nContent-Type: application/json\r\n\r\n"
@@ -18,11 +23,46 @@ def test_the_distribution_is_found_under_the_name_that_pymesos_requires() -> Non
     assert any(line.startswith("httptools") for line in importlib.metadata.requires("http-parser") or [])
 
 
-def test_pymesos_own_connection_reads_a_stream_through_it() -> None:
-    import pymesos.process  # noqa: F401  (must import)
+class Callback:
+    """What pymesos' Connection expects of its driver."""
 
-    parser = HttpParser()
-    assert not hasattr(parser, "errno"), "pymesos takes a parser with errno for the pure-Python one"
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.stream_id: str | None = None
+
+    def gen_request(self) -> bytes:
+        body = b'{"type": "SUBSCRIBE"}'
+        return b"POST /api/v1/scheduler HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+    def process_event(self, event: Any) -> None:
+        self.events.append(event)
+
+    def on_close(self) -> None:
+        self.events.append("closed")
+
+
+def test_pymesos_own_connection_reads_a_stream_through_it() -> None:
+    from pymesos.process import Connection
+
+    import stoker.mesos.interface  # noqa: F401  (imports pymesos without its side effects)
+
+    assert not hasattr(HttpParser(), "errno"), "pymesos takes a parser with errno for the pure-Python one"
+    callback = Callback()
+    with FakeMesos() as master:
+        connection = Connection(master.address, callback)
+        poller = select.poll()
+        poller.register(connection, select.POLLOUT)
+        assert poller.poll(5_000) and connection.handle_connect_event() == ""
+        connection.write()
+        stream = master.wait_stream()
+        stream.send_bytes(encode_record(b'{"n": 1}') + b"8\n{", b'"n": ', b"2}")
+        stream.end()
+        poller.modify(connection, select.POLLIN)
+        while poller.poll(5_000) and connection.read():
+            pass
+        connection.close()
+    assert callback.events == [{"n": 1}, {"n": 2}, "closed"]
+    assert callback.stream_id == "stream-1"
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])

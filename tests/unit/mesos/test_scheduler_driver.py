@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from stoker.mesos.detector import Address, address_in_location, detector_for, parse_address
-from stoker.mesos.errors import CallFailed, Disconnected, HttpError, MesosError
+from stoker.mesos.errors import BadCall, CallFailed, Disconnected, HttpError, MesosError
 from stoker.mesos.recordio import encode_record
 from stoker.mesos.scheduler_driver import REDIRECTS_MAX, SchedulerDriver, Timings
 from stoker.mesos.transport import CALL_BYTES_MAX, Backoff, Caller
@@ -325,11 +325,11 @@ def test_a_stream_that_is_taken_and_ended_again_and_again_backs_off_too(
 
 def test_after_a_long_life_the_first_pause_is_short_again(master: FakeMesos, recorder: Recorder) -> None:
     pauses: list[float] = []
-    timings = Timings(retry_first_ms=5, retry_ms_max=1_000, stable_ms=60)
+    timings = Timings(retry_first_ms=5, retry_ms_max=1_000, stable_ms=400)
     master.answer_subscribes(*[Reply(503)] * 3)
     with driving(master, recorder, timings=timings, uniform=lambda low, high: pauses.append(high) or high):
         stream = subscribe(master, recorder)
-        time.sleep(0.1)  # the life
+        time.sleep(0.5)  # the life
         stream.cut()
         recorder.wait("disconnected")
         master.wait_stream(2)
@@ -471,13 +471,13 @@ def test_silence_of_a_master_that_is_still_connected_is_noticed(
     master: FakeMesos, recorder: Recorder
 ) -> None:
     with driving(master, recorder) as driver:
-        stream = subscribe(master, recorder, heartbeat_s=0.1)
+        stream = subscribe(master, recorder, heartbeat_s=0.3)
         for _ in range(5):
-            time.sleep(0.1)  # heartbeats in time
+            time.sleep(0.2)  # heartbeats in time
             stream.send({"type": "HEARTBEAT"})
         recorder.wait("processHeartBeat", 5)
         assert driver.connected
-        recorder.wait("disconnected", deadline_s=2)
+        recorder.wait("disconnected", deadline_s=4)
         assert stream.is_closed_by_client.wait(5)
         subscribe(master, recorder, count=2)
     assert master.of_type("SUBSCRIBE")[1].body["framework_id"] == {"value": "F1"}
@@ -578,7 +578,7 @@ def test_connections_and_calls_are_bounded(master: FakeMesos) -> None:
     caller._slots.release()
     for _ in range(3):
         assert caller.call(address, "/", b'{"type": "X"}', {}).status == 202
-    with pytest.raises(ValueError, match="above the limit"):
+    with pytest.raises(BadCall, match="above the limit"):
         caller.call(address, "/", bytes(CALL_BYTES_MAX + 1), {})
     caller.close_idle()
 
@@ -591,6 +591,8 @@ def test_refusals_are_typed_and_keep_the_stream(master: FakeMesos, recorder: Rec
             driver.reviveOffers()
         assert (caught.value.status, caught.value.body) == (400, "The stream ID didn't match")
         assert isinstance(caught.value, MesosError)
+        with pytest.raises(BadCall, match="ACCEPT cannot be written as JSON"):
+            driver.acceptOffers([{"value": "o"}], [{"type": float("nan")}])
         assert driver.connected
 
 
@@ -939,15 +941,23 @@ def test_a_new_master_ends_the_old_stream_and_no_master_waits(master: FakeMesos,
     assert len(master.of_type("SUBSCRIBE")) == 1
 
 
-def test_events_that_come_behind_a_stop_are_not_delivered(master: FakeMesos, recorder: Recorder) -> None:
-    recorder.on("offerRescinded", lambda driver, *_: driver.stop())
+@pytest.mark.parametrize("end", ["stop", "another master"])
+def test_events_that_come_behind_the_end_are_not_delivered(
+    master: FakeMesos, recorder: Recorder, end: str
+) -> None:
+    leave = {
+        "stop": lambda driver, *_: driver.stop(),
+        "another master": lambda driver, *_: driver.change_master(None),
+    }
+    recorder.on("offerRescinded", leave[end])
     rescind = {"type": "RESCIND", "rescind": {"offer_id": {"value": "o"}}}
     data = b"".join(encode_record(json.dumps(rescind).encode()) for _ in range(50))
     with driving(master, recorder) as driver:
         subscribe(master, recorder).send_bytes(data)
         recorder.wait("offerRescinded")
-        driver.join()
-    assert recorder.names() == ["registered", "offerRescinded"]
+        driver.join() if end == "stop" else recorder.wait("disconnected")
+    assert recorder.count("offerRescinded") == 1
+    assert recorder.count("disconnected") == (0 if end == "stop" else 1)
 
 
 # --- the process around it
@@ -1023,7 +1033,7 @@ print(round(max(gaps) * 1000))
     child = threading.Thread(target=lambda: done.append(run_python(code)))
     child.start()
     stream = master.wait_stream(deadline_s=30)
-    stream.send(subscribed(heartbeat_s=0.2))
+    stream.send(subscribed(heartbeat_s=0.7))
     master.wait_calls("REVIVE", 30)
     offer = {
         "id": {"value": "o"},

@@ -1,0 +1,76 @@
+"""Starting the keeper's children: a process with one end of a channel, and word when it ends."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from stoker.executor.channel import Channel, channel_pair
+from stoker.executor.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+END_TIMEOUT_S = 3.0
+
+
+class Child:
+    """A child process: `python -m MODULE FD`. Runs on greenlets of a monkey-patched process.
+
+    `on_message(message, fds)` is called for each message, in order; `on_end(reason)` once, when the process is gone or its
+    channel is, unless `end` was called before.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        on_message: Callable[[dict[str, Any], list[int]], None],
+        on_end: Callable[[str], None],
+    ) -> None:
+        mine, its = channel_pair()
+        self.module = module
+        self._on_message = on_message
+        self._on_end: Callable[[str], None] | None = on_end
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, str(its.fileno())],
+                pass_fds=[its.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        finally:
+            its.close()
+        self._channel = Channel(mine)
+        self.outbox = Outbox(self._channel, lambda error: self._ended(f"cannot be told anything: {error}"))
+        self._greenlets = [gevent.spawn(self._receive), gevent.spawn(self._wait)]
+
+    def end(self) -> None:
+        """Close the channel, at which the process ends by itself; kill it if it does not."""
+        self._on_end = None
+        self.outbox.close()
+        gevent.killall(self._greenlets)
+        self._channel.close()
+        try:
+            self.process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            log.warning("%s does not end, killed", self.module)
+            self.process.kill()
+            self.process.wait()
+
+    def _receive(self) -> None:
+        while (received := self._channel.receive()) is not None:
+            self._on_message(*received)
+        self._ended("closed its channel")
+
+    def _wait(self) -> None:
+        code = self.process.wait()
+        self._ended(f"ended with {code}" if code >= 0 else f"was ended by signal {-code}")
+
+    def _ended(self, reason: str) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(f"{self.module} (pid {self.process.pid}) {reason}")

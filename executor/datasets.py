@@ -1,0 +1,249 @@
+"""The keeper's view of datasets: what the leader assigned, the manifests, and which blocks belong here.
+
+A manifest is fetched once, mapped from a file in the sandbox, and shared with the fillers by its path. Heavy work on it (a mapping
+is written, a residency selected) runs in the hub's native thread pool.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import numpy as np
+from gevent.event import AsyncResult
+from gevent.hub import get_hub
+
+from stoker.executor.core.cache import DatasetKey
+from stoker.executor.core.extents import Range
+from stoker.executor.core.filling import (
+    REFUSAL_KEPT_MS,
+    FileFailed,
+    Int64s,
+    exact_ranges,
+    file_bytes_in,
+    miss_ranges,
+    needed_ranges,
+)
+from stoker.executor.core.homes import find_position, homes_table, my_rank, my_wanted
+from stoker.executor.errors import ManifestUnavailable
+from stoker.executor.manifest import Manifest, ManifestError, map_manifest, write_mapped
+from stoker.executor.messages import Assignment, DatasetAssignment
+from stoker.executor.wire import Failure
+
+log = logging.getLogger(__name__)
+
+VERSIONS_KEPT_MAX = 4  # manifests of one dataset generation that are kept mapped
+FIRST_VERSION = 1
+FAILURES_KEPT_MAX = 4096  # remembered for readers, a dataset
+
+Fetch = Callable[[str, int], tuple[bytes, dict[str, bytes]]]
+
+
+class BlockFiles:
+    """The files of one block in one version, as arrays by offset."""
+
+    def __init__(self, manifest: Manifest, index: int, start: int, stop: int) -> None:
+        self.manifest = manifest
+        self.origin = index * manifest.block_bytes
+        self.length = manifest.block_length(index)
+        self.start = start
+        self.stop = min(stop, self.length)
+        self.rows: Int64s = manifest.rows_between(self.origin + start, self.origin + self.stop)
+        self.offsets: Int64s = manifest.offsets[self.rows]
+        self.sizes: Int64s = manifest.sizes[self.rows]
+
+    def needed(self) -> list[Range]:
+        """Return what of the range files own; padding too where it surely is padding."""
+        if self.manifest.version == FIRST_VERSION:
+            return [(self.start, self.stop)] if self.start < self.stop else []
+        whole = needed_ranges(
+            self.offsets, self.sizes, origin=self.origin, length=self.length, is_first_version=False
+        )
+        return [(max(a, self.start), min(b, self.stop)) for a, b in whole if a < self.stop and self.start < b]
+
+    def miss_unit(self) -> list[Range]:
+        return miss_ranges(
+            self.offsets, self.sizes, origin=self.origin, start=self.start, stop=self.stop, length=self.length
+        )
+
+    def exact(self) -> list[Range]:
+        return exact_ranges(
+            self.offsets, self.sizes, origin=self.origin, start=self.start, stop=self.stop, length=self.length
+        )
+
+    def file_bytes(self, start: int, stop: int) -> int:
+        return file_bytes_in(self.offsets, self.sizes, origin=self.origin, start=start, stop=stop)
+
+
+class DatasetView:
+    """One assigned dataset generation."""
+
+    def __init__(self, assignment: DatasetAssignment) -> None:
+        self.key: DatasetKey = (assignment.dataset_id, assignment.generation)
+        self.assignment = assignment
+        self.ranks = np.full(1, -1, dtype=np.int16)
+        self.table = np.zeros((0, 1), dtype=np.uint16)
+        self.position = -1
+        self.manifests: dict[int, tuple[Manifest, str]] = {}
+        self.loading: dict[int, AsyncResult] = {}
+        self.manifest: Manifest | None = None  # of the assigned version, once it is here
+        self.mine: Int64s = np.empty(0, dtype=np.int64)  # wanted here, in the order to fetch
+        self.mine_set: set[int] = set()
+        self.planned: tuple[Any, ...] = ()  # what `mine` was computed from
+        self.planned_wanted_version = 0
+        self.is_planning = False
+        self.excluded = b""  # blocks with files that the wanted rules exclude
+        self.todo: deque[int] = deque()  # wanted here, to be looked at
+        self.unfit: set[int] = set()  # wanted here, but the tier is full of what stays
+        self.freed_version = 0  # the wanted version whose exclusions were freed
+        self.is_removed = False
+        self.filled_bytes = 0
+        self.copied_bytes = 0
+        self.served_bytes = 0
+        self.job_count = 0
+        self.failures: OrderedDict[tuple[int, int, int], tuple[FileFailed, int]] = OrderedDict()
+        self.changes = 0  # counts everything that a report tells
+
+    def take(self, assignment: DatasetAssignment, whole: Assignment, slot_id: int) -> None:
+        """Take over a newer assignment of the same generation."""
+        assert (assignment.dataset_id, assignment.generation) == self.key
+        self.assignment = assignment
+        self.position = find_position(whole.slots, slot_id)
+        self.table = homes_table(assignment.homes, assignment.pg_count)
+        self.ranks = my_rank(self.table, self.position)
+        self.changes += 1
+
+    def is_home(self, block_index: int) -> bool:
+        return bool(self.ranks[block_index % len(self.ranks)] >= 0)
+
+    def files(self, manifest: Manifest, index: int, start: int = 0, stop: int = 2**63) -> BlockFiles:
+        return BlockFiles(manifest, index, start, stop)
+
+    def note_failure(self, block_index: int, version: int, failure: FileFailed, now_ms: int) -> None:
+        """Remember a failed file for readers of blocks that are not kept here."""
+        self.failures[version, block_index, failure.row] = (failure, now_ms)
+        while len(self.failures) > FAILURES_KEPT_MAX:
+            self.failures.popitem(last=False)
+
+    def known_failure(self, block_index: int, files: BlockFiles, now_ms: int) -> FileFailed | None:
+        """Return why one of `files` surely cannot be read now, if one was tried just now or has changed."""
+        for row in files.rows.tolist() if self.failures else ():
+            found = self.failures.get((files.manifest.version, block_index, row))
+            if found and (found[0].code == Failure.CHANGED or now_ms - found[1] < REFUSAL_KEPT_MS):
+                return found[0]
+        return None
+
+    def plan_inputs(self) -> tuple[Any, ...]:
+        """Return what the blocks that are wanted here follow from."""
+        return (
+            self.assignment.version,
+            self.assignment.wanted_version,
+            self.assignment.wanted,
+            self.ranks.tobytes(),
+        )
+
+
+class Manifests:
+    """Fetches, maps and keeps manifests under `directory`. `fetch(name, version)` asks the schedulers."""
+
+    def __init__(self, directory: str, fetch: Fetch) -> None:
+        self._directory = directory
+        self._fetch = fetch
+        self._old: list[tuple[DatasetView, int, str]] = []
+        os.makedirs(directory, exist_ok=True)
+
+    def get(self, view: DatasetView, version: int) -> Manifest:
+        """Return the manifest of a version of the dataset, fetching it if need be; callers at once share the fetch.
+
+        :raises ManifestUnavailable: no scheduler gave it, or not a right one.
+        """
+        found = view.manifests.get(version)
+        if found is not None:
+            return found[0]
+        pending = view.loading.get(version)
+        if pending is None:
+            pending = view.loading[version] = AsyncResult()
+            gevent.spawn(self._load, view, version, pending)
+        manifest = pending.get()
+        assert isinstance(manifest, Manifest)
+        return manifest
+
+    def path(self, view: DatasetView, version: int) -> str:
+        """Return the file of a manifest that is here."""
+        return view.manifests[version][1]
+
+    def forget(self, view: DatasetView) -> None:
+        """Forget a dataset's manifests; their files go with `sweep`."""
+        self._old += [(view, version, path) for version, (_, path) in view.manifests.items()]
+        view.manifests.clear()
+        view.manifest = None
+
+    def sweep(self) -> None:
+        """Unlink the files of forgotten manifests, but those that a filler may be about to open."""
+        kept = []
+        for view, version, path in self._old:
+            if view.job_count:
+                kept.append((view, version, path))
+            elif version not in view.manifests:  # else it was fetched again meanwhile
+                _unlink(path)
+        self._old = kept
+
+    def _load(self, view: DatasetView, version: int, pending: AsyncResult) -> None:
+        try:
+            pending.set(self._fetch_and_map(view, version))
+        except (ManifestUnavailable, ManifestError, OSError) as error:
+            pending.set_exception(
+                error if isinstance(error, ManifestUnavailable) else ManifestUnavailable(str(error))
+            )
+        finally:
+            del view.loading[version]
+
+    def _fetch_and_map(self, view: DatasetView, version: int) -> Manifest:
+        assignment = view.assignment
+        root, parts = self._fetch(assignment.name, version)
+        path = os.path.join(self._directory, f"{view.key[0]}.{view.key[1]}.{version}.manifest")
+        pool = get_hub().threadpool
+        pool.apply(write_mapped, (root, parts.__getitem__, path))
+        manifest: Manifest = pool.apply(map_manifest, (path,))
+        named = (manifest.dataset_id, manifest.generation, manifest.version)
+        is_right = named == (*view.key, version) and manifest.block_bytes == assignment.block_bytes
+        if not is_right or (version == assignment.version and manifest.digest != assignment.digest):
+            _unlink(path)
+            raise ManifestUnavailable(
+                f"a scheduler gave dataset {named[0]} generation {named[1]} version {named[2]} ({manifest.digest}) "
+                f"for dataset {view.key[0]} generation {view.key[1]} version {version} ({assignment.digest})"
+            )
+        if view.is_removed:
+            _unlink(path)
+            raise ManifestUnavailable(f"dataset {assignment.name} was removed")
+        view.manifests[version] = (manifest, path)
+        self._drop_old(view)
+        return manifest
+
+    def _drop_old(self, view: DatasetView) -> None:
+        kept = sorted(view.manifests, reverse=True)
+        for version in kept[VERSIONS_KEPT_MAX:]:
+            if version != view.assignment.version:
+                self._old.append((view, version, view.manifests.pop(version)[1]))
+
+
+def select_mine(view: DatasetView, manifest: Manifest) -> tuple[Int64s, bytes, bytes]:
+    """Return (the wanted blocks that belong here in order, the wanted bitmap, the bitmap of blocks with excluded files).
+
+    Takes long for a large manifest: call it in the thread pool.
+    """
+    rules = view.assignment.wanted
+    wanted = manifest.select(rules).blocks
+    excluded = manifest.select([(True, prefix) for included, prefix in rules if not included]).blocks
+    return my_wanted(view.ranks, wanted, manifest.block_count), wanted, excluded
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,205 @@
+"""Turning an assignment into what is held: which datasets there are, which of their blocks are wanted here, what is freed.
+
+An assignment is a wish; applying it twice, or a newer one before an older has been worked out, is nothing. Nothing is freed
+because of an assignment of a leader that has not heard all executors yet (`residency_complete`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import gevent
+import msgpack
+import numpy as np
+from gevent.hub import get_hub
+
+from stoker.executor.core.cache import CacheRules, DatasetKey
+from stoker.executor.datasets import DatasetView, Manifests, select_mine
+from stoker.executor.errors import ManifestUnavailable
+from stoker.executor.fills import Fills
+from stoker.executor.holdings import Block, Holdings
+from stoker.executor.manifest import Manifest
+from stoker.executor.messages import Assignment, DatasetAssignment, encode_slots
+from stoker.executor.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+RETRY_MS_MIN = 200  # of a manifest that no scheduler gave
+RETRY_MS_MAX = 5_000
+
+
+class Residents:
+    """See the module. `on_planned` is called when the wishes for a dataset have been worked out."""
+
+    def __init__(
+        self,
+        *,
+        cluster: bytes,
+        slot_id: int,
+        datasets: dict[DatasetKey, DatasetView],
+        holdings: Holdings,
+        fills: Fills,
+        manifests: Manifests,
+        server: Outbox,
+        on_planned: Callable[[], None],
+    ) -> None:
+        self._cluster = cluster
+        self._slot_id = slot_id
+        self._datasets = datasets
+        self._holdings = holdings
+        self._fills = fills
+        self._manifests = manifests
+        self._server = server
+        self._on_planned = on_planned
+        self.assignment: Assignment | None = None
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Return (epoch, version) of the assignment that is held; (0, 0): none yet."""
+        return (0, 0) if self.assignment is None else (self.assignment.epoch, self.assignment.version)
+
+    def apply(self, assignment: Assignment) -> bool:
+        """Take an assignment over if it is newer than the held one; return whether it was."""
+        if (assignment.epoch, assignment.version) <= self.version:
+            return False
+        self.assignment = assignment
+        self._fills.slots = assignment.slots
+        self._tell_slots(assignment)
+        assigned = {(d.dataset_id, d.generation) for d in assignment.datasets}
+        for view in [view for key, view in self._datasets.items() if key not in assigned]:
+            if assignment.residency_complete:
+                self._remove(view)
+            else:
+                self._holdings.cache.rules.pop(view.key, None)  # unknown: kept, and the first to go
+        for dataset in assignment.datasets:
+            self._take(dataset, assignment)
+        self._fills.room_came()
+        return True
+
+    def _take(self, dataset: DatasetAssignment, assignment: Assignment) -> None:
+        key = (dataset.dataset_id, dataset.generation)
+        view = self._datasets.get(key)
+        if view is None:
+            view = self._datasets[key] = DatasetView(dataset)
+        view.take(dataset, assignment, self._slot_id)
+        self._holdings.cache.rules[key] = CacheRules(dataset.policy, dataset.priority, dataset.allotment_bytes)
+        self._server.put(
+            {
+                "t": "dataset",
+                "id": dataset.dataset_id,
+                "generation": dataset.generation,
+                "version": dataset.version,
+                "block_bytes": dataset.block_bytes,
+                "placement": self._placement(dataset, assignment),
+            }
+        )
+        if view.plan_inputs() != view.planned and not view.is_planning:
+            view.is_planning = True
+            gevent.spawn(self._plan, view)
+        self._free_excluded(view)
+
+    def _remove(self, view: DatasetView) -> None:
+        """The dataset, or this generation of it, is no more: free all of it."""
+        view.is_removed = True
+        del self._datasets[view.key]
+        self._server.put({"t": "dataset_gone", "id": view.key[0], "generation": view.key[1]})
+        for block in list(self._holdings.of_dataset(view.key).values()):
+            self._fills.let_go(block, "the dataset was removed")
+        self._holdings.cache.rules.pop(view.key, None)
+        self._manifests.forget(view)
+
+    def _plan(self, view: DatasetView) -> None:
+        """Work out what is wanted here, again until nothing new came meanwhile."""
+        delay_ms = RETRY_MS_MIN
+        while not view.is_removed and view.plan_inputs() != view.planned:
+            inputs, assignment = view.plan_inputs(), view.assignment
+            try:
+                manifest = self._manifests.get(view, assignment.version)
+            except ManifestUnavailable as error:
+                log.warning("%s; again in %d ms", error, delay_ms)
+                gevent.sleep(delay_ms / 1000)
+                delay_ms = min(RETRY_MS_MAX, 2 * delay_ms)
+                continue
+            mine, excluded = get_hub().threadpool.apply(select_mine, (view, manifest))
+            if view.is_removed or view.plan_inputs() != inputs:
+                continue
+            is_new_wish = view.planned_wanted_version != assignment.wanted_version
+            view.planned, view.planned_wanted_version = inputs, assignment.wanted_version
+            view.mine, view.mine_set = mine, set(mine.tolist())
+            view.excluded = excluded
+            self._take_version(view, manifest, is_new_wish=is_new_wish)
+            self._free_excluded(view)
+            self._fills.pump()
+            self._on_planned()
+        view.is_planning = False
+
+    def _take_version(self, view: DatasetView, manifest: Manifest, *, is_new_wish: bool) -> None:
+        """Bring the held blocks in line with the assigned version and wishes."""
+        is_new_version = view.manifest is not manifest
+        view.manifest = manifest
+        for block_index, block in self._holdings.of_dataset(view.key).items():
+            self._holdings.cache.held[block.holding].wanted = block_index in view.mine_set
+            if is_new_version and not block.is_full:
+                _renew(block, view, manifest)
+            if is_new_wish:
+                block.state.forgive()
+            self._fills.finish(block)
+        held = self._holdings.of_dataset(view.key)
+        view.todo = deque(i for i in view.mine.tolist() if i not in held or not held[i].is_full)
+        view.unfit.clear()
+        view.changes += 1
+
+    def _free_excluded(self, view: DatasetView) -> None:
+        """Free the blocks that the wanted rules exclude: once a wish, so that later misses may be kept."""
+        is_due = view.freed_version != view.planned_wanted_version
+        if not is_due or self.assignment is None or not self.assignment.residency_complete:
+            return
+        view.freed_version = view.planned_wanted_version
+        bits = np.frombuffer(view.excluded, dtype=np.uint8)
+        for block_index, block in list(self._holdings.of_dataset(view.key).items()):
+            is_excluded = block_index >> 3 < len(bits) and bits[block_index >> 3] >> (block_index & 7) & 1
+            if is_excluded and block_index not in view.mine_set:
+                self._fills.let_go(block, "it was freed")
+
+    def _tell_slots(self, assignment: Assignment) -> None:
+        self._server.put(
+            {
+                "t": "slots",
+                "placement_version": assignment.placement_version,
+                "slots": encode_slots(assignment.slots),
+            }
+        )
+
+    def _placement(self, dataset: DatasetAssignment, assignment: Assignment) -> bytes:
+        """Return the msgpack of what REFRESH tells about a dataset, but the slots."""
+        fields = {
+            "name": dataset.name,
+            "dataset_id": dataset.dataset_id,
+            "cluster": self._cluster,
+            "version": dataset.version,
+            "generation": dataset.generation,
+            "digest": dataset.digest,
+            "block_bytes": dataset.block_bytes,
+            "pg_count": dataset.pg_count,
+            "replicas": dataset.replicas,
+            "placement_version": assignment.placement_version,
+            "homes": dataset.homes,
+        }
+        return bytes(msgpack.packb(fields, use_bin_type=True))
+
+
+def _renew(block: Block, view: DatasetView, manifest: Manifest) -> None:
+    """Bring a block that is not full to a newer version: what is needed of it may be less."""
+    if block.name.block_index >= manifest.block_count:
+        return
+    state = block.state
+    files = view.files(manifest, block.name.block_index)
+    state.needed, state.version = files.needed(), manifest.version
+    state.retry()
+    state.changed_rows.clear()
+    state.notes.clear()
+    for start, stop in state.needed:  # what changed in an earlier version is fetched anew only where this one has a file
+        state.changed.remove(start, stop)
+    block.cached_bytes = sum(files.file_bytes(start, stop) for start, stop in state.valid)

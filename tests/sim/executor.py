@@ -1,0 +1,183 @@
+"""An executor of the simulation: follows its assignment block by block and reports, as the real keeper does.
+
+A file is exactly one block, `block_path(index)`; filling one takes a second. It keeps heartbeats' rules strictly:
+changes are relative to the last acknowledged heartbeat, assignments of a lower (epoch, version) are refused, nothing is
+freed while residency is not complete.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stoker.executor.messages import (
+    Assignment,
+    DatasetAssignment,
+    Heartbeat,
+    HeartbeatAnswer,
+    Residency,
+)
+from stoker.framework.core.entries import LaunchPlanned
+from stoker.framework.core.rules import is_wanted
+
+BLOCK_BYTES = 4 * 1024 * 1024
+FILLS_PER_SECOND = 3
+
+
+def block_path(index: int) -> str:
+    return f"d{index % 4}/f{index}"
+
+
+def file_count(source: str) -> int:
+    return int(source.removeprefix("mem://"))
+
+
+class SimExecutor:
+    def __init__(self, launch: LaunchPlanned, cluster: bytes, incarnation: int) -> None:
+        self.launch = launch
+        self.slot_id = launch.slot_id
+        self.task_id = launch.task_id
+        self.cluster = cluster
+        self.incarnation = incarnation
+        self.is_hung = False
+        self.sequence = 0
+        self.assignment: Assignment | None = None
+        self.held: dict[tuple[int, int], set[int]] = {}
+        self.unfit: dict[tuple[int, int], int] = {}
+        self.sent: dict[int, dict[tuple[int, int], frozenset[int]]] = {}
+        self.acknowledged: dict[tuple[int, int], frozenset[int]] | None = None
+        self.capacity = launch.mem_bytes // BLOCK_BYTES
+
+    def wanted(self, dataset: DatasetAssignment) -> set[int]:
+        assert self.assignment is not None
+        position = [s.slot_id for s in self.assignment.slots].index(self.slot_id)
+        homes = np.frombuffer(dataset.homes, dtype="<u2").reshape(dataset.replicas, dataset.pg_count)
+        blocks = self.block_count(dataset)
+        return {
+            i
+            for i in range(blocks)
+            if position in homes[:, i % dataset.pg_count] and is_wanted(dataset.wanted, block_path(i))
+        }
+
+    def block_count(self, dataset: DatasetAssignment) -> int:
+        return file_count(dataset.source) + dataset.version - 1
+
+    def work(self) -> None:
+        """Do a second's work: free what is not wanted, fill what is."""
+        assignment = self.assignment
+        if assignment is None or self.slot_id not in [s.slot_id for s in assignment.slots]:
+            return
+        known = {(d.dataset_id, d.generation): d for d in assignment.datasets}
+        if assignment.residency_complete:
+            for key in list(self.held):
+                if key not in known:
+                    del self.held[key]
+                else:
+                    dataset = known[key]
+                    self.held[key] &= {
+                        i for i in self.held[key] if not _is_excluded(dataset.wanted, block_path(i))
+                    } | self.wanted(dataset)
+        room = self.capacity - sum(map(len, self.held.values()))
+        fills = FILLS_PER_SECOND
+        self.unfit = {}
+        for key, dataset in known.items():
+            held = self.held.setdefault(key, set())
+            wanted = self.wanted(dataset)
+            if room <= 0 and assignment.residency_complete:
+                for index in sorted(held - wanted)[: len(wanted - held)]:
+                    held.discard(index)
+                    room += 1
+            for index in sorted(wanted - held):
+                if room <= 0:
+                    break
+                if fills:
+                    held.add(index)
+                    fills, room = fills - 1, room - 1
+            if room <= 0:
+                self.unfit[key] = len(wanted - held)
+
+    def heartbeat(self) -> Heartbeat:
+        self.sequence += 1
+        state = {key: frozenset(held) for key, held in self.held.items()}
+        self.sent[self.sequence] = state
+        for old in [s for s in self.sent if s < self.sequence - 20]:
+            del self.sent[old]
+        whole = self.acknowledged is None
+        launch = self.launch
+        return Heartbeat(
+            cluster=self.cluster,
+            slot_id=self.slot_id,
+            launch_id=launch.launch_id,
+            incarnation=self.incarnation,
+            secret=launch.secret,
+            sequence=self.sequence,
+            whole=whole,
+            epoch_seen=self.assignment.epoch if self.assignment else 0,
+            assignment_version=self.assignment.version if self.assignment else 0,
+            host=launch.hostname,
+            port=launch.port,
+            socket_path="",
+            abstract_socket="",
+            boot_id="b",
+            pid=1,
+            capacity_bytes=launch.mem_bytes,
+            used_bytes=sum(map(len, state.values())) * BLOCK_BYTES,
+            lent_bytes=0,
+            datasets=tuple(self.residency(d, state, whole) for d in self.assigned()),
+        )
+
+    def assigned(self) -> list[DatasetAssignment]:
+        if self.assignment is None or self.slot_id not in [s.slot_id for s in self.assignment.slots]:
+            return []
+        return list(self.assignment.datasets)
+
+    def residency(
+        self, dataset: DatasetAssignment, state: dict[tuple[int, int], frozenset[int]], whole: bool
+    ) -> Residency:
+        key = (dataset.dataset_id, dataset.generation)
+        held = state.get(key, frozenset())
+        before = (self.acknowledged or {}).get(key, frozenset())
+        wanted = self.wanted(dataset)
+        return Residency(
+            dataset_id=dataset.dataset_id,
+            generation=dataset.generation,
+            version=dataset.version,
+            bitmap=_bitmap(held) if whole else None,
+            added=() if whole else tuple(sorted(held - before)),
+            removed=() if whole else tuple(sorted(before - held)),
+            full_blocks=len(held),
+            cached_bytes=len(held) * BLOCK_BYTES,
+            held_bytes=len(held) * BLOCK_BYTES,
+            wanted_version=dataset.wanted_version,
+            wanted_blocks=len(wanted),
+            wanted_settled=len(wanted & held),
+            wanted_full=len(wanted & held),
+            wanted_bytes=len(wanted) * BLOCK_BYTES,
+            wanted_cached_bytes=len(wanted & held) * BLOCK_BYTES,
+            wanted_files=len(wanted),
+            wanted_cached_files=len(wanted & held),
+            unfit_blocks=self.unfit.get(key, 0),
+        )
+
+    def answered(self, answer: HeartbeatAnswer) -> None:
+        if answer.want_whole:
+            self.acknowledged = None
+        elif answer.sequence in self.sent and (self.acknowledged is not None or answer.sequence == self.sequence):
+            self.acknowledged = self.sent[answer.sequence]
+        new, old = answer.assignment, self.assignment
+        if new is None or (old is not None and (new.epoch, new.version) < (old.epoch, old.version)):
+            return
+        if old is not None and (new.epoch, new.version) == (old.epoch, old.version):
+            assert new == old, "two assignments of one version"
+        self.assignment = new
+
+
+def _is_excluded(rules: tuple[tuple[bool, str], ...], path: str) -> bool:
+    decided = [included for included, prefix in rules if prefix in ("", path) or path.startswith(prefix + "/")]
+    return bool(decided) and not decided[-1]
+
+
+def _bitmap(indexes: frozenset[int]) -> bytes:
+    bits = bytearray((max(indexes, default=-1) >> 3) + 1)
+    for index in indexes:
+        bits[index >> 3] |= 1 << (index & 7)
+    return bytes(bits)

@@ -1,0 +1,266 @@
+"""The machine of the embedded Mesos on a bench: no process, no socket, time given by the test."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import uuid
+from typing import Any
+
+from stoker.mesos.embedded.core.agent import Agent
+from stoker.mesos.embedded.core.calls import Answer, Refused, decode_executor_call, decode_scheduler_call
+from stoker.mesos.embedded.core.cluster import Cluster
+from stoker.mesos.embedded.core.codec import Message
+from stoker.mesos.embedded.core.resources import EMPTY, plain
+from stoker.mesos.embedded.core.values import (
+    AgentSpec,
+    Close,
+    KillProcess,
+    MasterSpec,
+    Send,
+    Settings,
+    StartProcess,
+)
+
+HEADERS = {"content-type": "application/json"}
+WALL_MS = 1_800_000_000_000
+MASTER_ID = "m"
+CAPABILITIES = ("PARTITION_AWARE", "MULTI_ROLE", "RESERVATION_REFINEMENT")
+
+
+class Bench:
+    """A cluster with agents of 4 cpus, 4096 MB, 8192 MB disk and 100 ports; `now_ms` is the time of the next step."""
+
+    def __init__(self, agents: int = 1, **settings: Any) -> None:
+        master = MasterSpec(MASTER_ID, "127.0.0.1", "127.0.0.1", 5050)
+        specs = [
+            AgentSpec(
+                f"S{index}",
+                index + 1,
+                f"127.0.0.{10 + index}",
+                f"127.0.0.{10 + index}",
+                5051,
+                plain(
+                    cpus=4,
+                    mem_mib=4096,
+                    disk_mib=8192,
+                    ports=(31_000 + 100 * index, 31_099 + 100 * index),
+                ),
+                "/w",
+            )
+            for index in range(agents)
+        ]
+        self.now_ms = 0
+        self.cluster = Cluster(
+            master, specs, Settings(**settings), seed=uuid.UUID(int=7), now_ms=0, wall_ms=WALL_MS
+        )
+        self.events: dict[int, list[Message]] = {}
+        self.closed: list[int] = []
+        self.started: list[StartProcess] = []
+        self.killed: list[str] = []
+        self._streams = 0
+
+    # Steps.
+
+    def take(self) -> None:
+        """Perform what the last step put out: remember it."""
+        for output in self.cluster.take_outputs():
+            match output:
+                case Send(stream, event):
+                    assert stream not in self.closed, "an event after the end of its stream"
+                    self.events[stream].append(copy.deepcopy(event))
+                case Close(stream):
+                    self.closed.append(stream)
+                case StartProcess():
+                    self.started.append(output)
+                    self.agent_of(output.container_id).process_started(output.container_id, 4000 + len(self.started))
+                case KillProcess(container_id):
+                    self.killed.append(container_id)
+        self.check()
+
+    def advance(self, to_ms: int) -> None:
+        """Let the time pass, with a tick at every deadline on the way."""
+        while self.cluster.next_deadline_ms() <= to_ms:
+            self.now_ms = self.cluster.next_deadline_ms()
+            self.cluster.tick(self.now_ms)
+            self.take()
+        self.now_ms = to_ms
+
+    def open_stream(self) -> int:
+        self._streams += 1
+        self.events[self._streams] = []
+        return self._streams
+
+    def subscribe(self, framework_id: str | None = None, suppressed: tuple[str, ...] = (), **info: Any) -> int:
+        """Subscribe a framework and return its stream."""
+        fields: Message = {
+            "user": "root",
+            "name": "test",
+            "roles": ["cache"],
+            "capabilities": [{"type": name} for name in CAPABILITIES],
+            "failover_timeout": 60.0,
+            "checkpoint": True,
+            **info,
+        }
+        call: Message = {
+            "type": "SUBSCRIBE",
+            "subscribe": {"framework_info": fields, "suppressed_roles": list(suppressed)},
+        }
+        if framework_id is not None:
+            call["framework_id"] = fields["id"] = {"value": framework_id}
+        decoded = decode_scheduler_call(HEADERS, json.dumps(call).encode())
+        stream = self.open_stream()
+        self.cluster.master.subscribe(decoded, stream, f"stream-{stream}", self.now_ms)
+        self.take()
+        return stream
+
+    def call(self, stream: int, kind: str, body: Message | None = None, *, framework_id: str = "m-0000") -> Answer:
+        """Make a scheduler call with the stream id of `stream`."""
+        call: Message = {"type": kind, "framework_id": {"value": framework_id}}
+        if body is not None:
+            call[kind.lower()] = body
+        try:
+            decoded = decode_scheduler_call(HEADERS, json.dumps(call).encode())
+        except Refused as refusal:
+            return refusal.answer
+        answer = self.cluster.master.call(decoded, f"stream-{stream}", self.now_ms)
+        self.take()
+        return answer
+
+    def executor_call(
+        self, kind: str, body: Message | None = None, executor_id: str = "e1", framework_id: str = "m-0000"
+    ) -> Answer | int:
+        """Make an executor's call; SUBSCRIBE returns its stream."""
+        call: Message = {
+            "type": kind,
+            "framework_id": {"value": framework_id},
+            "executor_id": {"value": executor_id},
+            kind.lower(): body or {},
+        }
+        try:
+            decoded = decode_executor_call(HEADERS, json.dumps(call).encode())
+        except Refused as refusal:
+            return refusal.answer
+        agent = self.cluster.find_agent(decoded)
+        refused = self.cluster.check_executor(decoded, agent)
+        if refused is not None:
+            return refused
+        assert agent is not None
+        if kind == "SUBSCRIBE":
+            stream = self.open_stream()
+            agent.subscribe(decoded, stream, self.now_ms)
+            self.take()
+            return stream
+        answer = agent.call(decoded, self.now_ms)
+        self.take()
+        return answer
+
+    def update(self, task_id: str, state: str, number: int, executor_id: str = "e1", **fields: Any) -> Answer | int:
+        """Send an executor's update; `number` makes its uuid."""
+        status = {
+            "task_id": {"value": task_id},
+            "state": state,
+            "source": "SOURCE_EXECUTOR",
+            "uuid": make_uuid(number),
+            **fields,
+        }
+        return self.executor_call("UPDATE", {"status": status}, executor_id)
+
+    def acknowledge(self, stream: int, task_id: str, uuid_text: str, agent_id: str = "S0") -> Answer:
+        body = {"agent_id": {"value": agent_id}, "task_id": {"value": task_id}, "uuid": uuid_text}
+        return self.call(stream, "ACKNOWLEDGE", body)
+
+    def drop(self, stream: int) -> None:
+        """The other side closes a stream."""
+        self.cluster.stream_closed(stream, self.now_ms)
+        self.take()
+
+    def exit(self, status: int, index: int = -1) -> None:
+        """A process ends with a raw wait status."""
+        container_id = self.started[index].container_id
+        self.agent_of(container_id).process_exited(container_id, status, self.now_ms)
+        self.take()
+
+    def launch(self, stream: int, *tasks: Message, refuse_seconds: float = 0.0, offer_ids: list[Message] | None = None
+    ) -> Answer:
+        """Accept `offer_ids`, or the newest offer, with a LAUNCH."""
+        operations = [{"type": "LAUNCH", "launch": {"task_infos": list(tasks)}}]
+        if offer_ids is None:
+            offer_ids = [self.offers(stream)[-1]["id"]]
+        filters = {"refuse_seconds": refuse_seconds}
+        return self.call(stream, "ACCEPT", {"offer_ids": offer_ids, "operations": operations, "filters": filters})
+
+    def run(self, stream: int, task_id: str = "t1", executor_id: str = "e1") -> int:
+        """Launch a task with its executor, which subscribes; return the executor's stream."""
+        self.launch(stream, task(task_id, executor_id))
+        result = self.executor_call("SUBSCRIBE", {}, executor_id)
+        assert isinstance(result, int)
+        return result
+
+    # What came out.
+
+    def agent_of(self, container_id: str) -> Agent:
+        return self.cluster.agent_of_container(container_id)
+
+    def kinds(self, stream: int, start: int = 0) -> list[str]:
+        return [event["type"] for event in self.events[stream][start:] if event["type"] != "HEARTBEAT"]
+
+    def offers(self, stream: int) -> list[Message]:
+        """Return all offers that the stream was ever given."""
+        events = [event for event in self.events[stream] if event["type"] == "OFFERS"]
+        return [offer for event in events for offer in event["offers"]["offers"]]
+
+    def statuses(self, stream: int) -> list[Message]:
+        return [event["update"]["status"] for event in self.events[stream] if event["type"] == "UPDATE"]
+
+    def states(self, stream: int, task_id: str = "t1") -> list[str]:
+        return [status["state"] for status in self.statuses(stream) if status["task_id"]["value"] == task_id]
+
+    def check(self) -> None:
+        """Every resource is somewhere, once: free, offered, or used by a task or executor that is counted."""
+        master = self.cluster.master
+        for agent in self.cluster.agents:
+            agent_id = agent.spec.agent_id
+            total = master.free(agent_id)
+            grants = [offer.grant for offer in master.offers.values()]
+            for framework in master.frameworks.values():
+                grants += [item.grant for item in framework.tasks.values() if not item.released]
+                grants += [item.grant for item in framework.executors.values()]
+            for grant in grants:
+                total = total + (grant.resources if grant.agent_id == agent_id else EMPTY)
+            assert total == agent.spec.resources, (agent_id, total)
+
+
+def task(task_id: str = "t1", executor_id: str = "e1", cpus: float = 1.0, agent_id: str = "S0", **more: Any) -> Message:
+    """Return a TaskInfo with a custom executor."""
+    return {
+        "name": task_id,
+        "task_id": {"value": task_id},
+        "agent_id": {"value": agent_id},
+        "resources": [
+            {"name": "cpus", "type": "SCALAR", "scalar": {"value": cpus}},
+            {"name": "mem", "type": "SCALAR", "scalar": {"value": 64}},
+        ],
+        "executor": executor(executor_id),
+        **more,
+    }
+
+
+def executor(executor_id: str = "e1", **more: Any) -> Message:
+    return {
+        "type": "CUSTOM",
+        "executor_id": {"value": executor_id},
+        "command": {"value": "exec something"},
+        "resources": [{"name": "cpus", "type": "SCALAR", "scalar": {"value": 0.1}}],
+        **more,
+    }
+
+
+def make_uuid(number: int) -> str:
+    """Return the base64 of a proper uuid."""
+    return base64.b64encode(uuid.uuid5(uuid.UUID(int=1), str(number)).bytes).decode()
+
+
+def cpus(offer: Message) -> float:
+    return float(next(item["scalar"]["value"] for item in offer["resources"] if item["name"] == "cpus"))

@@ -1,0 +1,179 @@
+"""Callbacks become events, actions become calls; nothing else happens in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from stoker.framework import mesos_shell
+from stoker.framework.core import actions as a
+from stoker.framework.core import events as ev
+from stoker.framework.core.entries import LaunchPlanned
+from stoker.framework.mesos_shell import MesosShell
+from stoker.framework.metrics import Metrics
+from stoker.mesos.errors import CallFailed, Disconnected
+from support.schedulers import FakeDriver, raw_offer
+
+LAUNCH = LaunchPlanned(3, 2, "task", "A1", "host1", 31005, "s", 1 << 30, 500, 1, 0)
+STAMP = ev.Stamp(1, 0, 0)
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.errors: list[str] = []
+        self.accepts_events = True
+        self.shell = MesosShell(
+            lambda scheduler: FakeDriver(scheduler, {}),
+            self._put,
+            launch_values=lambda launch: (launch.mem_bytes, "exec true", {"A": "1"}),
+            on_error=self.errors.append,
+            metrics=Metrics(),
+        )
+        self.driver: Any = self.shell._driver
+
+    def _put(self, event: Any, *, must: bool = False) -> bool:
+        if self.accepts_events or must:
+            self.events.append(event)
+            return True
+        return False
+
+    def perform(self, *actions: a.Action) -> list[tuple[str, tuple[Any, ...]]]:
+        self.driver.calls.clear()
+        for action in actions:
+            self.shell.perform(STAMP, action)
+        gevent.sleep(0.01)
+        return list(self.driver.calls)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    made.shell.start()
+    yield made
+    made.shell.stop()
+
+
+def test_it_starts_and_leaves_without_a_word_to_mesos(rig: Rig) -> None:
+    assert rig.driver.is_started
+    rig.shell.stop()
+    assert not rig.driver.is_started and rig.driver.calls == []
+
+
+def test_callbacks_become_events(rig: Rig) -> None:
+    shell, driver = rig.shell, rig.driver
+    shell.registered(driver, {"value": "F"}, {"id": "M1"})
+    driver.framework_id = "F"
+    shell.reregistered(driver, {"id": "M2"})
+    shell.offerRescinded(driver, {"value": "O9"})
+    shell.executorLost(driver, {"value": "task"}, {"value": "A1"}, 9)
+    shell.executorLost(driver, {"value": "task"}, {"value": "A1"}, None)
+    shell.slaveLost(driver, {"value": "A1"})
+    shell.disconnected(driver)
+    assert rig.events == [
+        ev.Subscribed("F", "M1"),
+        ev.Subscribed("F", "M2"),
+        ev.OfferRescinded("O9"),
+        ev.ExecutorEnded("A1", "task", 9),
+        ev.ExecutorEnded("A1", "task", 0),
+        ev.AgentRemoved("A1"),
+        ev.Disconnected(),
+    ]
+
+
+def test_a_large_offers_event_comes_in_slices(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesos_shell, "OFFERS_AN_EVENT_MAX", 3)
+    rig.shell.resourceOffers(rig.driver, [raw_offer(i) for i in range(7)])
+    assert [len(event.offers) for event in rig.events] == [3, 3, 1]
+
+
+def test_an_update_that_cannot_be_read_is_passed_over(rig: Rig) -> None:
+    rig.shell.statusUpdate(rig.driver, {"state": "TASK_RUNNING"})
+    rig.shell.statusUpdate(rig.driver, {"task_id": {"value": "t"}, "state": "TASK_RUNNING"})
+    assert [event.status.task_id for event in rig.events] == ["t"]
+
+
+def test_offers_that_find_the_queue_full_are_declined_for_a_short_while(rig: Rig) -> None:
+    rig.accepts_events = False
+    rig.shell.resourceOffers(rig.driver, [raw_offer(1), raw_offer(2)])
+    gevent.sleep(0.01)
+    assert rig.driver.named("declineOffer") == [([{"value": "O1"}, {"value": "O2"}], {"refuse_seconds": 2.0})]
+    assert rig.events == []
+
+
+def test_a_launch_takes_the_offers_resources(rig: Rig) -> None:
+    rig.shell.resourceOffers(rig.driver, [raw_offer(1)])
+    ((name, (offers, operations, filters)),) = rig.perform(a.Accept(("O1",), LAUNCH, 5_000))
+    assert name == "acceptOffers" and offers == [{"value": "O1"}] and filters == {"refuse_seconds": 5.0}
+    (task,) = operations[0]["launch"]["task_infos"]
+    assert task["task_id"] == {"value": "task"} and task["agent_id"] == {"value": "A1"}
+
+
+@pytest.mark.parametrize("error", [None, Disconnected("no stream")])
+def test_a_launch_that_was_surely_not_sent_is_said_to_be_dropped(rig: Rig, error: Exception | None) -> None:
+    """The offer was rescinded while the entry was written, or the stream ended: nobody waits for a timeout."""
+    if error is not None:
+        rig.shell.resourceOffers(rig.driver, [raw_offer(1)])
+    rig.driver.fail = error
+    rig.perform(a.Accept(("O1",), LAUNCH, 5_000))
+    status = rig.events[-1].status
+    assert (status.task_id, status.state, status.uuid) == ("task", "TASK_DROPPED", b"")
+
+
+def test_a_launch_of_unknown_fate_is_left_to_mesos_to_tell(rig: Rig) -> None:
+    rig.shell.resourceOffers(rig.driver, [raw_offer(1)])
+    rig.driver.fail = CallFailed("connection reset")
+    rig.perform(a.Accept(("O1",), LAUNCH, 5_000))
+    assert not any(isinstance(event, ev.TaskUpdated) for event in rig.events)
+
+
+def test_every_action_is_a_call(rig: Rig) -> None:
+    calls = rig.perform(
+        a.Decline(("O1",), 300_000, "too small"),
+        a.Acknowledge("task", "A1", b"\x00\xff"),
+        a.Kill("task", "A1"),
+        a.Kill("task", ""),
+        a.ShutdownExecutor("task", "A1"),
+        a.Reconcile((("t1", "A1"), ("t2", ""))),
+        a.Reconcile(()),
+        a.Suppress(),
+        a.Revive(),
+    )
+    assert calls == [
+        ("declineOffer", ([{"value": "O1"}], {"refuse_seconds": 300.0})),
+        (
+            "acknowledgeStatusUpdate",
+            ({"task_id": {"value": "task"}, "agent_id": {"value": "A1"}, "uuid": "AP8="},),
+        ),
+        ("killTask", ({"value": "task"}, {"value": "A1"})),
+        ("killTask", ({"value": "task"}, None)),
+        ("shutdownExecutor", ({"value": "task"}, {"value": "A1"})),
+        (
+            "reconcileTasks",
+            ([{"task_id": {"value": "t1"}, "agent_id": {"value": "A1"}}, {"task_id": {"value": "t2"}}],),
+        ),
+        ("reconcileTasks", ([],)),
+        ("suppressOffers", ()),
+        ("reviveOffers", ()),
+    ]
+
+
+def test_a_failed_call_is_told_and_the_next_one_goes_out(rig: Rig) -> None:
+    rig.driver.fail = Disconnected("no stream")
+    rig.perform(a.Suppress())
+    rig.driver.fail = None
+    assert rig.perform(a.Revive()) == [("reviveOffers", ())]
+
+
+def test_a_full_outbox_drops_and_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.shell._outbox.maxsize = 2
+    assert len(rig.perform(*[a.Revive()] * 5)) == 2
+    assert len(rig.perform(a.Revive())) == 1
+
+
+def test_what_mesos_refuses_for_good_is_reported(rig: Rig) -> None:
+    rig.shell.error(rig.driver, "Framework has been removed")
+    assert rig.errors == ["Framework has been removed"]
