@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from stoker.client.direct import UnderStore
-from stoker.client.errors import read_only
+from stoker.client.errors import missing, read_only
 from stoker.client.fetcher import Stats
 from stoker.client.file import BufferedFile, RawFile, open_row
 from stoker.client.reader import Pin, Range, Reader
@@ -266,6 +266,30 @@ class Dataset:
 
     def size(self, path_or_row: str | int) -> int:
         return self._reader.manifest.size(self._row(path_or_row))
+
+    def extent(self, path_or_row: str | int) -> tuple[int, int]:
+        """Return (offset, size) of a file in the dataset's address space, in bytes; it begins in block
+        `offset // block_bytes`.
+        """
+        return self._reader.manifest.extent(self._row(path_or_row))
+
+    @property
+    def block_bytes(self) -> int:
+        """The size of a block, a power of two."""
+        return self._reader.manifest.block_bytes
+
+    def blocks(self, path: str = "") -> list[int]:
+        """Return the indexes of the blocks with bytes of a file, or of all files below a directory ("": all), ascending.
+
+        :raises FileNotFoundError: there is nothing at `path`.
+        """
+        manifest = self._reader.manifest
+        ranges = manifest.prefix_ranges(path)
+        if not ranges:
+            raise missing(f"{self.name}/{path}")
+        rows = itertools.chain.from_iterable(range(start, stop) for start, stop in ranges)
+        found: list[int] = manifest.blocks_of_rows(rows).tolist()
+        return found
 
     def read(self, path_or_row: str | int, offset: int = 0, length: int | None = None) -> bytes:
         """Return bytes [offset, offset + length) of a file, cut at its end (length None: to the end).

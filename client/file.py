@@ -137,7 +137,11 @@ class RawFile(io.RawIOBase):
     def __reduce__(self) -> Any:
         """Pickle as "open it again here": a worker gets its own file at the same position."""
         self._check_open()
-        return _reopen, (self.fs, self._reader.pin, self.path, None, self._position)
+        return _reopen, (self._origin(), self._reader.pin, self.path, 0, self._position)
+
+    def _origin(self) -> Any:
+        """Return what opens it again: the file system, else the URL."""
+        return self._reader.home.url if self.fs is None else self.fs
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} stoker://{self.path} of {self.size} bytes>"
@@ -220,7 +224,7 @@ class BufferedFile(io.BufferedReader):
     def __reduce__(self) -> Any:
         raw = self.raw
         raw._check_open()
-        return _reopen, (raw.fs, raw._reader.pin, raw.path, self._buffer_size, self.tell())
+        return _reopen, (raw._origin(), raw._reader.pin, raw.path, self._buffer_size, self.tell())
 
 
 def open_row(
@@ -238,20 +242,13 @@ def open_row(
     return BufferedFile(raw, buffer_bytes or BUFFER_BYTES)
 
 
-def _reopen(fs: Any, pin: Any, path: str, buffer_bytes: int | None, position: int) -> Any:
+def _reopen(origin: Any, pin: Any, path: str, buffer_bytes: int, position: int) -> RawFile | BufferedFile:
     from stoker.client.reader import Pin
     from stoker.client.session import session_for
 
-    pin = Pin(*pin)
-    if fs is not None:
-        reader = fs.reader_of(pin)
-    else:
-        reader = session_for().pinned(pin)
-    file = open_row(
-        reader,
-        reader.row(path.partition("/")[2]),
-        buffer_bytes=0 if buffer_bytes is None else buffer_bytes,
-        fs=fs,
-    )
+    is_url = isinstance(origin, str)
+    reader = session_for(origin).pinned(Pin(*pin)) if is_url else origin.reader_of(Pin(*pin))
+    row = reader.row(path.partition("/")[2])
+    file = open_row(reader, row, buffer_bytes=buffer_bytes, fs=None if is_url else origin)
     file.seek(position)
     return file

@@ -42,7 +42,9 @@ class Direct(Protocol):
 
 
 class Home(Protocol):
-    """What a reader tells its session."""
+    """The session, as a reader knows it."""
+
+    url: str
 
     def doubt(self, name: str) -> None:
         """The current version of the dataset no longer matches its under store: ask for the newest at the next open."""

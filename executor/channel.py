@@ -51,7 +51,9 @@ class Channel:
         :raises OSError: `fd` is not an open socket.
         """
         os.set_inheritable(fd, False)
-        return cls(socket.socket(fileno=fd))
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(True)  # a gevent process made the pair; the flag is the open file's, not the process's
+        return cls(sock)
 
     def fileno(self) -> int:
         return int(self._sock.fileno())

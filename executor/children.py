@@ -62,8 +62,13 @@ class Child:
             self.process.wait()
 
     def _receive(self) -> None:
-        while (received := self._channel.receive()) is not None:
-            self._on_message(*received)
+        try:
+            while (received := self._channel.receive()) is not None:
+                self._on_message(*received)
+        except Exception as error:
+            log.exception("a message of %s", self.module)
+            self._ended(f"could not be understood: {error!r}")
+            return
         self._ended("closed its channel")
 
     def _wait(self) -> None:

@@ -68,14 +68,14 @@ class Identity(NamedTuple):
 
 
 class ServerState:
-    """What all connections share. `refresh` is the msgpack that REFRESH answers with."""
+    """What all connections share. `slots` is the msgpack of the newest slot table."""
 
     def __init__(self, identity: Identity, shelf: Shelf, misses: Misses) -> None:
         self.identity = identity
         self.shelf = shelf
         self.misses = misses
         self.placement_version = 0
-        self.refresh = b"\x80"
+        self.slots = b"\x90"
 
 
 class _Refused(Exception):
@@ -237,7 +237,7 @@ class Connection:
         elif op == Op.CRCS:
             self._crcs(request_id, ranges)
         elif op == Op.REFRESH and not ranges:
-            self._answer(op, request_id, self._state.refresh)
+            self._answer(op, request_id, self._refreshed())
         elif op == Op.PING and not ranges:
             self._answer(op, request_id, b"")
         else:
@@ -266,6 +266,13 @@ class Connection:
             self._state.placement_version,
             0 if dataset is None else dataset.version,
         )
+
+    def _refreshed(self) -> bytes:
+        assert self._dataset is not None
+        placement = self._dataset.placement | {"placement_version": self._state.placement_version}
+        packed = msgpack.packb({"placement": placement}, use_bin_type=True)
+        # A map of two: the slots are packed once for all.
+        return b"\x82" + bytes(packed[1:]) + bytes(msgpack.packb("slots")) + self._state.slots
 
     # --- READ
 

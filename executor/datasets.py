@@ -12,7 +12,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
-import gevent
 import numpy as np
 from gevent.event import AsyncResult
 from gevent.hub import get_hub
@@ -41,6 +40,7 @@ FIRST_VERSION = 1
 FAILURES_KEPT_MAX = 4096  # remembered for readers, a dataset
 
 Fetch = Callable[[str, int], tuple[bytes, dict[str, bytes]]]
+Spawn = Callable[..., Any]  # gevent.spawn, but a greenlet that fails ends the executor
 
 
 class BlockFiles:
@@ -150,8 +150,9 @@ class DatasetView:
 class Manifests:
     """Fetches, maps and keeps manifests under `directory`. `fetch(name, version)` asks the schedulers."""
 
-    def __init__(self, directory: str, fetch: Fetch) -> None:
+    def __init__(self, directory: str, fetch: Fetch, spawn: Spawn) -> None:
         self._directory = directory
+        self._spawn = spawn
         self._fetch = fetch
         self._old: list[tuple[DatasetView, int, str]] = []
         os.makedirs(directory, exist_ok=True)
@@ -167,7 +168,7 @@ class Manifests:
         pending = view.loading.get(version)
         if pending is None:
             pending = view.loading[version] = AsyncResult()
-            gevent.spawn(self._load, view, version, pending)
+            self._spawn(self._load, view, version, pending)
         manifest = pending.get()
         assert isinstance(manifest, Manifest)
         return manifest
@@ -231,15 +232,15 @@ class Manifests:
                 self._old.append((view, version, view.manifests.pop(version)[1]))
 
 
-def select_mine(view: DatasetView, manifest: Manifest) -> tuple[Int64s, bytes, bytes]:
-    """Return (the wanted blocks that belong here in order, the wanted bitmap, the bitmap of blocks with excluded files).
+def select_mine(view: DatasetView, manifest: Manifest) -> tuple[Int64s, bytes]:
+    """Return (the wanted blocks that belong here in order, the bitmap of blocks with excluded files).
 
     Takes long for a large manifest: call it in the thread pool.
     """
     rules = view.assignment.wanted
     wanted = manifest.select(rules).blocks
     excluded = manifest.select([(True, prefix) for included, prefix in rules if not included]).blocks
-    return my_wanted(view.ranks, wanted, manifest.block_count), wanted, excluded
+    return my_wanted(view.ranks, wanted, manifest.block_count), excluded
 
 
 def _unlink(path: str) -> None:

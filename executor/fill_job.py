@@ -22,12 +22,14 @@ from typing import Any, NamedTuple
 from crc32c import crc32c
 
 from stoker.executor.block import PAGE_BYTES, block_layout
-from stoker.executor.fill_progress import Progress, Send, check_block_file, write_at
+from stoker.executor.fill_progress import PROGRESS_MS, Progress, Send, check_block_file, write_at
 from stoker.executor.manifest import Manifest
-from stoker.executor.peer import Peer, PeerError
+from stoker.executor.peer import Peer, PeerError, PeerRefused
 from stoker.executor.under_store import PIECE_BYTES_MAX, Outcome, Piece, ReadFailure, Reading, UnderStore
+from stoker.executor.wire import RANGES_MAX
 
 PARTS_MAX = 4_096  # held at once; a block can have a million files
+COMPARE_BYTES_MIN = 1024 * 1024  # a copy from here up is compared with the checksums of the peer's full block
 TURN_MS = 2
 TURN_WAIT_MS_MAX = 20
 WAITS_MS = 0.5  # a reading that takes longer a piece waits for something
@@ -53,7 +55,6 @@ class FillOrder(NamedTuple):
     block_index: int
     ranges: tuple[tuple[int, int], ...]
     peers: tuple[PeerAddress, ...]
-    is_whole: bool  # all of a block: its pages can be compared with a peer's checksums
 
 
 class Part(NamedTuple):
@@ -94,8 +95,11 @@ class Turns:
     def __init__(self) -> None:
         self._turn = threading.Lock()
 
-    def share(self, reading: Reading) -> Iterator[tuple[int, Outcome]]:
-        """Yield what `reading` yields; the consumer's work on it is part of the turn."""
+    def share(self, reading: Reading, idle: Callable[[], None]) -> Iterator[tuple[int, Outcome]]:
+        """Yield what `reading` yields; the consumer's work on it is part of the turn.
+
+        `idle` is called whenever nothing came for PROGRESS_MS.
+        """
         is_quick = reading.is_immediate
         while is_quick:
             has_turn = self._turn.acquire(
@@ -115,7 +119,13 @@ class Turns:
                     self._turn.release()
             is_quick = taken_ms <= count * WAITS_MS
             time.sleep(0)  # whoever waits for the turn gets it
-        yield from reading
+        while True:
+            while not reading.wait(PROGRESS_MS):
+                idle()
+            item = next(reading, None)
+            if item is None:
+                return
+            yield item
 
 
 class FillJob:
@@ -181,7 +191,7 @@ class FillJob:
             pieces = [_piece(self._manifest, part, origin) for part in parts]
             reading = store.read(pieces)
             self._begin_step(reading.cancel)
-            for number, outcome in self._turns.share(reading):
+            for number, outcome in self._turns.share(reading, idle=self._progress.flush):
                 part = parts[number]
                 if isinstance(outcome, ReadFailure):
                     self.failures.add(part.row, pieces[number].path, outcome)
@@ -209,39 +219,57 @@ class FillJob:
     def _copy(self, address: PeerAddress, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Copy what the peer at `address` gives of `ranges`; return the rest."""
         steps = list(_copy_steps(ranges))
-        buffer = memoryview(bytearray(max(stop - start for start, stop in steps)))
+        buffer = memoryview(bytearray(max(_length(step) for step in steps)))
         missed: list[tuple[int, int]] = []
         done = 0
         try:
             with self._connect(address) as peer:
                 self._begin_step(peer.close)
                 checksums = self._checksums(peer)
-                for start, stop in steps:
-                    view = buffer[: stop - start]
-                    if peer.read(
-                        self._order.block_index, [(start, stop)], view, local_only=address.local_only
-                    ):
-                        missed.append((start, stop))
-                    elif checksums and not _pages_match(view, start, checksums, self._layout.data_bytes):
-                        log.warning(
-                            "block %d: %s:%d sent a damaged page", self._order.block_index, *address[:2]
-                        )
-                        missed.append((start, stop))
-                    else:
-                        write_at(self._fd, view, start)
-                        self._progress.add(start, stop, copied_bytes=stop - start)
+                for step in steps:
+                    failed = set(
+                        peer.read(self._order.block_index, step, buffer, local_only=address.local_only)
+                    )
+                    missed += [step[number] for number in sorted(failed)]
+                    taken = [extent for number, extent in enumerate(step) if number not in failed]
+                    missed += self._take_copies(taken, buffer, checksums)
+                    self._progress.flush()  # the next step may wait long
                     done += 1
         except PeerError as error:
             log.info("block %d: not from a peer: %s", self._order.block_index, error)
         finally:
             self._end_step = None
-        return _joined([*missed, *steps[done:]])
+        return _joined([*missed, *(extent for step in steps[done:] for extent in step)])
+
+    def _take_copies(
+        self, extents: Sequence[tuple[int, int]], buffer: memoryview, checksums: Sequence[int]
+    ) -> list[tuple[int, int]]:
+        """Write `extents`, which stand one after the other in `buffer`; return those that are damaged."""
+        damaged = []
+        position = 0
+        for start, stop in extents:
+            view = buffer[position : position + stop - start]
+            position += stop - start
+            if checksums and not _pages_match(view, start, checksums, self._layout.data_bytes):
+                damaged.append((start, stop))
+                continue
+            write_at(self._fd, view, start)
+            self._progress.add(start, stop, copied_bytes=stop - start)
+        if damaged:
+            log.warning("block %d: damaged copies of %s came from a peer", self._order.block_index, damaged)
+        return damaged
 
     def _checksums(self, peer: Peer) -> list[int]:
-        """Return the peer's checksums of all pages; none if it does not hold the whole block."""
-        if not self._order.is_whole:
+        """Return the peer's checksums of all pages; none if it does not hold the whole block, or it is not worth asking.
+
+        Without them, the peer's own check before it sends is all there is.
+        """
+        if _length(self._order.ranges) < COMPARE_BYTES_MIN:
             return []
-        return peer.page_checksums(self._order.block_index, self._layout.page_count)
+        try:
+            return peer.page_checksums(self._order.block_index, self._layout.page_count)
+        except PeerRefused:
+            return []
 
     def _begin_step(self, end: Callable[[], None]) -> None:
         with self._cancel_lock:
@@ -285,12 +313,23 @@ def _piece(manifest: Manifest, part: Part, origin: int) -> Piece:
     )
 
 
-def _copy_steps(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _copy_steps(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield what to ask for at once: extents of at most PIECE_BYTES_MAX together, at most RANGES_MAX."""
+    step: list[tuple[int, int]] = []
     for start, stop in ranges:
         while start < stop:
             cut = min(stop, start - start % PIECE_BYTES_MAX + PIECE_BYTES_MAX)
-            yield start, cut
+            if step and (_length(step) + cut - start > PIECE_BYTES_MAX or len(step) == RANGES_MAX):
+                yield step
+                step = []
+            step.append((start, cut))
             start = cut
+    if step:
+        yield step
+
+
+def _length(extents: Sequence[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in extents)
 
 
 def _pages_match(view: memoryview, start: int, checksums: Sequence[int], data_bytes: int) -> bool:
@@ -308,7 +347,7 @@ def _pages_match(view: memoryview, start: int, checksums: Sequence[int], data_by
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     joined: list[tuple[int, int]] = []
-    for start, stop in ranges:
+    for start, stop in sorted(ranges):
         if joined and joined[-1][1] == start:
             joined[-1] = (joined[-1][0], stop)
         else:

@@ -211,7 +211,7 @@ def _order(message: Mapping[str, Any]) -> FillOrder:
         for p in message["peers"]
     )
     ranges = tuple((start, stop) for start, stop in message["ranges"])
-    return FillOrder(message["job"], message["index"], ranges, peers, bool(message["whole"]))
+    return FillOrder(message["job"], message["index"], ranges, peers)
 
 
 def _connect(address: PeerAddress, message: Mapping[str, Any]) -> Peer:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout
@@ -75,7 +75,16 @@ class Entry:
 class DatasetShelf:
     """One dataset generation: what is known of it, its blocks here, and its connections."""
 
-    __slots__ = ("block_bytes", "blocks", "borrowers", "dataset_id", "generation", "served_bytes", "version")
+    __slots__ = (
+        "block_bytes",
+        "blocks",
+        "borrowers",
+        "dataset_id",
+        "generation",
+        "placement",
+        "served_bytes",
+        "version",
+    )
 
     def __init__(self, dataset_id: int, generation: int, version: int, block_bytes: int) -> None:
         self.dataset_id = dataset_id
@@ -85,6 +94,7 @@ class DatasetShelf:
         self.blocks: dict[int, Entry] = {}
         self.borrowers: set[Borrower] = set()
         self.served_bytes = 0
+        self.placement: dict[str, Any] = {}  # what REFRESH tells of it
 
 
 class Shelf:

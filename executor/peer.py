@@ -28,11 +28,20 @@ class PeerError(ExecutorError):
     """This peer did not give what was asked of it. Ask another, or the under store."""
 
 
+class PeerRefused(PeerError):
+    """The peer answered, and the answer is no; the connection is as good as before."""
+
+
 class Peer:
     """One connection, after its hello. Not for two threads at once."""
 
-    def __init__(self, host: str, port: int, hello: wire.Hello) -> None:
-        """Connect to `host`:`port` and say `hello`. :raises PeerError: refused, silent, or another executor's port."""
+    def __init__(
+        self, host: str, port: int, hello: wire.Hello, *, timeout_ms: int = SILENCE_TIMEOUT_MS
+    ) -> None:
+        """Connect to `host`:`port` and say `hello`; `timeout_ms` is how long it may be silent, ever.
+
+        :raises PeerError: refused, silent, or another executor's port.
+        """
         self._address = f"{host}:{port}"
         self._request_id = 0
         try:
@@ -40,7 +49,7 @@ class Peer:
         except OSError as error:
             raise PeerError(f"{self._address}: {error}") from error
         try:
-            self._socket.settimeout(SILENCE_TIMEOUT_MS / 1000)
+            self._socket.settimeout(timeout_ms / 1000)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._greet(hello)
         except BaseException:
@@ -87,7 +96,7 @@ class Peer:
         return failed
 
     def page_checksums(self, index: int, page_count: int) -> list[int]:
-        """Return the CRC-32C of each page of a full block. :raises PeerError: it is not full there."""
+        """Return the CRC-32C of each page of a full block. :raises PeerError: PeerRefused if it is not full there."""
         _, payload_bytes = self._ask(wire.Op.CRCS, [(index, 0, 0)], wire.ReadFlag.NONE)
         if payload_bytes != 4 * page_count:
             raise PeerError(f"{self._address}: {payload_bytes} bytes of checksums for {page_count} pages")
@@ -115,7 +124,9 @@ class Peer:
             raise PeerError(f"{self._address}: an answer to something else")
         if status != wire.Status.OK:
             text = self._receive(min(payload_bytes, wire.DETAIL_BYTES_MAX)).decode(errors="replace")
-            raise PeerError(f"{self._address}: status {status}: {text}")
+            if payload_bytes > wire.DETAIL_BYTES_MAX:
+                raise PeerError(f"{self._address}: status {status}: {text}")
+            raise PeerRefused(f"{self._address}: status {status}: {text}")
         return failed_count, payload_bytes
 
     def _take_failed(self, payload_bytes: int) -> tuple[list[int], int]:

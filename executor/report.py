@@ -19,6 +19,7 @@ class Reporter:
     def __init__(self, holdings: Holdings) -> None:
         self._holdings = holdings
         self._changes: dict[DatasetKey, Changes] = {}
+        self._ending: set[DatasetKey] = set()  # told that nothing of them is here any more
         self._counted: dict[DatasetKey, tuple[int, Residency, frozenset[int]]] = {}
 
     def build(self, views: Iterable[DatasetView], *, whole: bool) -> tuple[Residency, ...]:
@@ -33,20 +34,21 @@ class Reporter:
             told = changes.tell(residency, full, whole=whole, block_count=block_count)
             if told is not None:
                 found.append(told)
-        for key in [key for key in self._changes if key not in present]:
+        self._ending = {key for key in self._changes if key not in present}
+        for key in sorted(self._ending):
             gone = self._changes[key].tell(Residency(*key, 0), (), whole=whole, block_count=0)
             if gone is not None and not whole:
                 found.append(gone)
         return tuple(found)
 
-    def acknowledge(self, views: Iterable[DatasetView]) -> None:
-        """The last heartbeat arrived."""
-        present = {view.key for view in views}
-        for key, changes in list(self._changes.items()):
+    def acknowledge(self) -> None:
+        """The last heartbeat that was built arrived."""
+        for changes in self._changes.values():
             changes.acknowledge()
-            if key not in present:
-                del self._changes[key]
-                self._counted.pop(key, None)
+        for key in self._ending:
+            del self._changes[key]
+            self._counted.pop(key, None)
+        self._ending = set()
 
     def _count(self, view: DatasetView) -> tuple[Residency, frozenset[int]]:
         found = self._counted.get(view.key)
@@ -81,7 +83,9 @@ def count(view: DatasetView, blocks: dict[int, Block], full: frozenset[int]) -> 
             cached_wanted += block.cached_bytes
             if block.is_full or block.state.is_settled() and not block.is_checking:
                 settled += 1
-                cached_files += int(manifest.block_file_count[block.name.block_index]) - _failed_that_begin(view, block)
+                cached_files += int(manifest.block_file_count[block.name.block_index]) - _failed_that_begin(
+                    view, block
+                )
     return Residency(
         dataset_id=view.key[0],
         generation=view.key[1],

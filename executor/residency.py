@@ -6,6 +6,7 @@ because of an assignment of a leader that has not heard all executors yet (`resi
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -16,12 +17,12 @@ import numpy as np
 from gevent.hub import get_hub
 
 from stoker.executor.core.cache import CacheRules, DatasetKey
-from stoker.executor.datasets import DatasetView, Manifests, select_mine
+from stoker.executor.datasets import DatasetView, Manifests, Spawn, select_mine
 from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.fills import Fills
 from stoker.executor.holdings import Block, Holdings
 from stoker.executor.manifest import Manifest
-from stoker.executor.messages import Assignment, DatasetAssignment, encode_slots
+from stoker.executor.messages import Assignment, DatasetAssignment, SlotAddress
 from stoker.executor.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Residents:
         fills: Fills,
         manifests: Manifests,
         server: Outbox,
+        spawn: Spawn,
         on_planned: Callable[[], None],
     ) -> None:
         self._cluster = cluster
@@ -52,6 +54,7 @@ class Residents:
         self._fills = fills
         self._manifests = manifests
         self._server = server
+        self._spawn = spawn
         self._on_planned = on_planned
         self.assignment: Assignment | None = None
 
@@ -81,23 +84,27 @@ class Residents:
     def _take(self, dataset: DatasetAssignment, assignment: Assignment) -> None:
         key = (dataset.dataset_id, dataset.generation)
         view = self._datasets.get(key)
+        is_changed = view is None or view.assignment != dataset
         if view is None:
             view = self._datasets[key] = DatasetView(dataset)
         view.take(dataset, assignment, self._slot_id)
-        self._holdings.cache.rules[key] = CacheRules(dataset.policy, dataset.priority, dataset.allotment_bytes)
-        self._server.put(
-            {
-                "t": "dataset",
-                "id": dataset.dataset_id,
-                "generation": dataset.generation,
-                "version": dataset.version,
-                "block_bytes": dataset.block_bytes,
-                "placement": self._placement(dataset, assignment),
-            }
+        self._holdings.cache.rules[key] = CacheRules(
+            dataset.policy, dataset.priority, dataset.allotment_bytes
         )
+        if is_changed:
+            self._server.put(
+                {
+                    "t": "dataset",
+                    "id": dataset.dataset_id,
+                    "generation": dataset.generation,
+                    "version": dataset.version,
+                    "block_bytes": dataset.block_bytes,
+                    "placement": _placement(self._cluster, dataset),
+                }
+            )
         if view.plan_inputs() != view.planned and not view.is_planning:
             view.is_planning = True
-            gevent.spawn(self._plan, view)
+            self._spawn(self._plan, view)
         self._free_excluded(view)
 
     def _remove(self, view: DatasetView) -> None:
@@ -168,26 +175,30 @@ class Residents:
             {
                 "t": "slots",
                 "placement_version": assignment.placement_version,
-                "slots": encode_slots(assignment.slots),
+                "slots": _pack_slots(assignment.slots),
             }
         )
 
-    def _placement(self, dataset: DatasetAssignment, assignment: Assignment) -> bytes:
-        """Return the msgpack of what REFRESH tells about a dataset, but the slots."""
-        fields = {
-            "name": dataset.name,
-            "dataset_id": dataset.dataset_id,
-            "cluster": self._cluster,
-            "version": dataset.version,
-            "generation": dataset.generation,
-            "digest": dataset.digest,
-            "block_bytes": dataset.block_bytes,
-            "pg_count": dataset.pg_count,
-            "replicas": dataset.replicas,
-            "placement_version": assignment.placement_version,
-            "homes": dataset.homes,
-        }
-        return bytes(msgpack.packb(fields, use_bin_type=True))
+
+def _pack_slots(slots: tuple[SlotAddress, ...]) -> bytes:
+    names = [field.name for field in dataclasses.fields(SlotAddress)]
+    return bytes(msgpack.packb([{name: getattr(slot, name) for name in names} for slot in slots]))
+
+
+def _placement(cluster: bytes, dataset: DatasetAssignment) -> dict[str, object]:
+    """Return what REFRESH tells about a dataset, but slots and placement version, which all datasets share."""
+    return {
+        "name": dataset.name,
+        "dataset_id": dataset.dataset_id,
+        "cluster": cluster,
+        "version": dataset.version,
+        "generation": dataset.generation,
+        "digest": dataset.digest,
+        "block_bytes": dataset.block_bytes,
+        "pg_count": dataset.pg_count,
+        "replicas": dataset.replicas,
+        "homes": dataset.homes,
+    }
 
 
 def _renew(block: Block, view: DatasetView, manifest: Manifest) -> None:
@@ -200,6 +211,9 @@ def _renew(block: Block, view: DatasetView, manifest: Manifest) -> None:
     state.retry()
     state.changed_rows.clear()
     state.notes.clear()
-    for start, stop in state.needed:  # what changed in an earlier version is fetched anew only where this one has a file
+    for (
+        start,
+        stop,
+    ) in state.needed:  # what changed in an earlier version is fetched anew only where this one has a file
         state.changed.remove(start, stop)
     block.cached_bytes = sum(files.file_bytes(start, stop) for start, stop in state.valid)

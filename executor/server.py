@@ -6,12 +6,12 @@ keeper, over the channel FD:
 
     start     {cluster, launch, incarnation, host, port, path, abstract, parent}     once, first; answered by
               listening {port} or failed {message}
-    dataset   {id, generation, version, block_bytes};  dataset_gone {id, generation}
+    dataset   {id, generation, version, block_bytes, placement};  dataset_gone {id, generation}
+    slots     {placement_version, slots}                                             for REFRESH, with a dataset's placement
     block     {holding, dataset, generation, index, data_bytes, full_from} + fd      a holding is here
     full      {holding, full_from}                                                   it is sealed, full from that version on
     drop      {holding}                                     answered by gone {holding}, when nobody uses it any more
     known, have                                                                      see stoker.executor.misses
-    refresh   {placement_version, payload}                                           what REFRESH answers
 
 and it says besides want, unwant, corrupt: used {holdings: [[holding, uses]..], served: [[id, generation, bytes]..], lent: [holding..]},
 about once a second. The channel's end of file is the keeper's end, and this process'.
@@ -125,10 +125,10 @@ class Server:
             )
         elif kind == "dataset_gone":
             shelf.remove_dataset(message["id"], message["generation"])
-        elif kind == "refresh":
+        elif kind == "slots":
             assert self._state is not None
             self._state.placement_version = message["placement_version"]
-            self._state.refresh = message["payload"]
+            self._state.slots = message["slots"]
         else:
             raise AssertionError(f"the keeper said {kind!r}, which this server does not know")
 

@@ -19,7 +19,7 @@ from stoker.executor.core.admission import Verdict, admit
 from stoker.executor.core.eviction import Demand
 from stoker.executor.core.extents import Extents, Range, subtract
 from stoker.executor.core.filling import REFUSAL_KEPT_MS, FileFailed
-from stoker.executor.datasets import BlockFiles, DatasetView, Manifests
+from stoker.executor.datasets import BlockFiles, DatasetView, Manifests, Spawn
 from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.fills import Fills
 from stoker.executor.holdings import Block, Holdings, Waiter
@@ -74,6 +74,7 @@ class Wants:
         fills: Fills,
         manifests: Manifests,
         datasets: dict[tuple[int, int], DatasetView],
+        spawn: Spawn,
         now_ms: Callable[[], int],
     ) -> None:
         self._server = server
@@ -81,6 +82,7 @@ class Wants:
         self._fills = fills
         self._manifests = manifests
         self._datasets = datasets
+        self._spawn = spawn
         self._now_ms = now_ms
         self._greenlets: dict[int, gevent.Greenlet] = {}
 
@@ -97,7 +99,7 @@ class Wants:
                 self._answer(want)
                 return
             self._tell_known(want)
-        greenlet = gevent.spawn(self._serve, want, view)
+        greenlet = self._spawn(self._serve, want, view)
         self._greenlets[want.want] = greenlet
         greenlet.rawlink(lambda _: self._greenlets.pop(want.want, None))
 

@@ -7,6 +7,7 @@ an answer. Writes go through Loop.ask and reads through Loop.read, so nobody is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hmac
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -172,19 +173,17 @@ class Api:
         key = check_key(call.headers["Idempotency-Key"]) if "Idempotency-Key" in call.headers else ""
         leadership = self._leadership()
         for _ in range(SELECTION_TRIES_MAX):
-            selection = _select(leadership, name, str(body["kind"]), paths)
-            answer: Answer = leadership.loop.ask(
-                lambda reply_id, selection=selection: JobRequested(
-                    reply_id,
-                    kind=body["kind"],
-                    dataset=name,
-                    paths=paths,
-                    key=key,
-                    fit=body.get("fit", False),
-                    plan_only=body.get("plan", False),
-                    selection=selection,
-                )
+            request = functools.partial(
+                JobRequested,
+                kind=body["kind"],
+                dataset=name,
+                paths=paths,
+                key=key,
+                fit=body.get("fit", False),
+                plan_only=body.get("plan", False),
+                selection=_select(leadership, name, str(body["kind"]), paths),
             )
+            answer: Answer = leadership.loop.ask(request)
             if answer.refusal is None or answer.refusal.code != STALE_SELECTION:
                 return _reply(answer)
         raise Overloaded(f"the dataset {name} changed under each of {SELECTION_TRIES_MAX} tries")

@@ -114,8 +114,7 @@ class Daemon:
             server.start()
             print(f"STOKER_URL={self._url}", flush=True)
             log.info("listening url=%s pid=%d", self._url, os.getpid())
-            leading = gevent.spawn(self._lead_forever)
-            leading.link_exception(lambda greenlet: self._exit.set_exception(greenlet.exception))
+            leading = gevent.spawn(self._lead_until_it_fails)
             try:
                 status: int = self._exit.get()
                 return status
@@ -143,13 +142,22 @@ class Daemon:
         return server
 
     def _current(self) -> Leadership:
-        if self._leadership is None:
+        leadership = self._leadership
+        if leadership is None:
             raise NotLeading(self._reason)
-        return self._leadership
+        if leadership.loop.ended.ready():
+            raise NotLeading(str(leadership.loop.ended.get()))
+        return leadership
 
     def _stop(self) -> None:
         log.info("stopping")
         self._exit.set(0)
+
+    def _lead_until_it_fails(self) -> None:
+        try:
+            self._lead_forever()
+        except Exception as error:  # the greenlet's top frame: `run` raises it again
+            self._exit.set_exception(error)
 
     def _lead_forever(self) -> None:
         delay_ms = LEAD_DELAY_MS_MIN
@@ -179,6 +187,7 @@ class Daemon:
                 self._leadership, self._has_led = leadership, True
                 self._metrics.leading.set(1)
             leadership.loop.ended.wait()
+            self._reason = f"its leadership ended: {leadership.loop.ended.get()}"
             self._raise_end(leadership)
         finally:
             self._leadership = None

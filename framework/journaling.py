@@ -7,6 +7,7 @@ pools are this module's own, so that nothing slow elsewhere can keep an append f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import gevent.monkey
@@ -20,12 +21,31 @@ _BLOB_CALLS_MAX = 1
 _T = TypeVar("_T")
 
 
+def run_in(pool: ThreadPool, function: Callable[..., _T], *arguments: Any) -> _T:
+    """Return `function(*arguments)` of a native thread of `pool`; what it raises is raised here.
+
+    As ThreadPool.apply, which would also print what is raised.
+    """
+    value, error = pool.apply(_outcome, (function, arguments))
+    if error is not None:
+        raise error
+    result: _T = value
+    return result
+
+
+def _outcome(function: Callable[..., _T], arguments: tuple[Any, ...]) -> tuple[_T | None, Exception | None]:
+    try:
+        return function(*arguments), None
+    except Exception as error:  # handed to the caller
+        return None, error
+
+
 class JournalThread:
     """`journal`, one call at a time. Greenlets call the methods; `get_blob_here` is for code already in a pool's thread."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._lock: Any = gevent.monkey.get_original("threading", "Lock")()
+        self._lock: AbstractContextManager[None] = gevent.monkey.get_original("threading", "Lock")()
         self._appends = ThreadPool(1)
         self._blobs = ThreadPool(_BLOB_CALLS_MAX)
 
@@ -62,7 +82,7 @@ class JournalThread:
         return recovered, list(recovered.records)
 
     def _run(self, pool: ThreadPool, function: Callable[..., _T], *arguments: Any) -> _T:
-        result: _T = pool.apply(self._locked, (function, *arguments))
+        result: _T = run_in(pool, self._locked, function, *arguments)
         return result
 
     def _locked(self, function: Callable[..., _T], *arguments: Any) -> _T:

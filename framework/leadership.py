@@ -26,7 +26,7 @@ from stoker.framework.core.events import LeadershipBegan, Stamp
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.scheduler import decide
 from stoker.framework.errors import Fatal
-from stoker.framework.journaling import WORKERS_MAX, JournalThread
+from stoker.framework.journaling import WORKERS_MAX, JournalThread, run_in
 from stoker.framework.listings import Listings
 from stoker.framework.loop import Core, Loop
 from stoker.framework.manifests import Manifests
@@ -55,7 +55,7 @@ class Leadership:
         self._url = url
         self._workers = ThreadPool(WORKERS_MAX)
         recovered, records = journal.lead()
-        catalog, wall_ms = self._workers.apply(_replay, (recovered.snapshot, records))
+        catalog, wall_ms = run_in(self._workers, _replay, recovered.snapshot, records)
         self._catalog: Catalog = catalog
         self._epoch = recovered.epoch
         metrics.epoch.set(recovered.epoch)
@@ -86,6 +86,7 @@ class Leadership:
         self._mesos = MesosShell(
             lambda scheduler: make_driver(scheduler, self._framework()),
             self.loop.put,
+            spawn=self.loop.spawn,
             launch_values=self._launch_values,
             on_error=self._mesos_refused,
             metrics=metrics,
@@ -174,8 +175,8 @@ class Leadership:
         return launch.mem_bytes + EXECUTOR_OVERHEAD_BYTES, self._config.command, environment
 
     def _mesos_refused(self, message: str) -> None:
-        hint = "the framework id stays in the journal; executors go on until the failover timeout"
-        self.loop.stop(Fatal(f"Mesos refused this framework: {message} ({hint})"))
+        known = self._catalog.framework_id or "none yet"
+        self.loop.stop(Fatal(f"Mesos refused this framework (id {known}): {message}"))
 
     def _warn_of_ignored_fleet(self) -> None:
         kept, told = self._catalog.fleet, self._config.fleet

@@ -32,7 +32,7 @@ from gevent.threadpool import ThreadPool
 from stoker.framework.core.actions import StartListing
 from stoker.framework.core.events import Event, ListingFinished, ListingProgressed
 from stoker.framework.errors import FrameworkError
-from stoker.framework.journaling import JournalThread
+from stoker.framework.journaling import JournalThread, run_in
 from stoker.framework.manifests import Manifests
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Manifested
@@ -52,6 +52,7 @@ class Putter(Protocol):
 
     def put(self, event: Event, *, must: bool = False) -> bool: ...
     def put_and_wait(self, event: Event) -> None: ...
+    def spawn(self, run: Callable[..., None], *arguments: Any) -> gevent.Greenlet: ...
 
 
 class ListingFailed(FrameworkError):
@@ -137,7 +138,7 @@ class Listings:
         self._metrics.listings.set(len(self._running))
 
     def _spawn(self, function: Callable[..., None], argument: Any) -> None:
-        greenlet = gevent.spawn(function, argument)
+        greenlet = self._loop.spawn(function, argument)
         self._greenlets.add(greenlet)
         greenlet.link(self._greenlets.discard)
 
@@ -153,7 +154,7 @@ class Listings:
                 self._loop.put(failed, must=True)
         finally:
             _reap(listing)
-            self._workers.apply(shutil.rmtree, (directory,), {"ignore_errors": True})
+            run_in(self._workers, shutil.rmtree, directory, True)
             if self._running.get(action.dataset_id) is listing:
                 del self._running[action.dataset_id]
             self._start_waiting()
@@ -166,9 +167,10 @@ class Listings:
         done = self._follow(listing, self._start_child(listing, directory))
         if listing.stopped:
             return
+        manifested = _manifested(done)
         with self._storing:
-            self._store(directory, str(done["digest"]))
-            self._loop.put_and_wait(ListingFinished(action.dataset_id, action.attempt, _manifested(done)))
+            self._store(directory, manifested.digest)
+            self._loop.put_and_wait(ListingFinished(action.dataset_id, action.attempt, manifested))
 
     def _start_child(self, listing: _Listing, directory: str) -> Iterator[bytes]:
         action = listing.action
@@ -203,7 +205,7 @@ class Listings:
         for line in lines:
             said = _parse(line)
             if "done" in said:
-                return dict(said["done"])
+                return dict(said["done"]) if isinstance(said["done"], dict) else {}
             if "error" in said:
                 raise ListingFailed(str(said["error"]))
             self._loop.put(ListingProgressed(action.dataset_id, action.attempt, int(said["files"]), int(said["bytes"])))
@@ -215,7 +217,7 @@ class Listings:
         :raises ListingFailed: a file is not what its name says. :raises JournalError: see Journal.put_blob.
         """
         for digest in sorted(os.listdir(directory), key=lambda name: name == root_digest):
-            data = self._workers.apply(_read, (os.path.join(directory, digest),))
+            data = run_in(self._workers, _read, os.path.join(directory, digest))
             if self._journal.put_blob(data) != digest:
                 raise ListingFailed(f"the listing process wrote a damaged file {digest[:12]}")
 

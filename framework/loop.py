@@ -34,7 +34,7 @@ from stoker.framework.core.actions import Action, Answer, AnswerHeartbeat, Frame
 from stoker.framework.core.entries import Entry
 from stoker.framework.core.events import Event, Stamp, Ticked
 from stoker.framework.errors import NotLeading, OutcomeUnknown, Overloaded
-from stoker.framework.journaling import JournalThread
+from stoker.framework.journaling import JournalThread, run_in
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Settings
 from stoker.framework.story import describe, gist
@@ -138,7 +138,7 @@ class Loop:
 
     def start(self) -> None:
         for run in (self._decide_forever, self._commit_forever, self._tick_forever):
-            self._greenlets.append(gevent.spawn(self._guarded, run))
+            self._greenlets.append(self.spawn(run))
 
     def stop(self, error: BaseException | None = None) -> None:
         """End the leadership; whoever waits is told. Idempotent. What is being appended may or may not get durable."""
@@ -147,13 +147,18 @@ class Loop:
         self.ended.set(error or NotLeading("this scheduler is stopping"))
         for reply in list(self._asked.values()):
             reply.result.set_exception(_outcome_of(reply))
-        for waiting in [*self._in_flight, *self._frames, *self._queue]:
-            if waiting.durable is not None:
-                waiting.durable.set_exception(NotLeading("this scheduler leads no more"))
+        waiters = [w.durable for w in (*self._in_flight, *self._frames)] + [q.durable for q in self._queue]
+        for durable in waiters:
+            if durable is not None:
+                durable.set_exception(NotLeading("this scheduler leads no more"))
         current = gevent.getcurrent()
         for greenlet in self._greenlets:
             if greenlet is not current:
                 greenlet.kill(block=False)
+
+    def spawn(self, run: Callable[..., None], *arguments: Any) -> gevent.Greenlet:
+        """Run a shell's greenlet; what it raises ends the leadership, so that nothing dies unseen."""
+        return gevent.spawn(self._guarded, run, *arguments)
 
     # --- for the shells
 
@@ -358,11 +363,11 @@ class Loop:
         if self._snapshot_value is not None and self._next_index >= self._snapshot_index:
             value, self._snapshot_value = self._snapshot_value, None
             self._snapshot_running = True
-            self._greenlets.append(gevent.spawn(self._guarded, self._write_snapshot, self._snapshot_index, value))
+            self._greenlets.append(self.spawn(self._write_snapshot, self._snapshot_index, value))
 
     def _write_snapshot(self, index: int, value: Any) -> None:
         try:
-            data = self._workers.apply(self._core.encode_snapshot, (value,))
+            data = run_in(self._workers, self._core.encode_snapshot, value)
             self._journal.write_snapshot(index, data)
             log.info("snapshot index=%d bytes=%d", index, len(data))
         except (Unavailable, TooLarge) as error:

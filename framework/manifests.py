@@ -17,7 +17,7 @@ from gevent.threadpool import ThreadPool
 from stoker.executor.manifest import Manifest, ManifestError, bundle, map_manifest, part_digests, write_mapped
 from stoker.framework.core.rules import Rules, merge_rules
 from stoker.framework.errors import Refused
-from stoker.framework.journaling import JournalThread
+from stoker.framework.journaling import JournalThread, run_in
 from stoker.framework.model import JobKind, Refusal, Selection
 
 MAPPED_MAX = 64  # manifests kept mapped, the least recently used goes first
@@ -56,7 +56,7 @@ class Manifests:
         """Return what `paths` (none: everything) mean in the manifest `digest`, and the wanted residency after them."""
         manifest = self.open(digest)
         extended = merge_rules(rules, kind == JobKind.LOAD, paths)
-        return self._workers.apply(_select, (manifest, dataset_id, tuple(paths), extended, wanted_version))
+        return run_in(self._workers, _select, manifest, dataset_id, tuple(paths), extended, wanted_version)
 
     def bundle(self, digest: str) -> Iterator[bytes]:
         """Yield the manifest as one stream: root and parts, read as they are sent.
@@ -83,7 +83,7 @@ class Manifests:
             return shared
         waiting = self._mapping[digest] = AsyncResult()
         try:
-            manifest = self._workers.apply(_assemble, (digest, self._journal.get_blob_here, self.path(digest)))
+            manifest = run_in(self._workers, _assemble, digest, self._journal.get_blob_here, self.path(digest))
         except (ManifestError, KeyError, OSError) as error:
             refused = Refused(Refusal(500, "manifest_lost", f"the manifest {digest[:12]} cannot be read: {error}"))
             waiting.set_exception(refused)

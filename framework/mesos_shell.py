@@ -83,7 +83,7 @@ class Driver(Protocol):
 class MesosShell:
     """One leadership's connection to Mesos: pymesos' Scheduler interface on one side, actions on the other.
 
-    `make_driver(self)` returns a driver that is not started. `put` is Loop.put. `on_error` is told once when the master
+    `make_driver(self)` returns a driver that is not started. `put` and `spawn` are Loop's. `on_error` is told once when the master
     will not have this framework any more. `launch_values(launch)` returns (mem bytes to ask for, command, environment).
     """
 
@@ -92,11 +92,13 @@ class MesosShell:
         make_driver: Callable[[Any], Driver],
         put: Callable[..., bool],
         *,
+        spawn: Callable[..., gevent.Greenlet],
         launch_values: Callable[[LaunchPlanned], tuple[int, str, Mapping[str, str]]],
         on_error: Callable[[str], None],
         metrics: Metrics,
     ) -> None:
         self._put = put
+        self._spawn = spawn
         self._launch_values = launch_values
         self._on_error = on_error
         self._metrics = metrics
@@ -106,7 +108,7 @@ class MesosShell:
         self._sender: gevent.Greenlet | None = None
 
     def start(self) -> None:
-        self._sender = gevent.spawn(self._send_forever)
+        self._sender = self._spawn(self._send_forever)
         self._driver.start()
 
     def stop(self) -> None:

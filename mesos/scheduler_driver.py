@@ -391,14 +391,14 @@ class SchedulerDriver(SchedulerCalls):
     def _deliver_all(self, stream: EventStream) -> None:
         for records in stream.records(record_bytes_max=RECORD_BYTES_MAX):
             for record in records:
-                event = decode_event(record)
+                event = decode_event(record, rest=_rest)
+                if stream.is_closed:
+                    raise StreamBroken("left for another master, or because this one leads us no more")
                 if self._subscription is None and event.get("type") not in ("SUBSCRIBED", "ERROR"):
                     raise StreamBroken(f"{event.get('type')!r} came before SUBSCRIBED")
                 self.process_event(event)
                 if self._fatal is not None or not self._started:
                     return
-                if stream.is_closed:
-                    raise StreamBroken("left for another master, or because this one leads us no more")
             interval_ms = self._heartbeat_interval_ms
             stream.allow_silence(interval_ms * self._timings.heartbeats_missed_max)
 
@@ -504,6 +504,10 @@ def _refusal(address: Address, answer: Answer) -> _End:
 
 def _basic_authorization(credential: str) -> str:
     return "Basic " + b64encode(credential.encode("utf-8")).decode("ascii")
+
+
+def _rest() -> None:
+    time.sleep(0)  # other threads, or (patched) other greenlets
 
 
 def _now_ms() -> int:

@@ -41,7 +41,11 @@ class Disk:
             return
         parent = os.path.dirname(os.path.abspath(path))
         self.make_directory(parent)
-        os.mkdir(path, 0o700)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
         self.sync_directory(parent)
 
     def sync_directory(self, path: str) -> None:

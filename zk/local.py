@@ -152,6 +152,7 @@ class LocalJournal:
             self._disk.replace_file(
                 path, encode_snapshot_header(data, epoch=term.epoch, next_index=index), data
             )
+            self._close_segment()  # so that the next snapshot but one can forget what came before this one
             self._forget_old()
 
     def put_blob(self, data: bytes) -> str:
@@ -250,13 +251,13 @@ class LocalJournal:
             self._disk.truncate(descriptor, last.good_bytes)
         # Also a whole batch may still be in the page cache only, if its writer was killed before the sync.
         self._disk.sync(descriptor)
-        if last.stop_index < snapshot_index:
-            self._close_segment()  # its records end before the snapshot: what comes next is no neighbour of theirs
+        if last.stop_index <= snapshot_index:
+            self._close_segment()  # all its records are in the snapshot, so what comes next begins another
 
     # Writing
 
     def _write_frame(self, frame: bytes, first_index: int) -> None:
-        if self._segment >= 0 and self._segment_bytes + len(frame) > SEGMENT_BYTES_MAX:
+        if self._segment_bytes + len(frame) > SEGMENT_BYTES_MAX:
             self._close_segment()
         if self._segment < 0:
             self._segment = self._disk.create(self._in("log", segment_name(first_index)))
@@ -276,7 +277,8 @@ class LocalJournal:
             _log.warning("cannot cut back the journal after a failed append: %s", error)
 
     def _close_segment(self) -> None:
-        os.close(self._segment)
+        if self._segment >= 0:
+            os.close(self._segment)
         self._segment, self._segment_bytes = -1, 0
 
     def _forget_old(self) -> None:

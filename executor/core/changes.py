@@ -11,8 +11,6 @@ from collections.abc import Collection
 
 from stoker.executor.messages import HEARTBEAT_CHANGES_MAX, Residency
 
-_CHANGING = ("bitmap", "added", "removed")
-
 
 class Changes:
     """Of one dataset generation."""
@@ -23,12 +21,14 @@ class Changes:
         self._acknowledged: Residency | None = None
         self._sent: Residency | None = None
 
-    def tell(self, residency: Residency, full: Collection[int], *, whole: bool, block_count: int) -> Residency | None:
+    def tell(
+        self, residency: Residency, full: Collection[int], *, whole: bool, block_count: int
+    ) -> Residency | None:
         """Return what to send of a residency whose full blocks are `full`; None: nothing new."""
         now = frozenset(full)
         self._unsettled |= now ^ self._told
         self._told = now
-        plain = dataclasses.replace(residency, **dict.fromkeys(("added", "removed"), ()), bitmap=None)
+        plain = dataclasses.replace(residency, bitmap=None, added=(), removed=())
         self._sent = plain
         if whole or len(self._unsettled) > HEARTBEAT_CHANGES_MAX:
             return dataclasses.replace(plain, bitmap=bitmap_of(now, block_count))

@@ -58,6 +58,10 @@ class Reading(Protocol):
 
     def __next__(self) -> tuple[int, Outcome]: ...
 
+    def wait(self, timeout_ms: float) -> bool:
+        """Wait at most so long for a step that would not wait (or the end); return whether there is one."""
+        ...
+
     def cancel(self) -> None: ...
 
 

@@ -13,6 +13,7 @@ import concurrent.futures
 import hashlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -160,25 +161,33 @@ class GenericReading:
         self._ended: queue.SimpleQueue[tuple[range, list[Outcome]] | None] = queue.SimpleQueue()
         self._ready: list[tuple[int, Outcome]] = []
         self._running_bytes: dict[range, int] = {}
+        self._heard_at = time.monotonic()
         self._cancelled = False
 
     def __iter__(self) -> GenericReading:
         return self
 
     def __next__(self) -> tuple[int, Outcome]:
-        while not self._ready:
-            self._start()
-            if self._cancelled or not self._running_bytes:
-                raise StopIteration
-            try:
-                ended = self._ended.get(timeout=TIMEOUT_MS / 1000)
-            except queue.Empty:
-                ended = self._give_up()
-            if ended is None:
-                raise StopIteration
-            if self._running_bytes.pop(ended[0], None) is not None:
-                self._ready = list(zip(ended[0], ended[1], strict=True))[::-1]
+        while not self.wait(TIMEOUT_MS):
+            pass  # it gives up in the end
+        if not self._ready:
+            raise StopIteration
         return self._ready.pop()
+
+    def wait(self, timeout_ms: float) -> bool:
+        if self._ready:
+            return True
+        self._start()
+        if not self._running_bytes or self._cancelled:
+            return True
+        try:
+            ended = self._ended.get(timeout=timeout_ms / 1000)
+        except queue.Empty:
+            ended = self._give_up() if time.monotonic() - self._heard_at >= TIMEOUT_MS / 1000 else None
+        if ended is not None and self._running_bytes.pop(ended[0], None) is not None:
+            self._heard_at = time.monotonic()
+            self._ready = list(zip(ended[0], ended[1], strict=True))[::-1]
+        return self._cancelled or bool(self._ready)
 
     def cancel(self) -> None:
         self._cancelled = True

@@ -111,6 +111,9 @@ class LocalReading:
         index, piece = next(self._pieces)
         return index, self._read(piece)
 
+    def wait(self, timeout_ms: float) -> bool:
+        return True
+
     def cancel(self) -> None:
         self._cancelled.set()
 

@@ -113,7 +113,8 @@ class RemoteReading:
         self._pieces = pieces
         self._left = len(pieces)
         self._taken_bytes = 0
-        self._arrived: queue.SimpleQueue[tuple[int, Outcome] | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[tuple[int, Outcome] | None] = queue.SimpleQueue()  # None: cancelled
+        self._waited_for: tuple[int, Outcome] | None = None
         self._room = READING_BYTES_MAX
         self._room_grew = asyncio.Event()
         self._feeding: concurrent.futures.Future[None] = asyncio.run_coroutine_threadsafe(self._feed(), loop)
@@ -122,21 +123,39 @@ class RemoteReading:
         return self
 
     def __next__(self) -> tuple[int, Outcome]:
-        if self._taken_bytes:
-            self._loop.call_soon_threadsafe(self._give_room, self._taken_bytes)
-            self._taken_bytes = 0
-        if not self._left:
+        self._let_go()
+        # Without a time-out: each piece arrives, since attempts are counted and every wait in them has one.
+        if not self._left or not (self._waited_for or self._take(None)):
             raise StopIteration
-        arrived = (
-            self._arrived.get()
-        )  # each piece arrives: attempts are counted and every wait has a time-out
-        if arrived is None:
-            self._left = 0
-            raise StopIteration
+        arrived, self._waited_for = self._waited_for, None
+        assert arrived is not None
         self._left -= 1
         piece = self._pieces[arrived[0]]
         self._taken_bytes = piece.stop - piece.start
         return arrived
+
+    def wait(self, timeout_ms: float) -> bool:
+        self._let_go()
+        if not self._left or self._waited_for:
+            return True
+        try:
+            self._take(timeout_ms / 1000)
+        except queue.Empty:
+            return False
+        return True
+
+    def _take(self, timeout_s: float | None) -> bool:
+        """Wait for the next arrival; return whether there was one, and not the end. :raises queue.Empty: not in time."""
+        self._waited_for = self._arrived.get(timeout=timeout_s)
+        if self._waited_for is None:
+            self._left = 0
+        return self._waited_for is not None
+
+    def _let_go(self) -> None:
+        """What was taken last is not needed any more."""
+        if self._taken_bytes:
+            self._loop.call_soon_threadsafe(self._give_room, self._taken_bytes)
+            self._taken_bytes = 0
 
     def cancel(self) -> None:
         self._feeding.cancel()

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from stoker.client.api import Client
+from stoker.client.errors import UrlError
 from stoker.executor.units import parse_bytes, parse_duration_ms
 from stoker.framework.cli.output import Output, reports_errors
 
@@ -60,7 +61,11 @@ def api_command(function: Callable[..., None]) -> Callable[..., None]:
     def run(url: str | None, token: str | None, as_json: bool, **options: Any) -> None:
         if not url:
             raise click.UsageError("no scheduler given: set STOKER_URL or pass --url http://HOST:PORT")
-        reports_errors(function)(Client(url, token=token or ""), Output(as_json=as_json), **options)
+        try:
+            client = Client(url, token=token or "")
+        except UrlError as error:
+            raise click.UsageError(str(error)) from error
+        reports_errors(function)(client, Output(as_json=as_json), **options)
 
     return run
 

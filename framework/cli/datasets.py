@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from stoker.client.api import Client
+from stoker.client.errors import ApiError
 from stoker.executor.units import format_bytes
 from stoker.framework.cli.common import api_command
 from stoker.framework.cli.output import Output, fail
@@ -43,10 +45,10 @@ def dataset() -> None:
     "--policy",
     default="keep",
     show_default=True,
-    type=click.Choice(list(Policy)),
+    type=click.Choice([str(policy) for policy in Policy]),
     help="what may be evicted for its misses",
 )
-@click.option("--tier", default="mem", show_default=True, type=click.Choice(list(Tier)))
+@click.option("--tier", default="mem", show_default=True, type=click.Choice([str(tier) for tier in Tier]))
 @click.option("--priority", default=0, show_default=True, type=click.IntRange(-100, 100))
 @click.option("--no-wait", is_flag=True, help="do not wait until the source is listed")
 def add(
@@ -63,12 +65,21 @@ def add(
     view = client.create_dataset(name, source, options=_parse_options(options), **fields)
     if not no_wait:
         view = wait_until_listed(client, output, view)
+    if view["state"] == "FAILED" and view["version"] is None:
+        _take_back(client, view)
     _show(output, view)
-    if view["state"] == "FAILED":
-        fail(
-            f"dataset {name}: {view['error']}",
-            f"mend the source, then `stoker dataset refresh {name}`, or `stoker dataset rm {name}`",
-        )
+
+
+def _take_back(client: Client, view: dict[str, Any]) -> NoReturn:
+    """Remove a dataset that never came to be, so that its name is free for the right source, and say why."""
+    with contextlib.suppress(
+        ApiError
+    ):  # somebody else removed it, or the scheduler is gone: the reason still counts
+        client.delete_dataset(view["name"])
+    fail(
+        f"dataset {view['name']} was not added: {view['error']}",
+        "mend that, or name another source, and add it again",
+    )
 
 
 def wait_until_listed(client: Client, output: Output, view: dict[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _open_source(output: Output, source: str | None, delay_ms: int) -> Iterator[
     if source is not None:
         is_local = "://" not in source or source.startswith("file://")
         root = pathlib.Path(source.removeprefix("file://")).resolve() if is_local else None
-        yield Source(root.as_uri() if root else source, root, False)
+        yield Source(f"file://{root}" if root else source, root, False)
         return
     root = pathlib.Path(sysconfig.get_path("purelib"))
     command = [

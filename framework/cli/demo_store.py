@@ -31,7 +31,7 @@ IDLE_TIMEOUT_MS = 60_000  # a connection without a request is closed
 CHUNK_BYTES = 256 * 1024
 THROTTLE_STEP_MS = 20  # a throttled answer leaves in steps of about so long
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kMG]?)(i?)B?(?:/s)?$")
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kKMG]?)(i?)B?(?:/s)?$")
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(ms|s|)$")
 
 
@@ -330,7 +330,7 @@ def parse_rate(text: str) -> int:
     match = _SIZE.match(text.strip())
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rate: write 5MB/s or 512KiB/s")
-    power = {"": 0, "k": 1, "M": 2, "G": 3}[match[2]]
+    power = {"": 0, "K": 1, "M": 2, "G": 3}[match[2].upper()]
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 

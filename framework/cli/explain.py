@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from stoker.client.api import Client
+from stoker.client.api import Client, Dataset
+from stoker.client.placement import Placement, placement_from
+from stoker.executor.messages import NO_HOME
 from stoker.executor.units import format_bytes
 from stoker.framework.cli.common import api_command
 from stoker.framework.cli.output import Output, fail
@@ -21,17 +24,19 @@ BLOCKS_SHOWN_MAX = 32
 @click.option("--offers", is_flag=True, help="the last offers: what was taken, what was declined, and why")
 def explain(client: Client, output: Output, *, target: str | None, offers: bool) -> None:
     """Say why: where a dataset's or a file's blocks belong, or what became of offers."""
+    if offers and target:
+        raise click.UsageError(f"either --offers or {target!r}, not both")
     if offers:
         _explain_offers(client, output)
         return
     if not target:
         raise click.UsageError("name what to explain: NAME, NAME/PATH or --offers")
-    name, _, path = target.partition("/")
+    name, _, path = target.removeprefix("stoker://").partition("/")
     _explain_blocks(client, output, name, path)
 
 
 def offer_rows(offers: list[dict[str, Any]], *, wall_ms: int) -> list[list[Any]]:
-    """Return a row an offer decision, newest last."""
+    """Return a row an offer decision, in the order given."""
     return [
         [
             f"{max(0, wall_ms - o['wall_ms']) / 1000:.0f} s ago",
@@ -58,25 +63,96 @@ def _explain_offers(client: Client, output: Output) -> None:
 
 
 def _explain_blocks(client: Client, output: Output, name: str, path: str) -> None:
-    placed = client.dataset(name)
-    blocks = placed.explain(path)
-    if not blocks and path:
-        fail(
-            f"dataset {name} has no file {path}",
-            f"fsspec.open('stoker://{name}/...') takes the paths of `find`",
-        )
+    info, placed = client.dataset_info(name), placement_from(client.placement(name))
+    dataset = client.dataset(name)
+    try:
+        indexes = dataset.blocks(path)
+    except FileNotFoundError:
+        fail(f"dataset {name} has nothing at {path!r}", f"paths are relative to its source {info['source']}")
+    executors = {e["slot"]: e for e in client.executors()}
+    blocks = [_block(index, placed, executors) for index in indexes]
+    extent = dataset.extent(path) if path in dataset.paths else None
     if output.as_json:
-        output.json({"dataset": name, "path": path, "blocks": blocks})
+        about = {"dataset": dataset.name, "version": dataset.version, "path": path, "wanted": info["wanted"]}
+        where = None if extent is None else {"offset": extent[0], "bytes": extent[1]}
+        output.json({**about, "block_bytes": dataset.block_bytes, "extent": where, "blocks": blocks})
         return
+    for line in _about(dataset, info, placed, path, extent):
+        output.say(line)
     rows = [
-        [
-            b["block"],
-            b["placement_group"],
-            ", ".join(f"slot {h['slot']} ({h['host']}:{h['port']})" for h in b["homes"]),
-            b["reason"],
-        ]
+        [b["block"], b["placement_group"], _homes_text(b["homes"]), b["reason"]]
         for b in blocks[:BLOCKS_SHOWN_MAX]
     ]
     output.table("", ["BLOCK>", "PG>", "HOMES", "REASON"], rows)
     if len(blocks) > BLOCKS_SHOWN_MAX:
         output.say(f"and {len(blocks) - BLOCKS_SHOWN_MAX:,} more blocks (--json shows all)")
+
+
+def _about(
+    dataset: Dataset, info: Mapping[str, Any], placed: Placement, path: str, extent: tuple[int, int] | None
+) -> list[str]:
+    """Return the lines above the table: how the dataset, or the file, lies in blocks, and what is wanted of it."""
+    lines = [
+        f"{dataset.name}: version {dataset.version}, {len(dataset):,} files in {info['blocks']:,} blocks of "
+        f"{format_bytes(dataset.block_bytes)}; {info['cached_ratio'] or 0:.0%} cached; {wanted_text(info['wanted'])}",
+        f"a block's placement group (PG) is its number modulo {placed.pg_count}; each PG has {info['replicas']} home(s), "
+        "by hashing over the slots, weighted by their memory",
+    ]
+    if extent is not None:
+        lines.append(f"{path}: {extent[1]:,} bytes from address {extent[0]:,} on")
+    return lines
+
+
+def wanted_text(rules: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words what the wanted rules of a dataset's view say."""
+    if not rules:
+        return "nothing of it is wanted: what readers bring in is kept while there is room"
+    words = [("" if r["include"] else "not ") + (r["path"] or "all of it") for r in rules]
+    return "wanted: " + ", ".join(words)
+
+
+def _block(index: int, placed: Placement, executors: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    group = index % placed.pg_count
+    positions = [p for p in placed.homes[:, group].tolist() if p != NO_HOME and p < len(placed.slots)]
+    homes = [_home(placed.slots[p].slot_id, executors) for p in positions]
+    return {
+        "block": index,
+        "placement_group": group,
+        "homes": homes,
+        "reason": _reason(homes, len(placed.homes)),
+    }
+
+
+def _home(slot_id: int, executors: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what is known of a home's executor; `executors` was asked for a moment later than the placement."""
+    executor = executors.get(slot_id)
+    if executor is None:
+        return {"slot": slot_id, "state": "GONE", "host": None, "port": None, "reason": "the fleet shrank"}
+    return {"slot": slot_id, **{key: executor[key] for key in ("state", "host", "port", "reason")}}
+
+
+def _homes_text(homes: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"slot {h['slot']} ({h['host']}:{h['port']})" if h["port"] else f"slot {h['slot']} ({h['state']})"
+        for h in homes
+    )
+
+
+def _reason(homes: Sequence[Mapping[str, Any]], replicas: int) -> str:
+    """Return who answers for a block with these homes, and what is wrong with the others."""
+    running = [h for h in homes if h["state"] == "RUNNING"]
+    parts = []
+    if running:
+        copies = ", ".join(f"slot {h['slot']}" for h in running[1:])
+        parts.append(f"slot {running[0]['slot']} fills it from the under store")
+        parts += [f"{copies} from there"] if copies else []
+    else:
+        parts.append("no home runs: any living executor reads it through")
+    parts += [
+        f"slot {h['slot']} is {h['state']}" + (f" ({h['reason']})" if h["reason"] else "")
+        for h in homes
+        if h["state"] != "RUNNING"
+    ]
+    if len(homes) < replicas:
+        parts.append(f"{len(homes)} of {replicas} replicas: there are no more slots")
+    return "; ".join(parts)

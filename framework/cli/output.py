@@ -132,6 +132,13 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except ApiError as error:
             fail(error.message, error.hint)
         except (OSError, ValueError) as error:
-            fail(str(error) or type(error).__name__)
+            fail(_words(error))
 
     return run
+
+
+def _words(error: OSError | ValueError) -> str:
+    """Return what the error says, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__

@@ -18,7 +18,7 @@ from stoker.framework.core.catalog import (
     listing_began,
 )
 from stoker.framework.core.fleet import Fleet
-from stoker.framework.core.launches import clip, now_wall_ms
+from stoker.framework.core.launches import clip, is_utf8, now_wall_ms
 from stoker.framework.core.views import dataset_view
 from stoker.framework.model import NAME, NAME_RULE, DatasetState, JobState, Policy, Refusal, Settings, Tier
 
@@ -238,6 +238,8 @@ def _dataset_refusal(event: ev.DatasetRequested, settings: Settings) -> Refusal 
             "the source is empty or too long",
             f"a URL such as s3://bucket/prefix, at most {settings.source_bytes_max} bytes",
         )
+    if not is_utf8(event.source, *event.options, *event.options.values()):
+        return _bad("the source or an option is not Unicode text", "send it as UTF-8")
     options_bytes = sum(len(k.encode()) + len(v.encode()) for k, v in event.options.items())
     if options_bytes > settings.options_bytes_max:
         return _bad(

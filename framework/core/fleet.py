@@ -190,10 +190,7 @@ class Fleet:
             case a.Decline():
                 self._spend(stamp, action.offer_ids, "declined", action.reason)
             case a.Kill():
-                ending = self.endings.get(action.task_id)
-                tries = 1 if ending is None else ending.tries + 1
-                next_ms = now_ms + self.settings.kill_retry_ms * 2 ** (tries - 1)
-                self.endings[action.task_id] = Ending(action.agent_id, next_ms, tries)
+                self._killed(now_ms, action)
             case a.Reconcile(tasks=()):
                 self.implicit_next_ms = now_ms + self.settings.reconcile_interval_ms
             case a.Reconcile():
@@ -212,6 +209,14 @@ class Fleet:
                 self.listings.pop(action.dataset_id, None)
             case _:
                 pass
+
+    def _killed(self, now_ms: int, action: a.Kill) -> None:
+        ending = self.endings.pop(action.task_id, None)
+        tries = 1 if ending is None else ending.tries + 1
+        # Given up, a task that lives yet is a stray one at the next implicit reconciliation.
+        if tries < self.settings.kill_tries_max:
+            next_ms = now_ms + self.settings.kill_retry_ms * 2 ** (tries - 1)
+            self.endings[action.task_id] = Ending(action.agent_id, next_ms, tries)
 
     # --- questions
 

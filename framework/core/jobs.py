@@ -20,7 +20,7 @@ from stoker.framework.core.catalog import Catalog, Dataset, Job, job_created, jo
 from stoker.framework.core.datasets import no_such_dataset, refuse
 from stoker.framework.core.fits import Plan, make_plan
 from stoker.framework.core.fleet import Fleet
-from stoker.framework.core.launches import clip, now_wall_ms
+from stoker.framework.core.launches import clip, is_utf8, now_wall_ms
 from stoker.framework.core.progress import JobProgress, SlotProgress, job_errors, job_progress
 from stoker.framework.core.rules import Rules, merge_rules, normalise_rules, rules_bytes
 from stoker.framework.core.views import job_view
@@ -49,6 +49,11 @@ def job_requested(
         return refuse(
             event.reply_id,
             Refusal(400, "bad_request", f"{event.kind!r} is no kind of job", f"kinds: {kinds}"),
+        )
+    if not is_utf8(event.key, *event.paths):
+        hint = "send them as UTF-8"
+        return refuse(
+            event.reply_id, Refusal(400, "bad_request", "a path or the key is not Unicode text", hint)
         )
     body = body_digest(event)
     known = catalog.job_of_key(event.key) if event.key and not event.plan_only else None

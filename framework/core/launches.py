@@ -78,7 +78,7 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings
             actions += _end(seen.launch)
     if not entries:
         entries += _mark_slots(catalog, fleet, stamp, settings)
-    actions += _repeated_kills(fleet, stamp, settings)
+    actions += _repeated_kills(fleet, stamp)
     return Frame(tuple(entries), tuple(actions))
 
 
@@ -96,7 +96,7 @@ def task_updated(
         if status.state == "TASK_UNKNOWN":
             actions += _end(launch)  # the master cannot tell whether it lives
     elif launch is None and _is_stray(catalog, fleet, status):
-        actions.append(Kill(status.task_id, status.agent_id))
+        actions += _order_end(status.task_id, status.agent_id)
     if status.uuid:
         actions.append(Acknowledge(status.task_id, status.agent_id, status.uuid))
     return Frame(tuple(entries), tuple(actions))
@@ -151,9 +151,20 @@ def now_wall_ms(catalog: Catalog, stamp: ev.Stamp) -> int:
 
 
 def clip(text: str, size_max: int) -> str:
-    """Return `text`, cut to `size_max` bytes of UTF-8."""
+    """Return `text`, cut to `size_max` bytes of UTF-8; what UTF-8 cannot say becomes a question mark.
+
+    >>> clip("abcdef", 5), clip(chr(0xDC80) + "b", 5)
+    ('ab...', '?b')
+    """
     data = text.encode("utf-8", "replace")
-    return text if len(data) <= size_max else data[: size_max - 3].decode("utf-8", "ignore") + "..."
+    if len(data) <= size_max:
+        return data.decode()
+    return data[: size_max - 3].decode("utf-8", "ignore") + "..."
+
+
+def is_utf8(*texts: str) -> bool:
+    """Return whether all can be journaled: JSON may hold halves of surrogate pairs."""
+    return all(not any("\ud800" <= c <= "\udfff" for c in text) for text in texts)
 
 
 def describe_wait_status(status: int) -> str:
@@ -168,7 +179,7 @@ def describe_wait_status(status: int) -> str:
 
 
 def _fleet_refusal(catalog: Catalog, spec: FleetSpec, settings: Settings) -> Refusal | None:
-    least = settings.executor_mem_bytes_min
+    least, most = settings.executor_mem_bytes_min, settings.executor_mem_bytes_max
     if not 0 <= spec.instances <= settings.instances_max:
         return Refusal(
             400,
@@ -176,12 +187,12 @@ def _fleet_refusal(catalog: Catalog, spec: FleetSpec, settings: Settings) -> Ref
             f"instances is {spec.instances}",
             f"0 to {settings.instances_max} are allowed",
         )
-    if spec.mem_bytes < least:
+    if not least <= spec.mem_bytes <= most:
         return Refusal(
             400,
             "bad_request",
             f"mem_bytes is {spec.mem_bytes}",
-            f"an executor needs at least {least} bytes",
+            f"{least} to {most} bytes are allowed, an executor",
         )
     if spec.cpus_milli <= 0:
         return Refusal(400, "bad_request", f"cpus_milli is {spec.cpus_milli}", "it must be above 0")
@@ -265,10 +276,12 @@ def _overdue(fleet: Fleet, seen: LaunchSeen, now_ms: int, settings: Settings) ->
 
 
 def _end(launch: Launch) -> list[Action]:
-    return [
-        ShutdownExecutor(launch.task_id, launch.agent_id),
-        Kill(launch.task_id, launch.agent_id),
-    ]
+    return _order_end(launch.task_id, launch.agent_id)
+
+
+def _order_end(task_id: str, agent_id: str) -> list[Action]:
+    # KILL reaches the executor, which may hang; SHUTDOWN makes the agent kill it. Both are unreliable.
+    return [ShutdownExecutor(task_id, agent_id), Kill(task_id, agent_id)]
 
 
 def _mark_slots(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> list[e.Entry]:
@@ -285,13 +298,11 @@ def _mark_slots(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Setti
     return marks[: settings.slots_frame_max]
 
 
-def _repeated_kills(fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> list[Action]:
+def _repeated_kills(fleet: Fleet, stamp: ev.Stamp) -> list[Action]:
     if not fleet.subscribed:
         return []
-    due = sorted((i, x) for i, x in fleet.endings.items() if x.next_ms <= stamp.now_ms)
-    return [
-        Kill(task_id, ending.agent_id) for task_id, ending in due if ending.tries < settings.kill_tries_max
-    ]
+    due = sorted((i, x.agent_id) for i, x in fleet.endings.items() if x.next_ms <= stamp.now_ms)
+    return [action for task_id, agent_id in due for action in _order_end(task_id, agent_id)]
 
 
 def _is_stray(catalog: Catalog, fleet: Fleet, status: TaskStatus) -> bool:

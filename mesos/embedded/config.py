@@ -10,8 +10,9 @@ from stoker.mesos.embedded.core.codec import Message
 from stoker.mesos.embedded.core.resources import Span
 from stoker.mesos.embedded.core.values import Settings
 
-AGENTS_MAX = 200  # 127.0.0.10 .. 127.0.0.209
-PORTS_DEFAULT: Span = (31_000, 31_999)
+AGENTS_MAX = 1000
+PORT_FIRST = 31_000  # as a real agent's default range
+PORTS_PER_AGENT = 1000  # less where that many agents would not fit below 65536
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
@@ -23,7 +24,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything `run` takes. Resources are those of each agent; `ports` are agent 0's, the others' follow."""
+    """Everything `run` takes. Resources are those of each agent; `ports` are the first agent's, the others' follow."""
 
     work_dir: Path
     host: str = "127.0.0.1"
@@ -32,7 +33,7 @@ class Config:
     cpus: float = 4.0
     mem_bytes: int = 4 * 2**30
     disk_bytes: int = 10 * 2**30
-    ports: Span = PORTS_DEFAULT
+    ports: Span | None = None
     attributes: tuple[str, ...] = ()
     hostnames: tuple[str, ...] = ()
     settings: Settings = field(default_factory=Settings)
@@ -46,7 +47,7 @@ class Config:
             raise ConfigError(f"cpus is {self.cpus:g}: allowed are 0.01 to 1000000")
         if self.mem_bytes < 32 * 2**20 or self.disk_bytes < 0:
             raise ConfigError("mem must be at least 32MiB, disk at least 0")
-        first, last = self.ports
+        first, last = self.agent_ports(0)
         if not 1 <= first <= last or self.agent_ports(self.agents - 1)[1] > 65535:
             text = f"ports {first}-{last} for each of {self.agents} agents, one range after the other,"
             raise ConfigError(f"{text} must lie between 1 and 65535")
@@ -60,12 +61,14 @@ class Config:
 
     def agent_ports(self, index: int) -> Span:
         """Return the ports of agent `index`; no two agents share one."""
-        first, last = self.ports
+        width = min(PORTS_PER_AGENT, (65_536 - PORT_FIRST) // self.agents)
+        first, last = self.ports or (PORT_FIRST, PORT_FIRST + width - 1)
         step = (last - first + 1) * index
         return first + step, last + step
 
     def agent_hostname(self, index: int) -> str:
-        return self.hostnames[index] if self.hostnames else f"127.0.0.{10 + index}"
+        """Return the agent's name; by default it is an address of its own on the loopback interface."""
+        return self.hostnames[index] if self.hostnames else f"127.0.{(10 + index) >> 8}.{(10 + index) & 255}"
 
     def agent_attributes(self, index: int) -> tuple[Message, ...]:
         if not self.attributes:

@@ -28,7 +28,7 @@ def run(
     cpus: float = 4.0,
     mem_bytes: int = 4 * 2**30,
     disk_bytes: int = 10 * 2**30,
-    ports: tuple[int, int] = (31_000, 31_999),
+    ports: tuple[int, int] | None = None,
     attributes: Sequence[str] = (),
     hostnames: Sequence[str] = (),
     settings: Settings | None = None,
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cpus=given.cpus,
             mem_bytes=parse_size(given.mem),
             disk_bytes=parse_size(given.disk),
-            ports=parse_ports(given.ports),
+            ports=parse_ports(given.ports) if given.ports else None,
             attributes=given.attributes,
             hostnames=[name.strip() for name in given.hostnames.split(",") if name.strip()],
             settings=_settings(given),
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cpus", type=float, default=4.0, help="of each agent")
     add("--mem", default="4GiB", metavar="SIZE", help="of each agent")
     add("--disk", default="10GiB", metavar="SIZE", help="of each agent")
-    add("--ports", default="31000-31999", metavar="A-B", help="of the first agent; the others' follow")
+    add("--ports", metavar="A-B", help="of the first agent; the others' follow; default 31000-31999")
     add("--work-dir", required=True, metavar="DIR", help="sandboxes, and what a restart needs")
     add(
         "--attributes",

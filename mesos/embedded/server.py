@@ -49,6 +49,7 @@ from stoker.mesos.embedded.processes import LaunchError, Runner, end_orphans, pr
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS_MAX = 30  # that executors get to end when the process is told to
+IMPATIENT_MS = 1000  # after which a second signal is meant
 
 _JSON = ("Content-Type", "application/json")
 _SCHEDULER_PATHS = frozenset({"/api/v1/scheduler", "/master/api/v1/scheduler"})
@@ -67,6 +68,7 @@ class EmbeddedMesos:
         self._master_server: Server | None = None
         self._wake = Event()
         self._ended = Event()
+        self._asked_ms = 0
         self._error: BaseException | None = None
 
     def start(self) -> str:
@@ -112,10 +114,15 @@ class EmbeddedMesos:
             raise self._error
 
     def end(self) -> None:
-        """Let `wait` return; the second call makes `stop` kill at once."""
-        if self._ended.is_set():
+        """Let `wait` return. Asked again some time later, `stop` kills at once.
+
+        Ctrl-C reaches a process and the supervisor that then sends it SIGTERM as well: that is one wish, not two.
+        """
+        if not self._ended.is_set():
+            self._ended.set()
+            self._asked_ms = _now_ms()
+        elif _now_ms() - self._asked_ms > IMPATIENT_MS:
             self._kill_all()
-        self._ended.set()
 
     def stop(self) -> None:
         """Leave the frameworks, shut down the executors, kill those that do not end in time, close everything."""

@@ -10,10 +10,8 @@ import base64
 import contextlib
 import http.server
 import json
-import os
 import pathlib
 import random
-import socket
 import struct
 import subprocess
 import sys
@@ -24,12 +22,10 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
-import msgpack
-
-from stoker.executor import wire
 from stoker.executor.manifest import FileRow, Manifest, build, bundle, map_manifest, write_mapped
 
 CLUSTER = bytes(range(16))
+PROGRAM = pathlib.Path(__file__).with_name("scripted_executor.py")
 BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -46,10 +42,15 @@ class ScriptedDataset:
         previous: ScriptedDataset | None = None,
     ) -> None:
         self.files = files
-        rows = [FileRow(path, len(data), 1_700_000_000_000_000_000 + version, b"") for path, data in files.items()]
+        rows = [
+            FileRow(path, len(data), 1_700_000_000_000_000_000 + version, b"") for path, data in files.items()
+        ]
         if previous is not None:
             old = previous.files
-            rows = [r._replace(mtime_ns=1_700_000_000_000_000_001) if old.get(r.path) == files[r.path] else r for r in rows]
+            rows = [
+                r._replace(mtime_ns=1_700_000_000_000_000_001) if old.get(r.path) == files[r.path] else r
+                for r in rows
+            ]
         self.built = build(
             rows,
             cluster=CLUSTER,
@@ -80,27 +81,41 @@ class ScriptedDataset:
 
 def make_files(count: int, size: int, *, seed: int = 1, prefix: str = "d") -> dict[str, bytes]:
     chance = random.Random(seed)
-    return {f"{prefix}/{n % 7}/{n:05}.bin": chance.randbytes(max(0, size + chance.randrange(-size // 3, size // 3 + 1))) for n in range(count)}
+    return {
+        f"{prefix}/{n % 7}/{n:05}.bin": chance.randbytes(
+            max(0, size + chance.randrange(-size // 3, size // 3 + 1))
+        )
+        for n in range(count)
+    }
 
 
 class ScriptedExecutor:
     """An executor process. `command` tells it what to do and returns what it says."""
 
-    def __init__(self, directory: pathlib.Path, *, slot_id: int, launch_id: int = 1, incarnation: int = 77) -> None:
+    def __init__(
+        self, directory: pathlib.Path, *, slot_id: int, launch_id: int = 1, incarnation: int = 77
+    ) -> None:
         self.slot_id = slot_id
         self.launch_id = launch_id
         self.incarnation = incarnation
         self.socket_path = str(directory / f"x{slot_id}-{launch_id}-{incarnation}.sock")
         self._process = subprocess.Popen(
-            [sys.executable, __file__, self.socket_path, str(launch_id), str(incarnation)],
+            [sys.executable, str(PROGRAM), self.socket_path, str(launch_id), str(incarnation)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         self._lock = threading.Lock()
-        self.port = int(self._read()["port"])
+        self._port = 0
+
+    @property
+    def port(self) -> int:
+        if not self._port:
+            self._port = int(self._read()["port"])
+        return self._port
 
     def command(self, **command: Any) -> dict[str, Any]:
+        assert self.port
         with self._lock:
             assert self._process.stdin
             self._process.stdin.write(json.dumps(command) + "\n")
@@ -180,7 +195,11 @@ class ScriptedScheduler:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def place(
-        self, name: str, dataset: ScriptedDataset, executors: list[ScriptedExecutor], homes: list[list[int]] | None = None
+        self,
+        name: str,
+        dataset: ScriptedDataset,
+        executors: list[ScriptedExecutor],
+        homes: list[list[int]] | None = None,
     ) -> None:
         """Publish where a dataset is: `homes` is [replica][pg] positions in `executors`; else spread, one replica."""
         manifest = dataset.manifest
@@ -284,183 +303,3 @@ def wait_for(holds: Any, *, timeout_s: float = 10.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
-
-
-# The executor process
-
-
-class _Server:
-    def __init__(self, socket_path: str, launch_id: int, incarnation: int) -> None:
-        self.launch_id = launch_id
-        self.incarnation = incarnation
-        self.lock = threading.Lock()
-        self.blocks: dict[tuple[int, int], int] = {}  # (dataset, index) -> memfd
-        self.sizes: dict[tuple[int, int], int] = {}
-        self.not_full: set[tuple[int, int]] = set()
-        self.fail: dict[int, tuple[int, str]] = {}  # index -> failure
-        self.refused: dict[str, Any] = {}
-        self.delay_s = 0.0
-        self.cut_after = -1  # bytes of the next READ's payload, then the end; one connection
-        self.counts = {"hello": 0, "read": 0, "descriptors": 0, "refresh": 0, "ping": 0, "returned": 0, "open": 0}
-        self.loans: dict[socket.socket, set[int]] = {}
-        self.returned: list[int] = []
-        self.placement_version = 0
-        self.refresh: Any = {}
-        self.tcp = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.unix = socket.socket(socket.AF_UNIX)
-        self.unix.bind(socket_path)
-        self.unix.listen(128)
-        for listener in (self.tcp, self.unix):
-            threading.Thread(target=self.accept, args=(listener,), daemon=True).start()
-
-    def accept(self, listener: socket.socket) -> None:
-        while True:
-            opened, _ = listener.accept()
-            threading.Thread(target=self.serve, args=(opened,), daemon=True).start()
-
-    def serve(self, opened: socket.socket) -> None:
-        self.counts["open"] += 1
-        with contextlib.suppress(OSError), opened:
-            hello, grant = wire.decode_hello(receive(opened, wire.HELLO_BYTES))
-            receive(opened, grant)
-            self.counts["hello"] += 1
-            status = wire.HelloStatus.OK
-            if (hello.launch_id, hello.incarnation) != (self.launch_id, self.incarnation):
-                status = wire.HelloStatus.LAUNCH
-            if hello.dataset_id in self.refused.get("datasets", ()):
-                status = wire.HelloStatus.DATASET
-            answer = wire.HelloAnswer(status, 1, hello.cluster, self.launch_id, self.incarnation, self.placement_version, 1)
-            opened.sendall(wire.encode_hello_answer(answer))
-            if status == wire.HelloStatus.OK:
-                with contextlib.suppress(EOFError):
-                    while True:
-                        self.request(opened, hello.dataset_id)
-        self.loans.pop(opened, None)
-        self.counts["open"] -= 1
-
-    def request(self, opened: socket.socket, dataset: int) -> None:
-        op, _, count, request_id, _ = wire.REQUEST.unpack(receive(opened, wire.REQUEST.size))
-        ranges = wire.decode_ranges(receive(opened, count * wire.RANGE.size))
-        if op == wire.Op.READ:
-            self.read(opened, dataset, request_id, ranges)
-        elif op == wire.Op.DESCRIPTORS:
-            self.descriptors(opened, dataset, request_id, [index for index, _, _ in ranges])
-        elif op == wire.Op.RETURNED:
-            for index, _, _ in ranges:
-                self.counts["returned"] += 1
-                self.returned.append(index)
-                self.loans.get(opened, set()).discard(index)
-        elif op == wire.Op.PING:
-            self.counts["ping"] += 1
-            self.send(opened, op, request_id, b"")
-        elif op == wire.Op.REFRESH:
-            self.counts["refresh"] += 1
-            self.send(opened, op, request_id, msgpack.packb(self.refresh))
-
-    def send(self, opened: socket.socket, op: int, request_id: int, payload: bytes, failed: int = 0) -> None:
-        header = wire.ANSWER.pack(op, 0, failed, request_id, len(payload), self.placement_version, 1)
-        opened.sendall(header + payload)
-
-    def read(self, opened: socket.socket, dataset: int, request_id: int, ranges: list[tuple[int, int, int]]) -> None:
-        self.counts["read"] += 1
-        time.sleep(self.delay_s)
-        failures, parts = [], []
-        for number, (index, start, length) in enumerate(ranges):
-            fd = self.blocks.get((dataset, index))
-            if index in self.fail:
-                failures.append([number, *self.fail[index]])
-            elif fd is None:
-                failures.append([number, wire.Failure.MISSING, "not here"])
-            else:
-                parts.append(os.pread(fd, length, start))
-        names = b""
-        if failures:
-            packed = msgpack.packb(failures)
-            names = struct.pack("<I", len(packed)) + packed
-        payload = names + b"".join(parts)
-        if self.cut_after >= 0:
-            cut, self.cut_after = self.cut_after, -1
-            header = wire.ANSWER.pack(wire.Op.READ, 0, len(failures), request_id, len(payload), 0, 1)
-            opened.sendall(header + payload[:cut])
-            opened.shutdown(socket.SHUT_RDWR)
-            raise EOFError
-        self.send(opened, wire.Op.READ, request_id, payload, len(failures))
-
-    def descriptors(self, opened: socket.socket, dataset: int, request_id: int, indexes: list[int]) -> None:
-        self.counts["descriptors"] += 1
-        states, fds = bytearray(), []
-        for index in indexes:
-            fd = self.blocks.get((dataset, index))
-            if fd is None:
-                states.append(wire.DescriptorStatus.NOT_HERE)
-            elif (dataset, index) in self.not_full:
-                states.append(wire.DescriptorStatus.NOT_FULL)
-            else:
-                states.append(wire.DescriptorStatus.PASSED)
-                fds.append(fd)
-                self.loans.setdefault(opened, set()).add(index)
-        header = wire.ANSWER.pack(wire.Op.DESCRIPTORS, 0, 0, request_id, len(states), self.placement_version, 1)
-        if fds:
-            socket.send_fds(opened, [header + states], fds)
-        else:
-            opened.sendall(header + states)
-
-    def drop(self, indexes: list[int]) -> int:
-        asked = 0
-        for opened, lent in list(self.loans.items()):
-            wanted = [index for index in indexes if index in lent]
-            if wanted:
-                asked += len(wanted)
-                payload = struct.pack(f"<{len(wanted)}I", *wanted)
-                opened.sendall(wire.ANSWER.pack(wire.Op.DROP, 0, 0, 0, len(payload), 0, 1) + payload)
-        return asked
-
-    def command(self, command: dict[str, Any]) -> dict[str, Any]:
-        kind = command.pop("t")
-        if kind == "put":
-            data = pathlib.Path(command["path"]).read_bytes()
-            fd = os.memfd_create("block", os.MFD_CLOEXEC)
-            assert os.write(fd, data) == len(data)
-            self.blocks[command["dataset"], command["index"]] = fd
-        elif kind == "remove":
-            self.blocks.pop((command["dataset"], command["index"]), None)
-        elif kind == "not_full":
-            self.not_full = {(command["dataset"], index) for index in command["indexes"]}
-        elif kind == "fail":
-            self.fail = {int(index): tuple(failure) for index, failure in command["failures"].items()}
-        elif kind == "drop":
-            return {"asked": self.drop(command["indexes"])}
-        elif kind == "cut_connections":
-            for opened in list(self.loans):
-                opened.shutdown(socket.SHUT_RDWR)
-        elif kind == "set":
-            for key, value in command.items():
-                assert hasattr(self, key)
-                setattr(self, key, value)
-        return {
-            "counts": self.counts,
-            "lent": sorted(index for lent in self.loans.values() for index in lent),
-            "loans": len(self.loans),
-            "returned": self.returned,
-        }
-
-
-def receive(opened: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = opened.recv(size - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return data
-
-
-def _main() -> None:
-    server = _Server(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
-    print(json.dumps({"port": server.tcp.getsockname()[1]}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(server.command(json.loads(line))), flush=True)
-
-
-if __name__ == "__main__":
-    _main()

@@ -62,43 +62,57 @@ class PowerDisk(StoppingDisk):
 
     def __init__(self, stop_at: int, partial: float = 0.0) -> None:
         super().__init__(stop_at, partial)
-        self._contents: dict[int, bytes] = {}  # inode -> bytes at its last sync
-        self._entries: dict[str, dict[str, int]] = {}  # directory -> name -> inode at its last sync
+        self._files: dict[int, int] = {}  # inode -> our own number for the file, since inodes are used again
+        self._contents: dict[int, bytes] = {}  # file -> bytes at its last sync
+        self._entries: dict[str, dict[str, int]] = {}  # directory -> name -> file, at its last sync
+
+    def create(self, path: str) -> int:
+        is_new = not os.path.exists(path)
+        descriptor = super().create(path)
+        if is_new:
+            self._files[os.fstat(descriptor).st_ino] = len(self._files) + 1_000_000 * self.calls
+        return descriptor
 
     def sync(self, descriptor: int) -> None:
         super().sync(descriptor)
         with open(f"/proc/self/fd/{descriptor}", "rb") as file:
-            self._contents[os.fstat(descriptor).st_ino] = file.read()
+            self._contents[self._file(os.fstat(descriptor).st_ino)] = file.read()
 
     def sync_directory(self, path: str) -> None:
         super().sync_directory(path)
-        self._entries[path] = {e.name: e.inode() for e in os.scandir(path) if e.is_file()}
+        self._entries[path] = {e.name: self._file(e.inode()) for e in os.scandir(path) if e.is_file()}
+
+    def _file(self, inode: int) -> int:
+        return self._files.get(inode, -inode)
 
     def lose_power(self, root: str, keeps: Callable[[], bool]) -> None:
         for folder, _, names in os.walk(root):
             synced = self._entries.get(folder, {})
-            now = {name: os.stat(os.path.join(folder, name)).st_ino for name in names}
+            now = {name: self._file(os.stat(os.path.join(folder, name)).st_ino) for name in names}
             for name in sorted({*synced, *now}):
                 path = os.path.join(folder, name)
-                inode = now.get(name) if now.get(name) == synced.get(name) or keeps() else synced.get(name)
-                if inode is None:
-                    os.unlink(path) if name in now else None
-                elif inode == now.get(name):
-                    self._lose_content(path, inode, keeps)
+                file = now.get(name) if now.get(name) == synced.get(name) or keeps() else synced.get(name)
+                if file is None:
+                    if name in now:
+                        os.unlink(path)
+                elif file == now.get(name):
+                    self._lose_content(path, file, keeps)
                 else:
-                    with open(path + ".old", "wb") as file:
-                        file.write(self._contents.get(inode, b""))
-                    os.rename(path + ".old", path)
+                    _put_back(path, self._contents.get(file, b""))
 
-    def _lose_content(self, path: str, inode: int, keeps: Callable[[], bool]) -> None:
-        with open(path, "r+b") as file:
-            synced, now = self._contents.get(inode, b""), file.read()
-            if synced != now and not keeps():
-                # The length came through, the bytes did not: or neither did.
-                lost = synced + bytes(max(0, len(now) - len(synced))) if keeps() else synced
-                file.seek(0)
-                file.write(lost)
-                file.truncate(len(lost))
+    def _lose_content(self, path: str, file: int, keeps: Callable[[], bool]) -> None:
+        with open(path, "rb") as stream:
+            now = stream.read()
+        synced = self._contents.get(file, b"")
+        if synced != now and not keeps():
+            # The length came through, the bytes did not: or neither did.
+            _put_back(path, synced + bytes(max(0, len(now) - len(synced))) if keeps() else synced)
+
+
+def _put_back(path: str, content: bytes) -> None:
+    with open(path + ".old", "wb") as stream:
+        stream.write(content)
+    os.rename(path + ".old", path)
 
 
 class FullDisk(Disk):

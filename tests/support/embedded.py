@@ -142,7 +142,9 @@ class Scheduler:
         headers = {"Content-Type": "application/json", "Mesos-Stream-Id": stream_id or self.stream_id}
         return request(self.address, "POST", "/api/v1/scheduler", json.dumps(call), headers)
 
-    def wait_for(self, wanted: Callable[[Event], bool], *, seconds: float = DEADLINE_SECONDS, start: int = 0) -> Event:
+    def wait_for(
+        self, wanted: Callable[[Event], bool], *, seconds: float = DEADLINE_SECONDS, start: int = 0
+    ) -> Event:
         """Return the first event from index `start` on that is `wanted`."""
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -152,19 +154,23 @@ class Scheduler:
                         return event
                 left = deadline - time.monotonic()
                 if left <= 0 or (self.ended and not self._thread.is_alive()):
-                    raise AssertionError(f"did not come within {seconds} s; events: {json.dumps(self.events)[-4000:]}")
+                    raise AssertionError(
+                        f"did not come within {seconds} s; events: {json.dumps(self.events)[-4000:]}"
+                    )
                 self._changed.wait(min(left, 0.2))
 
     def wait_offers(self, *, start: int = 0, seconds: float = DEADLINE_SECONDS) -> list[Event]:
         event = self.wait_for(lambda event: event["type"] == "OFFERS", start=start, seconds=seconds)
         return list(event["offers"]["offers"])
 
-    def wait_state(self, task_id: str, state: str, *, start: int = 0, seconds: float = DEADLINE_SECONDS) -> Event:
+    def wait_state(
+        self, task_id: str, state: str, *, start: int = 0, seconds: float = DEADLINE_SECONDS
+    ) -> Event:
         """Return the status of the first UPDATE of `task_id` in `state`."""
 
         def wanted(event: Event) -> bool:
             status = event.get("update", {}).get("status", {})
-            return status.get("task_id", {}).get("value") == task_id and status["state"] == state
+            return bool(status.get("task_id", {}).get("value") == task_id and status["state"] == state)
 
         return dict(self.wait_for(wanted, start=start, seconds=seconds)["update"]["status"])
 

@@ -74,7 +74,9 @@ class Bench:
                     self.closed.append(stream)
                 case StartProcess():
                     self.started.append(output)
-                    self.agent_of(output.container_id).process_started(output.container_id, 4000 + len(self.started))
+                    self.agent_of(output.container_id).process_started(
+                        output.container_id, 4000 + len(self.started)
+                    )
                 case KillProcess(container_id):
                     self.killed.append(container_id)
         self.check()
@@ -92,7 +94,9 @@ class Bench:
         self.events[self._streams] = []
         return self._streams
 
-    def subscribe(self, framework_id: str | None = None, suppressed: tuple[str, ...] = (), **info: Any) -> int:
+    def subscribe(
+        self, framework_id: str | None = None, suppressed: tuple[str, ...] = (), **info: Any
+    ) -> int:
         """Subscribe a framework and return its stream."""
         fields: Message = {
             "user": "root",
@@ -115,7 +119,9 @@ class Bench:
         self.take()
         return stream
 
-    def call(self, stream: int, kind: str, body: Message | None = None, *, framework_id: str = "m-0000") -> Answer:
+    def call(
+        self, stream: int, kind: str, body: Message | None = None, *, framework_id: str = "m-0000"
+    ) -> Answer:
         """Make a scheduler call with the stream id of `stream`."""
         call: Message = {"type": kind, "framework_id": {"value": framework_id}}
         if body is not None:
@@ -156,7 +162,9 @@ class Bench:
         self.take()
         return answer
 
-    def update(self, task_id: str, state: str, number: int, executor_id: str = "e1", **fields: Any) -> Answer | int:
+    def update(
+        self, task_id: str, state: str, number: int, executor_id: str = "e1", **fields: Any
+    ) -> Answer | int:
         """Send an executor's update; `number` makes its uuid."""
         status = {
             "task_id": {"value": task_id},
@@ -182,14 +190,21 @@ class Bench:
         self.agent_of(container_id).process_exited(container_id, status, self.now_ms)
         self.take()
 
-    def launch(self, stream: int, *tasks: Message, refuse_seconds: float = 0.0, offer_ids: list[Message] | None = None
+    def launch(
+        self,
+        stream: int,
+        *tasks: Message,
+        refuse_seconds: float = 0.0,
+        offer_ids: list[Message] | None = None,
     ) -> Answer:
         """Accept `offer_ids`, or the newest offer, with a LAUNCH."""
         operations = [{"type": "LAUNCH", "launch": {"task_infos": list(tasks)}}]
         if offer_ids is None:
             offer_ids = [self.offers(stream)[-1]["id"]]
         filters = {"refuse_seconds": refuse_seconds}
-        return self.call(stream, "ACCEPT", {"offer_ids": offer_ids, "operations": operations, "filters": filters})
+        return self.call(
+            stream, "ACCEPT", {"offer_ids": offer_ids, "operations": operations, "filters": filters}
+        )
 
     def run(self, stream: int, task_id: str = "t1", executor_id: str = "e1") -> int:
         """Launch a task with its executor, which subscribes; return the executor's stream."""
@@ -232,7 +247,9 @@ class Bench:
             assert total == agent.spec.resources, (agent_id, total)
 
 
-def task(task_id: str = "t1", executor_id: str = "e1", cpus: float = 1.0, agent_id: str = "S0", **more: Any) -> Message:
+def task(
+    task_id: str = "t1", executor_id: str = "e1", cpus: float = 1.0, agent_id: str = "S0", **more: Any
+) -> Message:
     """Return a TaskInfo with a custom executor."""
     return {
         "name": task_id,

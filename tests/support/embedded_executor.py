@@ -101,7 +101,9 @@ class Executor:
             case "echo":
                 self.say(order)
             case "environment":
-                self.say({"environment": dict(os.environ), "cwd": os.getcwd(), "files": sorted(os.listdir("."))})
+                self.say(
+                    {"environment": dict(os.environ), "cwd": os.getcwd(), "files": sorted(os.listdir("."))}
+                )
             case "sessions":
                 self.say([os.getpid(), os.getsid(0), os.getpgid(0), os.stat("/proc/self/fd/0").st_rdev])
             case "update":
@@ -113,7 +115,9 @@ class Executor:
                 self.ignore_shutdown = self.ignore_kill = True
                 self.say("deaf")
             case "fork":
-                child = subprocess.Popen([sys.executable, "-c", "import os, time; os.setsid(); time.sleep(3600)"])
+                child = subprocess.Popen(
+                    [sys.executable, "-c", "import os, time; os.setsid(); time.sleep(3600)"]
+                )
                 self.say(child.pid)
             case "acknowledged":
                 self.say(self.acknowledged)

@@ -21,9 +21,10 @@ from stoker.mesos.embedded.core import validation
 from stoker.mesos.embedded.core.allocator import REFUSE_MS_DEFAULT, Allocator, Grant, refuse_ms
 from stoker.mesos.embedded.core.calls import Answer
 from stoker.mesos.embedded.core.codec import Message
+from stoker.mesos.embedded.core.launching import allocated, judge_task, offer_message, offers_error
 from stoker.mesos.embedded.core.messages import TERMINAL_STATES
 from stoker.mesos.embedded.core.records import ExecutorRecord, Framework, Offer, Task
-from stoker.mesos.embedded.core.resources import EMPTY, ResourceError, Resources
+from stoker.mesos.embedded.core.resources import EMPTY, Resources
 from stoker.mesos.embedded.core.values import VERSION, AgentSpec, MasterSpec, Outbox, Settings
 
 ACCEPTED = Answer(202)
@@ -344,7 +345,7 @@ class Master:
         hidden_ms = _refuse_ms(body)
         offer_ids = [item["value"] for item in body.get("offer_ids", ())]
         operations = body.get("operations", [])
-        error = self._offers_error(framework, offer_ids)
+        error = offers_error(framework.framework_id, offer_ids, self.offers)
         if error:
             for offer in [self.offers[name] for name in dict.fromkeys(offer_ids) if name in self.offers]:
                 self._recover_offer(offer, now_ms, hidden_ms)
@@ -370,30 +371,6 @@ class Master:
             Grant(framework.framework_id, role, agent_id, rest), now_ms, refuse_ms=hidden_ms
         )
 
-    def _offers_error(self, framework: Framework, offer_ids: list[str]) -> str | None:
-        for position, name in enumerate(offer_ids):
-            if name in offer_ids[:position]:
-                return f"Duplicate offer {name} in offer list"
-        for name in offer_ids:
-            offer = self.offers.get(name)
-            if offer is None:
-                return f"Offer {name} is no longer valid"
-            if offer.grant.framework_id != framework.framework_id:
-                owner, expected = offer.grant.framework_id, framework.framework_id
-                return f"Offer {name} has invalid framework {owner} while framework {expected} is expected"
-        grants = [(name, self.offers[name].grant) for name in offer_ids]
-        for name, grant in grants[1:]:
-            first = grants[0][1]
-            if grant.role != first.role:
-                text = "Aggregated offers must be allocated to the same role"
-                return (
-                    f"{text}. Offer {name} uses role '{grant.role}' but another is using role '{first.role}'"
-                )
-            if grant.agent_id != first.agent_id:
-                text = "Aggregated offers must belong to one single agent"
-                return f"{text}. Offer {name} uses agent {grant.agent_id} and agent {first.agent_id}"
-        return None
-
     def _drop(self, framework: Framework, operations: Iterable[Message], text: str, now_ms: int) -> None:
         for operation in operations:
             tasks = operation.get("launch", {}).get("task_infos", ())
@@ -408,8 +385,8 @@ class Master:
 
     def _launch(self, framework: Framework, given: Message, offered: Grant, now_ms: int) -> Resources:
         """Launch one task on what is left of the offers; return what it takes."""
-        task = _allocated(given, framework.framework_id, offered.role)
-        error, task_takes, executor_takes = self._judge(framework, task, offered)
+        task = allocated(given, framework.framework_id, offered.role)
+        error, task_takes, executor_takes = judge_task(framework, task, offered)
         if error:
             self._refuse_task(framework, task, "TASK_ERROR", "REASON_TASK_INVALID", error, now_ms)
             return EMPTY
@@ -422,32 +399,6 @@ class Master:
         framework.tasks[record.task_id] = record
         self.agents[offered.agent_id].run_task(framework.info, task, now_ms)
         return task_takes + executor_takes
-
-    def _judge(
-        self, framework: Framework, task: Message, offered: Grant
-    ) -> tuple[str | None, Resources, Resources]:
-        """Return the complaint about a task, and what it and its executor (0 if that is running) take."""
-        task_id = task["task_id"]["value"]
-        error = validation.id_error(task_id)
-        if error is None and task_id in framework.tasks:
-            error = f"Task has duplicate ID: {task_id}"
-        error = error or validation.task_error(
-            task, agent_id=offered.agent_id, framework_id=framework.framework_id
-        )
-        executor = task.get("executor")
-        existing = None
-        if error is None and executor is not None:
-            existing = framework.executors.get((offered.agent_id, executor["executor_id"]["value"]))
-            error = validation.incompatible(existing.info, executor) if existing else None
-        if error:
-            return error, EMPTY, EMPTY
-        try:
-            takes, executor_takes = validation.task_needs(task, offered.role)
-        except ResourceError as problem:
-            return str(problem), EMPTY, EMPTY
-        executor_takes = EMPTY if existing else executor_takes
-        error = validation.too_much(takes + executor_takes, offered.resources, offered.role)
-        return error or (validation.COMMAND_TASK if executor is None else None), takes, executor_takes
 
     def _refuse_task(
         self, framework: Framework, task: Message, state: str, reason: str, text: str, now_ms: int
@@ -537,37 +488,13 @@ class Master:
             offer = Offer(f"{self.spec.master_id}-O{self._offer_count}", grant)
             self._offer_count += 1
             self.offers[offer.offer_id] = offer
-            by_framework.setdefault(grant.framework_id, []).append(self._offer_message(offer))
+            by_framework.setdefault(grant.framework_id, []).append(
+                offer_message(offer, self.frameworks[grant.framework_id], self.agents[grant.agent_id].spec)
+            )
         for framework_id, offers in by_framework.items():
             self._out.send(
                 self.frameworks[framework_id].stream, {"type": "OFFERS", "offers": {"offers": offers}}
             )
-
-    def _offer_message(self, offer: Offer) -> Message:
-        grant = offer.grant
-        framework, spec = self.frameworks[grant.framework_id], self.agents[grant.agent_id].spec
-        role = grant.role if "MULTI_ROLE" in framework.capabilities else None
-        old_format = "RESERVATION_REFINEMENT" not in framework.capabilities
-        message: Message = {
-            "id": {"value": offer.offer_id},
-            "framework_id": {"value": grant.framework_id},
-            "agent_id": {"value": grant.agent_id},
-            "hostname": spec.hostname,
-            "url": {
-                "scheme": "http",
-                "address": {"hostname": spec.hostname, "ip": spec.ip, "port": spec.port},
-                "path": f"/slave({spec.number})",
-            },
-            "resources": grant.resources.to_messages(role, with_role=old_format),
-        }
-        if spec.attributes:
-            message["attributes"] = list(spec.attributes)
-        executors = [name for agent_id, name in framework.executors if agent_id == grant.agent_id]
-        if executors:
-            message["executor_ids"] = [{"value": name} for name in executors]
-        if role is not None:
-            message["allocation_info"] = {"role": role}
-        return message
 
     def _offers_of(self, framework_id: str) -> list[Offer]:
         return [offer for offer in self.offers.values() if offer.grant.framework_id == framework_id]
@@ -657,15 +584,3 @@ def _stream_error(framework: Framework | None, stream_id: str | None) -> Answer 
 def _refuse_ms(body: Message) -> int:
     filters = body.get("filters")
     return REFUSE_MS_DEFAULT if filters is None else refuse_ms(filters["refuse_seconds"])
-
-
-def _allocated(task: Message, framework_id: str, role: str) -> Message:
-    """Return the task as the agent gets it: resources say whose they are, the executor knows its framework."""
-    task = copy.deepcopy(task)
-    executor = task.get("executor")
-    for holder in (task, *([executor] if executor else [])):
-        for resource in holder.get("resources", ()):
-            resource.setdefault("allocation_info", {}).setdefault("role", role)
-    if executor:
-        executor.setdefault("framework_id", {"value": framework_id})
-    return task

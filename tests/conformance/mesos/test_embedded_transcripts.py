@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
 from support.embedded import EmbeddedProcess, Reply, Scheduler, request
 
 TRANSCRIPTS = Path(__file__).parents[2] / "data" / "mesos-transcripts"
@@ -90,7 +91,11 @@ def scheduler_recording() -> Recording:
 
 
 RECORDING = scheduler_recording()
-NAMED = [case for case in RECORDING.cases if case.why and not case.why.startswith(("20 MB", "a header of", "request"))]
+NAMED = [
+    case
+    for case in RECORDING.cases
+    if case.why and not case.why.startswith(("20 MB", "a header of", "request"))
+]
 TEARDOWN = next(i for i, case in enumerate(NAMED) if case.why.startswith("REVIVE after TEARDOWN"))
 
 
@@ -98,6 +103,15 @@ TEARDOWN = next(i for i, case in enumerate(NAMED) if case.why.startswith("REVIVE
 def mesos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedProcess]:
     options = ("--agents", "2", "--allocation-interval", "0.05", *AGENT)
     with EmbeddedProcess(tmp_path_factory.mktemp("mesos") / "work", *options) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def unused_mesos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedProcess]:
+    """One whose agents are whole whenever a test begins."""
+    with EmbeddedProcess(
+        tmp_path_factory.mktemp("mesos") / "work", "--allocation-interval", "0.05", *AGENT
+    ) as process:
         yield process
 
 
@@ -124,7 +138,9 @@ def replay(mesos: EmbeddedProcess, case: Case, framework_id: str, stream_id: str
     headers = {name: ours(value) for name, value in case.headers.items()}
     reply = mesos.request(case.method, case.path, ours(body), headers)
     text = reply.text.replace(framework_id, RECORDING.framework_id)
-    text = text.replace(stream_id.upper(), RECORDING.stream_id.upper()).replace(stream_id, RECORDING.stream_id)
+    text = text.replace(stream_id.upper(), RECORDING.stream_id.upper()).replace(
+        stream_id, RECORDING.stream_id
+    )
     return reply._replace(text=text)
 
 
@@ -192,7 +208,9 @@ def load_subscriptions() -> list[Subscription]:
 
 
 @pytest.mark.parametrize("case", load_subscriptions(), ids=lambda case: case.why)
-def test_a_framework_info_is_taken_or_refused_as_by_a_real_master(case: Subscription, mesos: EmbeddedProcess) -> None:
+def test_a_framework_info_is_taken_or_refused_as_by_a_real_master(
+    case: Subscription, mesos: EmbeddedProcess
+) -> None:
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if case.refusal is not None:
         reply = mesos.request("POST", "/api/v1/scheduler", json.dumps(case.body), headers)
@@ -200,7 +218,12 @@ def test_a_framework_info_is_taken_or_refused_as_by_a_real_master(case: Subscrip
         return
     assert case.event is not None
     info = dict(case.body["subscribe"]["framework_info"])
-    plain: dict[str, Any] = {"roles": None, "capabilities": None, "failover_timeout": None, "checkpoint": None}
+    plain: dict[str, Any] = {
+        "roles": None,
+        "capabilities": None,
+        "failover_timeout": None,
+        "checkpoint": None,
+    }
     subscription = Scheduler(
         mesos.address, info=plain | info, suppressed=case.body["subscribe"].get("suppressed_roles", ())
     )
@@ -232,7 +255,11 @@ def load_wrong_tasks() -> list[WrongTask]:
     for index, entry in enumerate(entries):
         if entry["kind"] == "note":
             why = entry["body"]["text"]
-        if entry["kind"] != "call" or entry["body"]["type"] != "ACCEPT" or len(entry["body"]["accept"]["offer_ids"]) != 1:
+        if (
+            entry["kind"] != "call"
+            or entry["body"]["type"] != "ACCEPT"
+            or len(entry["body"]["accept"]["offer_ids"]) != 1
+        ):
             continue
         updates = [e["body"] for e in entries[index + 1 : index + 4] if e["kind"] == "event"]
         errors = [e["update"]["status"] for e in updates if e["type"] == "UPDATE"]
@@ -246,11 +273,10 @@ def load_wrong_tasks() -> list[WrongTask]:
 
 
 @pytest.mark.parametrize("case", load_wrong_tasks(), ids=lambda case: case.why[:50])
-def test_a_wrong_task_gets_the_error_of_a_real_master(case: WrongTask, mesos: EmbeddedProcess) -> None:
+def test_a_wrong_task_gets_the_error_of_a_real_master(case: WrongTask, unused_mesos: EmbeddedProcess) -> None:
     """Command tasks of the recording become tasks with an executor without resources: the embedded Mesos has no other."""
-    subscription = Scheduler(mesos.address)
-    offers = subscription.wait_offers()
-    offer = next(item for item in offers if item["url"]["path"] == "/slave(1)")
+    subscription = Scheduler(unused_mesos.address)
+    (offer,) = subscription.wait_offers()
     recorded = next((t["agent_id"]["value"] for t in case.tasks), "")
     framework_id = subscription.framework_id
     foreign = "invalid agent" in case.status["message"]
@@ -267,9 +293,15 @@ def test_a_wrong_task_gets_the_error_of_a_real_master(case: WrongTask, mesos: Em
     status = subscription.wait_state(case.status["task_id"]["value"], "TASK_ERROR")
     expected = dict(case.status)
     expected.pop("timestamp")
-    message = expected["message"].replace(case.agent_id, offer["agent_id"]["value"]) if foreign else expected["message"]
+    message = (
+        expected["message"].replace(case.agent_id, offer["agent_id"]["value"])
+        if foreign
+        else expected["message"]
+    )
     actual_framework = case.status["message"].rsplit("Expected: ", 1)[-1].rstrip(")")
-    expected["message"] = message.replace(actual_framework, framework_id) if "Expected: " in message else message
+    expected["message"] = (
+        message.replace(actual_framework, framework_id) if "Expected: " in message else message
+    )
     if not foreign:
         expected["agent_id"] = offer["agent_id"]
     status.pop("timestamp")
@@ -280,7 +312,9 @@ def test_a_wrong_task_gets_the_error_of_a_real_master(case: WrongTask, mesos: Em
 
 def sorted_resources(status: dict[str, Any]) -> dict[str, Any]:
     """Return the status with the resources of its text in one order: Mesos keeps the task's, we sort."""
-    start, middle, rest = status["message"].partition(" required by task and its executor is more than available ")
+    start, middle, rest = status["message"].partition(
+        " required by task and its executor is more than available "
+    )
     if not middle:
         return status
     wanted = start.removeprefix("Total resources ")
@@ -293,14 +327,16 @@ EXECUTOR_CASES = [
     if case.why and case.status != 202
 ]
 EXECUTOR_FRAMEWORK = next(
-    line["body"]["framework_id"]["value"] for line in lines("04b-executor-acks.jsonl") if line["who"] == "executor"
-    and line["kind"] == "call"
+    line["body"]["framework_id"]["value"]
+    for line in lines("04b-executor-acks.jsonl")
+    if line["who"] == "executor" and line["kind"] == "call"
 )
 
 
 @pytest.fixture(scope="module")
-def endpoint(mesos: EmbeddedProcess) -> Iterator[tuple[str, str]]:
+def endpoint(unused_mesos: EmbeddedProcess) -> Iterator[tuple[str, str]]:
     """The address of an agent where executor e1 runs, and its framework's id."""
+    mesos = unused_mesos
     subscription = Scheduler(mesos.address)
     task = subscription.run("t1", executor_id="e1")
     (agent,) = [item for item in mesos.state()["slaves"] if item["id"] == task["agent_id"]["value"]]
@@ -321,7 +357,9 @@ def test_there_are_as_many_wrong_executor_calls_as_there_were() -> None:
     assert len(EXECUTOR_CASES) >= 18
 
 
-@pytest.mark.parametrize("path", ["/version", "/health", "/redirect", "/master/redirect", "/nope", "/state.json"])
+@pytest.mark.parametrize(
+    "path", ["/version", "/health", "/redirect", "/master/redirect", "/nope", "/state.json"]
+)
 def test_operators_get_the_answers_of_a_real_master(path: str, mesos: EmbeddedProcess) -> None:
     entries = lines("20-operator-http.jsonl")
     position = next(

@@ -29,6 +29,7 @@ class Rig:
         self.shell = MesosShell(
             lambda scheduler: FakeDriver(scheduler, {}),
             self._put,
+            spawn=gevent.spawn,
             launch_values=lambda launch: (launch.mem_bytes, "exec true", {"A": "1"}),
             on_error=self.errors.append,
             metrics=Metrics(),

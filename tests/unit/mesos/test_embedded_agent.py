@@ -6,10 +6,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from support.embedded_bench import Bench, executor, make_uuid, task
 
 from stoker.mesos.embedded.core.calls import Answer
 from stoker.mesos.embedded.core.updates import PENDING_MAX
+from support.embedded_bench import Bench, executor, make_uuid, task
 
 
 def running(**options: int) -> tuple[Bench, int, int]:
@@ -29,7 +29,9 @@ def test_an_executor_starts_with_exactly_the_environment_of_an_agent() -> None:
     stream = bench.subscribe()
     command = {
         "value": "run",
-        "environment": {"variables": [{"name": "MINE", "value": "x"}, {"name": "MESOS_CHECKPOINT", "value": "0"}]},
+        "environment": {
+            "variables": [{"name": "MINE", "value": "x"}, {"name": "MESOS_CHECKPOINT", "value": "0"}]
+        },
     }
     info = executor(command=command, shutdown_grace_period={"nanoseconds": 1_500_000_000})
     bench.launch(stream, task(executor=info))
@@ -169,8 +171,14 @@ def test_an_executor_that_floods_is_told_to_come_again() -> None:
         ({"uuid": None}, "Expecting 'uuid' to be present"),
         ({"uuid": "AAAA"}, "Not a valid UUID"),
         ({"source": "SOURCE_AGENT"}, "with invalid source, expecting 'SOURCE_EXECUTOR'"),
-        ({"state": "TASK_STAGING"}, "Received TASK_STAGING from executor e1 of framework m-0000 which is not allowed"),
-        ({"executor_id": {"value": "other"}}, "ExecutorID in Call: e1 does not match ExecutorID in TaskStatus: other"),
+        (
+            {"state": "TASK_STAGING"},
+            "Received TASK_STAGING from executor e1 of framework m-0000 which is not allowed",
+        ),
+        (
+            {"executor_id": {"value": "other"}},
+            "ExecutorID in Call: e1 does not match ExecutorID in TaskStatus: other",
+        ),
     ],
 )
 def test_a_wrong_update_is_refused(body: dict[str, object], text: str) -> None:
@@ -350,8 +358,12 @@ def test_an_executor_that_does_not_register_is_killed() -> None:
     assert (status["state"], status["reason"]) == ("TASK_FAILED", "REASON_EXECUTOR_REGISTRATION_TIMEOUT")
 
 
-@pytest.mark.parametrize(("period", "grace_ms"), [({}, 5000), ({"shutdown_grace_period": {"nanoseconds": 10**9}}, 1000)])
-def test_an_executor_that_ignores_shutdown_is_killed_after_its_grace(period: dict[str, object], grace_ms: int) -> None:
+@pytest.mark.parametrize(
+    ("period", "grace_ms"), [({}, 5000), ({"shutdown_grace_period": {"nanoseconds": 10**9}}, 1000)]
+)
+def test_an_executor_that_ignores_shutdown_is_killed_after_its_grace(
+    period: dict[str, object], grace_ms: int
+) -> None:
     bench = Bench()
     stream = bench.subscribe()
     bench.launch(stream, task(executor=executor(**period)))
@@ -424,9 +436,7 @@ class AnyOrder(RuleBasedStateMachine):
             name = (f"t{self.count}", f"e{executors}")
             tasks.append(task(*name, agent_id=offer.grant.agent_id))
             self.tasks.append(name)
-        self.bench.launch(
-            self.stream, *tasks, refuse_seconds=refuse, offer_ids=[{"value": offer.offer_id}]
-        )
+        self.bench.launch(self.stream, *tasks, refuse_seconds=refuse, offer_ids=[{"value": offer.offer_id}])
 
     @rule(state=st.sampled_from(["TASK_RUNNING", "TASK_FINISHED", "TASK_FAILED"]), pick=st.integers(0, 50))
     def update(self, state: str, pick: int) -> None:
@@ -443,7 +453,9 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 50))
     def kill(self, pick: int) -> None:
         if self.tasks and self.stream is not None:
-            self.bench.call(self.stream, "KILL", {"task_id": {"value": self.tasks[pick % len(self.tasks)][0]}})
+            self.bench.call(
+                self.stream, "KILL", {"task_id": {"value": self.tasks[pick % len(self.tasks)][0]}}
+            )
 
     @rule(pick=st.integers(0, 9), status=st.sampled_from([0, 9, 256]))
     def exit(self, pick: int, status: int) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.embedded_bench import Bench, cpus, executor, make_uuid, task
 
 from stoker.mesos.embedded.core import view
 from stoker.mesos.embedded.core.codec import Message
+from support.embedded_bench import Bench, cpus, executor, make_uuid, task
 
 GONE = "Reconciliation: Task is unknown to the agent"
 UNKNOWN = "Reconciliation: Task is unknown"
@@ -68,7 +68,10 @@ def test_the_format_of_resources_follows_the_capabilities(
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"capabilities": []}, "'FrameworkInfo.roles' must not be set when the framework is not MULTI_ROLE capable"),
+        (
+            {"capabilities": []},
+            "'FrameworkInfo.roles' must not be set when the framework is not MULTI_ROLE capable",
+        ),
         ({"role": "cache"}, "'FrameworkInfo.role' must not be set when the framework is MULTI_ROLE capable"),
         ({"roles": ["a", "a"]}, "'FrameworkInfo.roles' contains duplicate items: { a }"),
         ({"roles": ["a//b"]}, "'FrameworkInfo.roles' contains invalid role: Role 'a//b' cannot contain two"),
@@ -255,7 +258,10 @@ WRONG_TASKS: list[tuple[Message, str]] = [
     (task(resources=[]), "Task uses no resources"),
     (task(cpus=100), "required by task and its executor is more than available"),
     (task(cpus=3.95), "Total resources cpus(allocated: cache):4.05"),
-    (task(command={"value": "ls"}), "Task should have at least one (but not both) of CommandInfo or ExecutorInfo"),
+    (
+        task(command={"value": "ls"}),
+        "Task should have at least one (but not both) of CommandInfo or ExecutorInfo",
+    ),
     (task(executor=executor(framework_id={"value": "foreign"})), "(Actual: foreign vs Expected: m-0000)"),
     (task(executor=executor(type="DEFAULT")), "'DEFAULT' executor is used by LAUNCH_GROUP only"),
     (task(executor=executor(container={"type": "DOCKER"})), "'container' is not supported"),
@@ -274,7 +280,9 @@ def test_a_wrong_task_is_an_error_and_the_others_start(wrong: Message, text: str
     bench.launch(stream, wrong, task("good", "e2"))
     (status,) = bench.statuses(stream)
     assert text in status["message"]
-    assert status["state"] == "TASK_ERROR" and status["reason"] == "REASON_TASK_INVALID" and "uuid" not in status
+    assert (
+        status["state"] == "TASK_ERROR" and status["reason"] == "REASON_TASK_INVALID" and "uuid" not in status
+    )
     assert list(bench.cluster.master.frameworks["m-0000"].tasks) == ["good"]
     bench.advance(1000)
     assert cpus(bench.offers(stream)[-1]) == 2.9
@@ -303,7 +311,9 @@ def test_an_executor_id_names_one_executor_info() -> None:
     bench.launch(stream, task("t1"))
     bench.advance(1000)
     bench.launch(stream, task("t2", executor=executor(name="other")))
-    assert bench.statuses(stream)[0]["message"].startswith("ExecutorInfo is not compatible with existing ExecutorInfo")
+    assert bench.statuses(stream)[0]["message"].startswith(
+        "ExecutorInfo is not compatible with existing ExecutorInfo"
+    )
     bench.advance(2000)
     bench.launch(stream, task("t3"))
     assert len(bench.started) == 1

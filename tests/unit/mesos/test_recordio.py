@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -114,3 +115,55 @@ def test_ten_thousand_offers_in_one_record_take_linear_time() -> None:
     taken_s = time.process_time() - began_s
     assert len(decoded["offers"]["offers"]) == 10_000
     assert taken_s < 1.0, f"{taken_s:.2f} s; it is 0.2 on an ordinary machine"
+
+
+@given(
+    offers=st.lists(
+        st.dictionaries(st.sampled_from(["id", "é", '"]}}']), st.text() | st.lists(st.integers())),
+        min_size=1,
+        max_size=5,
+    ),
+    space=st.sampled_from(["", " ", "\n "]),
+)
+def test_offers_parsed_in_turns_are_the_same_offers(offers: list[dict[str, object]], space: str) -> None:
+    padding = {"padding": "x" * 300_000}
+    event = {"type": "OFFERS", "offers": {"offers": [padding, *offers]}}
+    record = json.dumps(event, ensure_ascii=False, separators=("," + space, ":" + space)).encode()
+    assert decode_event(space.encode() + record + space.encode(), rest=lambda: None) == event
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:-1],
+        lambda text: text + "x",
+        lambda text: text.replace("}]}}", "},]}}"),
+        lambda text: text.replace("}]}}", "} {}]}}"),
+        lambda text: text.replace("}]}}", '}]},"offers":{}'),
+    ],
+)
+def test_a_broken_offers_event_breaks_the_stream(change: Callable[[str], str]) -> None:
+    text = json.dumps({"type": "OFFERS", "offers": {"offers": [{"padding": "x" * 300_000}]}})
+    with pytest.raises(StreamBroken, match="an event is not JSON"):
+        decode_event(change(text).encode(), rest=lambda: None)
+    assert gc.isenabled()
+
+
+def test_other_large_events_and_forms_are_parsed_too() -> None:
+    for event in (
+        {"offers": {"offers": [{"a": "x" * 300_000}]}, "type": "OFFERS"},
+        {"type": "OFFERS", "offers": {"offers": [], "padding": "x" * 300_000}},
+        {"type": "OFFERS", "offers": {"offers": [{}], "padding": "x" * 300_000}},
+        {"type": "OFFERS", "offers": {"offers": [{}, 1, "x" * 300_000]}},
+        {"type": "MESSAGE", "message": {"data": "x" * 300_000}},
+    ):
+        assert decode_event(json.dumps(event).encode(), rest=lambda: None) == event
+
+
+def test_a_large_offers_event_lets_others_have_their_turns() -> None:
+    offers = [{"id": {"value": str(n)}, "padding": "x" * 1_300} for n in range(10_000)]
+    rests: list[int] = []
+    event = decode_event(
+        json.dumps({"type": "OFFERS", "offers": {"offers": offers}}).encode(), rest=lambda: rests.append(1)
+    )
+    assert event["offers"]["offers"] == offers and len(rests) == 50

@@ -88,7 +88,7 @@ def test_killed_at_every_call(partial: float, tmp_path: Path) -> None:
         life.check(directory)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_power_lost_at_every_call(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     keeps = {0: lambda: False, 1: lambda: True}.get(seed, lambda: chance.random() < 0.5)

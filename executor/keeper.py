@@ -1,0 +1,410 @@
+"""The keeper: the process that answers to Mesos and the leader, and decides what its executor holds.
+
+It starts the data server and the fillers, and they end together: a child that dies ends the keeper (the framework launches
+anew), a keeper that dies ends its children (their channels end). The driver and the scheduler are told what it does:
+
+    Mesos LAUNCH  ->  TASK_STARTING  ->  the data server listens, the tier's size is known  ->  TASK_RUNNING, heartbeats
+    an answer "stale", KILL, SHUTDOWN, SIGTERM  ->  a last status, exit 0;   a child lost, a port taken  ->  TASK_FAILED, exit 1
+
+Runs on greenlets in a monkey-patched process (`__main__` patches). One event loop, so no locks: what follows from an event is
+done before the next is looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+from stoker.executor.children import Child
+from stoker.executor.config import KeeperConfig
+from stoker.executor.core.cache import Cache, DatasetKey
+from stoker.executor.datasets import DatasetView, Manifests
+from stoker.executor.fillers import Fillers
+from stoker.executor.fills import Fills
+from stoker.executor.holdings import Holdings
+from stoker.executor.machine import available_bytes, cgroup_bytes, mesos_mem_bytes, tier_bytes
+from stoker.executor.messages import HEARTBEAT_INTERVAL_MS, Heartbeat, HeartbeatAnswer
+from stoker.executor.process import raise_descriptor_limit
+from stoker.executor.report import Reporter
+from stoker.executor.residency import Residents
+from stoker.executor.schedulers import Schedulers
+from stoker.executor.sockets import prepare_directory
+from stoker.executor.store import MemTier
+from stoker.executor.wants import Wants
+
+log = logging.getLogger(__name__)
+
+SCRATCH_BYTES_MAX = 32 * 1024 * 1024  # of the tier, kept free for what is read through
+SCRATCH_BYTES_MIN = 8 * 1024 * 1024
+TIER_BYTES_MIN = 16 * 1024 * 1024
+DESCRIPTORS_RESERVED = 1024  # of the process' limit, for what are no blocks
+LISTEN_TIMEOUT_S = 20.0
+FLUSH_TIMEOUT_MS = 2_000
+HURRY_INTERVAL_MS = 100  # the least time between two heartbeats
+SERVER, FILLER = "stoker.executor.server", "stoker.executor.filler"
+
+
+class StatusDriver(Protocol):
+    """The part of Mesos' executor driver that the keeper uses."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def sendStatusUpdate(self, status: Mapping[str, Any]) -> None: ...
+
+    def flush(self, timeout_ms: int) -> bool: ...
+
+
+class End(Exception):
+    """Why the executor ends: an exit code, the task's last state, and a sentence."""
+
+    def __init__(self, code: int, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.state = state
+
+
+class Keeper:
+    """One executor. `make_driver(keeper)` gives Mesos' driver, for which the keeper is the pymesos-style Executor."""
+
+    def __init__(self, config: KeeperConfig, make_driver: Callable[[Keeper], StatusDriver]) -> None:
+        self._config = config
+        self._incarnation = secrets.randbits(63) | 1
+        self._driver = make_driver(self)
+        self._end: AsyncResult = AsyncResult()  # an End
+        self._mem_bytes: AsyncResult = (
+            AsyncResult()
+        )  # what Mesos gave, or None; known when it launches the task
+        self._listening: AsyncResult = AsyncResult()
+        self._is_launched = Event()
+        self._last_word = Event()  # the last status was given to the driver
+        self._hurry = Event()
+        self._schedulers = Schedulers(config.schedulers)
+        self._datasets: dict[DatasetKey, DatasetView] = {}
+        self._executor_info: Mapping[str, Any] = {}
+        self._epoch_seen = config.epoch
+        self._sequence = 0
+        self._boot_id = _boot_id()
+        self._children: list[Child] = []
+
+    def run(self) -> int:
+        """Run until the end; return the exit code."""
+        gevent.signal_handler(signal.SIGTERM, self.end, End(0, "TASK_KILLED", "SIGTERM"))
+        gevent.signal_handler(signal.SIGINT, self.end, End(0, "TASK_KILLED", "SIGINT"))
+        self._driver.start()
+        work = gevent.spawn(self._work)
+        end = self._end.get()
+        log.info("ending: %s", end)
+        work.kill()
+        for child in self._children:
+            child.end()
+        self._schedulers.close()
+        if self._is_launched.is_set():
+            self._send_status(end.state, str(end))
+            self._last_word.set()
+            self._driver.flush(FLUSH_TIMEOUT_MS)
+        self._driver.stop()
+        return int(end.code)
+
+    def end(self, end: End) -> None:
+        """End the executor; the first reason counts."""
+        if not self._end.ready():
+            self._end.set(end)
+
+    # --- pymesos' Executor interface, called by the driver
+
+    def registered(self, driver: Any, executorInfo: Any, frameworkInfo: Any, slaveInfo: Any) -> None:
+        self._executor_info = executorInfo or {}
+        log.info("registered with agent %s", (slaveInfo or {}).get("hostname", ""))
+
+    def reregistered(self, driver: Any, slaveInfo: Any) -> None:
+        log.info("registered again with the agent")
+
+    def disconnected(self, driver: Any) -> None:
+        log.warning("the agent is gone; it may come back")
+
+    def launchTask(self, driver: Any, task: Any) -> None:
+        task_id = task["task_id"]["value"]
+        if task_id != self._config.task_id:
+            status = {"task_id": {"value": task_id}, "state": "TASK_FAILED"}
+            driver.sendStatusUpdate(
+                status | {"message": f"this executor is for the task {self._config.task_id}"}
+            )
+            return
+        self._is_launched.set()
+        self._send_status("TASK_STARTING", "")
+        if not self._mem_bytes.ready():
+            self._mem_bytes.set(mesos_mem_bytes(self._executor_info, task))
+
+    def launchTaskGroup(self, driver: Any, task_infos: Any) -> None:
+        log.error("a task group was launched here, which this executor does not take")
+
+    def killTask(self, driver: Any, taskId: Any) -> None:
+        if taskId["value"] == self._config.task_id:
+            self.end(End(0, "TASK_KILLED", "killed by the framework"))
+
+    def frameworkMessage(self, driver: Any, message: Any) -> None:
+        log.warning("a framework message is ignored")
+
+    def shutdown(self, driver: Any) -> None:
+        self.end(End(0, "TASK_KILLED", "shut down by the agent"))
+        self._last_word.wait(FLUSH_TIMEOUT_MS / 1000)  # when this returns the driver flushes and stops
+
+    def error(self, driver: Any, message: Any) -> None:
+        self.end(End(1, "TASK_FAILED", f"the driver failed: {message}"))
+
+    # --- life
+
+    def _work(self) -> None:
+        """Everything but the end of it."""
+        try:
+            config = self._config
+            prepare_directory(config.socket_dir)
+            self._build(self._mem_bytes.get())
+            port = self._listening.get(timeout=LISTEN_TIMEOUT_S)
+            self._send_status("TASK_RUNNING", "")
+            log.info("serving on %s:%d, tier of %d bytes", config.host, port, self._cache.capacity_bytes)
+            self._spawn(self._tick)
+            self._beat(port)
+        except End as end:
+            self.end(end)
+        except gevent.Timeout:
+            self.end(End(1, "TASK_FAILED", "the data server did not listen in time"))
+        except Exception as error:
+            log.exception("the keeper failed")
+            self.end(End(1, "TASK_FAILED", f"{type(error).__name__}: {error}"))
+
+    def _build(self, mesos_bytes: int | None) -> None:
+        config = self._config
+        tier = tier_bytes(
+            config.mem_bytes,
+            mesos_bytes=mesos_bytes,
+            available_bytes=available_bytes(),
+            cgroup_bytes=cgroup_bytes(),
+        )
+        if tier < min(config.mem_bytes, TIER_BYTES_MIN):
+            raise End(
+                1,
+                "TASK_FAILED",
+                f"only {tier} bytes of memory are to be had for a tier of {config.mem_bytes}",
+            )
+        if tier < config.mem_bytes:
+            log.warning(
+                "the tier has %d bytes, not %d: Mesos or the machine give no more", tier, config.mem_bytes
+            )
+        scratch = min(SCRATCH_BYTES_MAX, max(SCRATCH_BYTES_MIN, tier // 16), tier // 2)
+        self._cache = Cache(tier - scratch, max(16, raise_descriptor_limit() - DESCRIPTORS_RESERVED))
+        server = self._start_child(SERVER, self._from_server)
+        self._server = server.outbox
+        self._manifests = Manifests(
+            os.path.join(config.sandbox, "manifests"), self._schedulers.fetch_manifest, self._spawn
+        )
+        self._holdings = Holdings(
+            self._cache,
+            MemTier(config.cluster),
+            server.outbox,
+            scratch_bytes=scratch,
+            on_change=lambda: self._fills.room_came(),
+        )
+        self._fills = Fills(
+            cluster=config.cluster,
+            holdings=self._holdings,
+            manifests=self._manifests,
+            fillers=Fillers(
+                lambda: self._start_child(FILLER, lambda message, fds: self._fills.on_message(message, fds)),
+                config.filler_count,
+            ),
+            datasets=self._datasets,
+            now_ms=_now_ms,
+        )
+        self._wants = Wants(
+            server=server.outbox,
+            holdings=self._holdings,
+            fills=self._fills,
+            manifests=self._manifests,
+            datasets=self._datasets,
+            spawn=self._spawn,
+            now_ms=_now_ms,
+        )
+        self._residents = Residents(
+            cluster=config.cluster,
+            slot_id=config.slot_id,
+            datasets=self._datasets,
+            holdings=self._holdings,
+            fills=self._fills,
+            manifests=self._manifests,
+            server=server.outbox,
+            spawn=self._spawn,
+            on_planned=self._hurry.set,
+        )
+        self._reporter = Reporter(self._holdings)
+        self._server.put(
+            {
+                "t": "start",
+                "cluster": config.cluster,
+                "launch": config.launch_id,
+                "incarnation": self._incarnation,
+                "host": config.host,
+                "port": config.port,
+                "path": config.socket_path,
+                "abstract": self._abstract_socket,
+                "parent": os.getpid(),
+            }
+        )
+
+    @property
+    def _abstract_socket(self) -> str:
+        return f"{self._config.abstract_socket}-{self._incarnation:x}"
+
+    def _start_child(self, module: str, on_message: Callable[[dict[str, Any], list[int]], None]) -> Child:
+        child = Child(
+            module,
+            on_message=on_message,
+            on_end=lambda reason: self.end(End(1, "TASK_FAILED", reason)),
+        )
+        self._children.append(child)
+        return child
+
+    def _send_status(self, state: str, message: str) -> None:
+        status: dict[str, Any] = {"task_id": {"value": self._config.task_id}, "state": state}
+        if message:
+            status["message"] = message
+        self._driver.sendStatusUpdate(status)
+
+    def _spawn(self, work: Callable[..., None], *arguments: Any) -> gevent.Greenlet:
+        """Run `work` on a greenlet; if it fails that is our mistake, and the end."""
+        greenlet = gevent.spawn(work, *arguments)
+        greenlet.link_exception(lambda g: self.end(End(1, "TASK_FAILED", f"the keeper failed: {g.exception!r}")))
+        return greenlet
+
+    # --- the data server
+
+    def _from_server(self, message: dict[str, Any], fds: list[int]) -> None:
+        assert not fds, "the data server sends no descriptors"
+        kind = message["t"]
+        if kind == "want":
+            self._wants.take(message)
+        elif kind == "unwant":
+            self._wants.cancel(message["want"])
+        elif kind == "gone":
+            self._holdings.server_gone(message["holding"])
+        elif kind == "used":
+            self._take_used(message)
+        elif kind == "corrupt":
+            self._quarantine(message)
+        elif kind == "listening":
+            self._listening.set(message["port"])
+        elif kind == "failed":
+            self.end(End(1, "TASK_FAILED", message["message"]))
+        else:
+            raise AssertionError(f"the data server said {kind!r}, which this keeper does not know")
+
+    def _take_used(self, message: dict[str, Any]) -> None:
+        now_ms = _now_ms()
+        for holding, count in message["holdings"]:
+            self._cache.use(holding, count, now_ms)
+        for dataset_id, generation, count in message["served"]:
+            view = self._datasets.get((dataset_id, generation))
+            if view is not None:
+                view.served_bytes += count
+                view.changes += 1
+        lent = set(message["lent"])
+        for held in self._cache.held.values():
+            held.lent = held.holding in lent
+
+    def _quarantine(self, message: dict[str, Any]) -> None:
+        """A block's bytes do not match their checksums: it is dropped, and fetched again where it is wanted."""
+        block = self._holdings.get(message["holding"])
+        if block is None or block.is_leaving:
+            return
+        log.error("block %s is damaged in pages %s: dropped", block.name, message["pages"][:10])
+        self._fills.let_go(block, "it was damaged")
+        if block.name.block_index in block.view.mine_set:
+            block.view.todo.append(block.name.block_index)
+        self._fills.pump()
+
+    def _tick(self) -> None:
+        while True:
+            gevent.sleep(0.25)
+            self._fills.tick()
+            self._manifests.sweep()
+
+    # --- heartbeats
+
+    def _beat(self, port: int) -> None:
+        whole = True
+        while True:
+            self._hurry.clear()
+            answer = self._schedulers.heartbeat(self._heartbeat(port, whole=whole))
+            if answer is not None and answer.sequence == self._sequence and answer.status == "ok":
+                self._reporter.acknowledge()
+                whole = False
+            if answer is not None:
+                whole |= answer.want_whole
+                self._take_answer(answer)
+            gevent.sleep(HURRY_INTERVAL_MS / 1000)
+            self._hurry.wait((HEARTBEAT_INTERVAL_MS - HURRY_INTERVAL_MS) / 1000)
+
+    def _heartbeat(self, port: int, *, whole: bool) -> Heartbeat:
+        config, cache = self._config, self._cache
+        self._sequence += 1
+        return Heartbeat(
+            cluster=config.cluster,
+            slot_id=config.slot_id,
+            launch_id=config.launch_id,
+            incarnation=self._incarnation,
+            secret=config.secret,
+            sequence=self._sequence,
+            whole=whole,
+            epoch_seen=self._epoch_seen,
+            assignment_version=self._assignment_version(),
+            host=config.host,
+            port=port,
+            socket_path=config.socket_path,
+            abstract_socket=self._abstract_socket,
+            boot_id=self._boot_id,
+            pid=os.getpid(),
+            capacity_bytes=cache.capacity_bytes,
+            used_bytes=cache.used_bytes,
+            lent_bytes=cache.leaving_bytes,
+            datasets=self._reporter.build(self._datasets.values(), whole=whole),
+        )
+
+    def _assignment_version(self) -> int:
+        """Return the version of the assignment held, in the epoch that is reported; 0: of an earlier one."""
+        epoch, version = self._residents.version
+        return version if epoch == self._epoch_seen else 0
+
+    def _take_answer(self, answer: HeartbeatAnswer) -> None:
+        if answer.epoch < self._epoch_seen:
+            log.warning("an answer of epoch %d is refused: epoch %d was seen", answer.epoch, self._epoch_seen)
+            return
+        self._epoch_seen = answer.epoch
+        if answer.status == "stale":
+            raise End(0, "TASK_FINISHED", "the leader has no place for this launch any more")
+        assignment = answer.assignment
+        if answer.status == "ok" and assignment is not None and assignment.epoch >= self._epoch_seen:
+            if self._residents.apply(assignment):
+                self._hurry.set()
+
+
+def _now_ms() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return socket.gethostname()

@@ -1,0 +1,141 @@
+"""Readers in other processes: forked in the middle of things, started anew, many of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import threading
+from typing import Any
+
+import fsspec
+import pytest
+
+from stoker.client.api import Client
+from support.clusters import Cluster, ScriptedDataset, wait_for
+from support.spawned import read_everything
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("way", ["auto", "tcp"])
+def test_worker_processes_read_right_bytes(
+    dataset: ScriptedDataset, monkeypatch: pytest.MonkeyPatch, method: str, way: str
+) -> None:
+    """As a DataLoader with 4 workers: the parent has read before, and reads on meanwhile."""
+    monkeypatch.setenv("STOKER_TRANSPORT", way)
+    reader = Client().dataset("ds")
+    filesystem = fsspec.filesystem("stoker")
+    paths = list(dataset.files)
+    reader.read_many(paths[:50])
+    opened = reader.open(paths[0], buffer_bytes=0)
+    context = multiprocessing.get_context(method)
+    answers: Any = context.Queue()
+    workers = [
+        context.Process(
+            target=read_everything, args=(reader, filesystem, opened, dataset.files, seed, answers)
+        )
+        for seed in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    assert reader.read_many(paths) == list(dataset.files.values())
+    results = [answers.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join(30)
+    assert results == ["right"] * 4
+    assert reader.read_many(paths) == list(dataset.files.values())
+
+
+def fork(work: Any) -> int:
+    """Run `work` in a forked child; return its exit code: 0, if it returned true."""
+    pid = os.fork()
+    if pid == 0:
+        code = 9
+        try:
+            code = 0 if work() else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_fork_while_threads_read_neither_hangs_nor_mixes_answers(
+    dataset: ScriptedDataset, transport: str
+) -> None:
+    reader = Client().dataset("ds")
+    paths = list(dataset.files)
+    stop = threading.Event()
+    wrong: list[str] = []
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)
+        while not stop.is_set():
+            some = chance.sample(paths, 5)
+            if reader.read_many(some) != [dataset.files[p] for p in some]:
+                wrong.append(some[0])
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    codes = [fork(lambda: reader.read_many(paths) == list(dataset.files.values())) for _ in range(8)]
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert codes == [0] * 8 and not wrong
+
+
+def test_a_childs_end_leaves_the_parents_conversations_alone(
+    cluster: Cluster, dataset: ScriptedDataset
+) -> None:
+    reader = Client().dataset("ds")
+    reader.read_many(list(dataset.files))
+    hellos = [e.command(t="stats")["counts"]["hello"] for e in cluster.executors]
+    assert fork(lambda: True) == 0
+    assert reader.read_many(list(dataset.files)) == list(dataset.files.values())
+    assert [e.command(t="stats")["counts"]["hello"] for e in cluster.executors] == hellos
+    assert [e.command(t="stats")["loans"] for e in cluster.executors] == [1, 1]
+
+
+def test_a_child_reads_inherited_descriptors_when_the_executor_is_gone(
+    cluster: Cluster, dataset: ScriptedDataset
+) -> None:
+    """The bytes of a full block are right for ever: until the child has loans of its own it uses its parent's."""
+    reader = Client().dataset("ds")
+    paths = list(dataset.files)
+    reader.read_many(paths)
+
+    def work() -> bool:
+        for executor in cluster.executors:
+            os.kill(executor.pid, 9)
+        return reader.read_many(paths) == list(dataset.files.values())
+
+    assert fork(work) == 0
+
+
+def test_a_child_has_loans_of_its_own(cluster: Cluster, dataset: ScriptedDataset) -> None:
+    reader = Client().dataset("ds")
+    reader.read_many(list(dataset.files))
+    every = list(range(dataset.manifest.block_count))
+    here, there = os.pipe()
+
+    def work() -> bool:
+        reader.read(0)
+        table = reader._reader.fetcher.table
+        held = len(table.young)
+        os.write(there, b"x")
+        wait_for(lambda: not table.young and not table.inherited)  # the drop reaches the child too
+        return held > 0
+
+    pid = os.fork()
+    if pid == 0:
+        code = 9
+        try:
+            code = 0 if work() else 1
+        finally:
+            os._exit(code)
+    os.read(here, 1)
+    for executor in cluster.executors:
+        executor.command(t="not_full", dataset=1, indexes=every)
+        executor.command(t="drop", indexes=every)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(here)
+    os.close(there)
