@@ -221,13 +221,11 @@ class Session:
                     return
                 fetcher, address = next(iter(self._behind.items()))
             try:
-                newest = self._from_executor(fetcher, address) or self.newest_placement(
-                    fetcher.placement.name
-                )
-                if newest is not None:
-                    fetcher.take_placement(newest)
-            except FileNotFoundError:
-                fetcher.end("was removed")
+                newest = self._from_executor(fetcher, address) or self.placement(fetcher.placement.name)
+                fetcher.take_placement(newest)
+            except ApiError as error:
+                if error.status == 404:
+                    fetcher.end("was removed")
             finally:
                 time.sleep(BACKGROUND_INTERVAL_MS / 1000)  # the next answer may say again that we are behind
                 with self._lock:

@@ -120,9 +120,10 @@ class Server:
         elif kind == "drop":
             shelf.take_off(message["holding"])
         elif kind == "dataset":
-            shelf.put_dataset(
+            dataset = shelf.put_dataset(
                 message["id"], message["generation"], message["version"], message["block_bytes"]
             )
+            dataset.placement = message["placement"]
         elif kind == "dataset_gone":
             shelf.remove_dataset(message["id"], message["generation"])
         elif kind == "slots":

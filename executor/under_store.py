@@ -11,7 +11,7 @@ process that does is monkey-patched by gevent (fsspec's loop does not survive it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from stoker.executor.manifest_format import FileRow
 from stoker.executor.under_stores.base import (
@@ -62,14 +62,23 @@ def open_under_store(source: str, options: Mapping[str, str]) -> UnderStore:
             f"{resolved.redact(source)!r} is neither a URL nor an absolute path; write s3://BUCKET/PREFIX, "
             "https://HOST/DIR/ or /DIR"
         )
+    if protocol in ("file", "local") and "::" not in source:
+        return LocalStore(_local_path(source, rest))
+    try:
+        return _constructor(source, protocol)(source, resolved)
+    except (TypeError, ValueError) as error:
+        raise UnderStoreError(
+            resolved.redact(f"the options do not fit a {protocol}:// source: {error}")
+        ) from error
+
+
+def _constructor(source: str, protocol: str) -> Callable[[str, Options], UnderStore]:
     if "::" not in source:
-        if protocol in ("file", "local"):
-            return LocalStore(_local_path(source, rest))
         if protocol in ("http", "https"):
-            return HttpStore(source, resolved)
+            return HttpStore
         if protocol in ("s3", "s3a"):
-            return S3Store(source, resolved)
-    return GenericStore(source, resolved)
+            return S3Store
+    return GenericStore
 
 
 def _local_path(source: str, path: str) -> str:

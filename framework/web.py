@@ -6,9 +6,11 @@ and body, idle connections, the size of a body. Every error leaves as `{"error":
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,12 +18,12 @@ from typing import Any
 import falcon
 import gevent
 from gevent.pool import Pool
-from gevent.pywsgi import WSGIHandler, WSGIServer
+from gevent.pywsgi import Input, WSGIHandler, WSGIServer
 
 from stoker.executor.messages import HEARTBEAT_BYTES_MAX
 from stoker.framework.api import Api, Call, Reply
 from stoker.framework.checks import BODY_BYTES_MAX, check_schema, parse_json, refuse
-from stoker.framework.errors import NotLeading, OutcomeUnknown, Overloaded, Refused
+from stoker.framework.errors import FrameworkError, NotLeading, OutcomeUnknown, Overloaded, Refused
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Refusal
 from stoker.framework.routes import ROUTES, Route
@@ -33,12 +35,21 @@ HEAD_TIMEOUT_MS = 10_000  # from a request's first line to its last header
 IDLE_TIMEOUT_MS = 75_000  # of a connection between requests
 BODY_TIMEOUT_MS = 30_000
 SEND_TIMEOUT_MS = 60_000  # of one piece of an answer
+DISCARD_BYTES_MAX = 16 * 1024 * 1024  # of a refused body, read so that its sender gets to read the refusal
+DISCARD_TIMEOUT_MS = 2_000
+DISCARD_PIECE_BYTES = 64 * 1024
+
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_NOT_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 log = logging.getLogger(__name__)
 
 
 class _TooSlow(OSError):
-    """The other side did not send in time; pywsgi ends the connection without a word."""
+    """The other side did not send in time."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ETIMEDOUT, "too slow")
 
 
 def make_app(api: Api, metrics: Metrics) -> Any:
@@ -214,11 +225,29 @@ def _error(response: falcon.Response, refusal: Refusal, *, retry_after: bool = F
 # --- the server
 
 
+class _Input(Input):  # type: ignore[misc]
+    """A request's body. What its handler left unread is read away within bounds, or else the connection ends."""
+
+    __slots__ = ("handler",)
+
+    def _discard(self) -> None:
+        left = DISCARD_BYTES_MAX
+        try:
+            with gevent.Timeout(DISCARD_TIMEOUT_MS / 1000, _TooSlow):
+                while left > 0 and (data := self.read(DISCARD_PIECE_BYTES)):
+                    left -= len(data)
+        except (OSError, ValueError):
+            left = 0
+        if left <= 0:
+            self.handler.close_connection = True
+
+
 class _Handler(WSGIHandler):  # type: ignore[misc]
     """pywsgi's handler with limits on how long a caller may take, and without a line a request."""
 
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
         sock.settimeout(SEND_TIMEOUT_MS / 1000)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else each answer waits 40 ms for an ACK
         super().__init__(sock, address, server)
 
     def read_requestline(self) -> Any:
@@ -229,8 +258,29 @@ class _Handler(WSGIHandler):  # type: ignore[misc]
         with gevent.Timeout(HEAD_TIMEOUT_MS / 1000, _TooSlow):
             return super().read_request(raw_requestline)
 
+    def get_environ(self) -> Any:
+        environ = super().get_environ()
+        made = self.wsgi_input
+        body = _Input(made.rfile, made.content_length, socket=made.socket, chunked_input=made.chunked_input)
+        body.handler = self
+        environ["wsgi.input"] = self.wsgi_input = body
+        return environ
+
     def log_request(self) -> None:
         """Metrics count requests; lines would be the heartbeats of a thousand executors."""
+
+    def handle_error(self, kind: Any, error: Any, traceback: Any) -> None:
+        """An answer was cut off: its reader went away or is too slow, or what was streamed went away."""
+        is_ours = not isinstance(error, OSError | FrameworkError | JournalError)
+        level = logging.ERROR if is_ours else logging.DEBUG
+        trace = (kind, error, traceback) if is_ours else None
+        log.log(level, "answer to %s %s cut off: %s", self.command, self.path, error, exc_info=trace)
+        self._send_error_response_if_possible(500)
+        self.close_connection = True
+
+    def _handle_client_error(self, error: Exception) -> tuple[str, bytes]:
+        log.debug("bad request from %s: %s", self.client_address, error)
+        return ("408", _TOO_SLOW) if isinstance(error, OSError) else ("400", _NOT_HTTP)
 
 
 def make_server(host: str, port: int, app: Any) -> Any:

@@ -79,6 +79,8 @@ class Extents:
 
     def within(self, start: int, stop: int) -> list[Range]:
         """Return the parts of the set that lie in [start, stop)."""
+        if start >= stop:
+            return []
         first = bisect_right(self._stops, start)
         last = bisect_left(self._starts, stop)
         return [(max(start, self._starts[i]), min(stop, self._stops[i])) for i in range(first, last)]

@@ -181,7 +181,7 @@ class HttpStore:
             raise Transient(self._redact(str(error) or type(error).__name__)) from error
         except TimeoutError as error:
             raise Transient("no answer in time") from error
-        except (self._aiohttp.ClientError, ValueError) as error:
+        except (self._aiohttp.ClientError, ValueError, TypeError) as error:  # the latter two: options
             raise _Refused(self._redact(f"{type(error).__name__}: {error}")) from error
 
     def _check_status(self, response: Any, url: str) -> None:

@@ -115,9 +115,11 @@ class RemoteReading:
         self._taken_bytes = 0
         self._arrived: queue.SimpleQueue[tuple[int, Outcome] | None] = queue.SimpleQueue()  # None: cancelled
         self._waited_for: tuple[int, Outcome] | None = None
+        self._broken_by: BaseException | None = None
         self._room = READING_BYTES_MAX
         self._room_grew = asyncio.Event()
         self._feeding: concurrent.futures.Future[None] = asyncio.run_coroutine_threadsafe(self._feed(), loop)
+        self._feeding.add_done_callback(self._end_if_broken)
 
     def __iter__(self) -> RemoteReading:
         return self
@@ -126,6 +128,8 @@ class RemoteReading:
         self._let_go()
         # Without a time-out: each piece arrives, since attempts are counted and every wait in them has one.
         if not self._left or not (self._waited_for or self._take(None)):
+            if self._broken_by is not None:
+                raise self._broken_by
             raise StopIteration
         arrived, self._waited_for = self._waited_for, None
         assert arrived is not None
@@ -160,6 +164,12 @@ class RemoteReading:
     def cancel(self) -> None:
         self._feeding.cancel()
         self._arrived.put(None)
+
+    def _end_if_broken(self, feeding: concurrent.futures.Future[None]) -> None:
+        """A fetch raised what no store should: a mistake of ours, which ends the reading and not the wait for it."""
+        if not feeding.cancelled() and feeding.exception() is not None:
+            self._broken_by = feeding.exception()
+            self._arrived.put(None)
 
     def _give_room(self, count: int) -> None:
         self._room += count

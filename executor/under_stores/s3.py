@@ -190,7 +190,7 @@ class S3Store:
             TimeoutError,
         ) as error:
             raise Transient(self._redact(str(error) or type(error).__name__)) from error
-        except exceptions.BotoCoreError as error:
+        except (exceptions.BotoCoreError, ValueError, TypeError) as error:  # the latter two: options
             raise _Refused(type(error).__name__, self._redact(error)) from error
 
     def _translate(self, error: Any) -> Exception:

@@ -13,7 +13,7 @@ from stoker.client.placement import Placement, placement_from
 from stoker.executor.messages import NO_HOME
 from stoker.executor.units import format_bytes
 from stoker.framework.cli.common import api_command
-from stoker.framework.cli.output import Output, fail
+from stoker.framework.cli.output import Output, count, fail
 
 BLOCKS_SHOWN_MAX = 32
 
@@ -93,10 +93,10 @@ def _about(
 ) -> list[str]:
     """Return the lines above the table: how the dataset, or the file, lies in blocks, and what is wanted of it."""
     lines = [
-        f"{dataset.name}: version {dataset.version}, {len(dataset):,} files in {info['blocks']:,} blocks of "
+        f"{dataset.name}: version {dataset.version}, {count(len(dataset), 'file')} in {count(info['blocks'], 'block')} of "
         f"{format_bytes(dataset.block_bytes)}; {info['cached_ratio'] or 0:.0%} cached; {wanted_text(info['wanted'])}",
-        f"a block's placement group (PG) is its number modulo {placed.pg_count}; each PG has {info['replicas']} home(s), "
-        "by hashing over the slots, weighted by their memory",
+        f"a block's placement group (PG) is its number modulo {placed.pg_count}; each PG has {count(info['replicas'], 'home')}, "
+        "found by hashing over the slots, weighted by their memory",
     ]
     if extent is not None:
         lines.append(f"{path}: {extent[1]:,} bytes from address {extent[0]:,} on")

@@ -99,6 +99,7 @@ class LocalCluster:
         agent_mem = self.spec.mem_bytes + EXECUTOR_OVERHEAD_BYTES + AGENT_SPARE_BYTES
         command = [sys.executable, "-m", "stoker.mesos.embedded", "--host", "127.0.0.1", "--port", "0"]
         command += ["--agents", str(self.spec.agents), "--cpus", "2", "--mem", str(agent_mem)]
+        command += ["--hostnames", ",".join(agent_addresses(self.spec.agents, os.getpid()))]
         command += ["--work-dir", str(self.spec.state / "mesos"), "--recovery-timeout", "10"]
         child = self._spawn("mesos", command, stdout=subprocess.PIPE)
         assert child.stdout is not None
@@ -186,6 +187,11 @@ class LocalCluster:
             if pipe and not pipe.closed:
                 pipe.close()
         return child.returncode
+
+
+def agent_addresses(agents: int, pid: int) -> list[str]:
+    """Return a loopback address for each agent; clusters of other processes get others, so their ports never clash."""
+    return [f"127.{pid // 250 % 250 + 1}.{pid % 250 + 1}.{10 + i}" for i in range(agents)]
 
 
 def _claim_port(port: int) -> int:

@@ -115,6 +115,11 @@ def progress_detail(progress: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def count(number: int, what: str) -> str:
+    """Return `1 file`, `2,000 files`."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def fail(message: str, hint: str = "") -> NoReturn:
     """End with exit code 1 and one line on stderr: what was wrong, and the way out."""
     text = f"stoker: {message}" + (f" ({hint})" if hint else "")

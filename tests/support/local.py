@@ -27,8 +27,13 @@ class Local:
     """A running `stoker local`; `url` is its API."""
 
     def __init__(
-        self, state: pathlib.Path, *arguments: str, environment: dict[str, str] | None = None
+        self,
+        state: pathlib.Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
+        """Return once it leads; `prepare` runs in the new process before the command does."""
         self.state = state
         self._process = subprocess.Popen(
             [STOKER, "local", "--port", "0", "--state", str(state), *arguments],
@@ -37,6 +42,7 @@ class Local:
             text=True,
             start_new_session=True,
             env=os.environ | (environment or {}),
+            preexec_fn=prepare,
         )
         self.url = self._read_url()
         self.client = Client(self.url)
@@ -116,9 +122,12 @@ class Local:
 
 @contextlib.contextmanager
 def local_cluster(
-    state: pathlib.Path, *arguments: str, environment: dict[str, str] | None = None
+    state: pathlib.Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> Iterator[Local]:
-    local = Local(state, *arguments, environment=environment)
+    local = Local(state, *arguments, environment=environment, prepare=prepare)
     try:
         yield local
     finally:

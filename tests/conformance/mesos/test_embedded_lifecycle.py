@@ -43,6 +43,10 @@ def failure(event: Event) -> bool:
     return bool(event["type"] == "FAILURE")
 
 
+def _reason(event: Event) -> str | None:
+    return event.get("update", {}).get("status", {}).get("reason")
+
+
 def executor_pid(scheduler: Scheduler, task: Event) -> int:
     pid = scheduler.wait_state(task["task_id"]["value"], "TASK_RUNNING")["container_status"]["executor_pid"]
     return int(pid)
@@ -221,7 +225,8 @@ def test_a_new_instance_takes_over_and_the_executor_does_not_notice(work_dir: Pa
         assert old.call("REVIVE").status == 400
         new.wait_offers()
         new.call("RECONCILE", {"tasks": []})
-        assert new.wait_state("t1", "TASK_RUNNING")["reason"] == "REASON_RECONCILIATION"
+        new.wait_for(lambda event: _reason(event) == "REASON_RECONCILIATION")
+        assert "TASK_RUNNING" in new.states("t1")
         assert new.ask(task, do="echo") == {"do": "echo"}
 
 
@@ -281,7 +286,13 @@ def test_an_executor_may_subscribe_again(work_dir: Path) -> None:
         scheduler = Scheduler(mesos.address)
         task = scheduler.run()
         scheduler.tell(task, do="resubscribe")
-        assert scheduler.ask(task, do="echo") == {"do": "echo"}
+
+        def answers() -> bool:
+            """A message is lost while nobody listens, so ask until somebody does."""
+            scheduler.tell(task, do="echo")
+            return any(event["type"] == "MESSAGE" for event in scheduler.events)
+
+        wait_until(answers, "the executor is back")
         assert not any(failure(event) for event in scheduler.events)
 
 

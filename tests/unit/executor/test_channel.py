@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 
 import pytest
@@ -101,4 +100,3 @@ def test_an_inherited_end_blocks_even_if_the_maker_does_not() -> None:
     channel.close()
     left.close()
     right.close()
-    assert socket is not None

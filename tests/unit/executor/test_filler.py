@@ -8,15 +8,26 @@ import pathlib
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import pytest
+from crc32c import crc32c
 
 from stoker.executor.block import PAGE_BYTES
-from stoker.executor.fill_job import FAILURES_NAMED_MAX, PARTS_MAX, cut_parts
+from stoker.executor.fill_job import (
+    FAILURES_NAMED_MAX,
+    PARTS_MAX,
+    FillJob,
+    FillOrder,
+    PeerAddress,
+    Turns,
+    cut_parts,
+)
 from stoker.executor.fill_progress import PROGRESS_EXTENTS
 from stoker.executor.manifest import FileRow
-from stoker.executor.under_store import PIECE_BYTES_MAX
+from stoker.executor.peer import Peer
+from stoker.executor.under_store import PIECE_BYTES_MAX, Piece, open_under_store
 from stoker.executor.wire import Failure
 from support.executors import CLUSTER, INCARNATION, LAUNCH, DataServer, running_data_server
 from support.fillers import Block, FillerProcess, Listed, running_filler
@@ -388,6 +399,81 @@ class TestFromPeers:
             server.channel.send({"t": "full", "holding": holding, "full_from": 1})
             filler.fill(block, peers=[self.peer(server)])
             assert_full(listed, data, block)
+
+
+class DamagedPeer:
+    """Tells the checksums of `content` and sends it with one byte turned."""
+
+    def __init__(self, content: bytes, damaged_at: int) -> None:
+        self.content = content
+        self.damaged_at = damaged_at
+
+    def __enter__(self) -> DamagedPeer:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def page_checksums(self, index: int, page_count: int) -> list[int]:
+        return [crc32c(self.content[at : at + PAGE_BYTES]) for at in range(0, len(self.content), PAGE_BYTES)]
+
+    def read(
+        self, index: int, ranges: Sequence[tuple[int, int]], buffer: memoryview, *, local_only: bool
+    ) -> list[int]:
+        sent = bytearray(self.content)
+        sent[self.damaged_at] ^= 1
+        data = b"".join(sent[start:stop] for start, stop in ranges)
+        buffer[: len(data)] = data
+        return []
+
+
+class TestAJob:
+    def test_a_copy_that_was_damaged_on_the_way_comes_from_the_store(
+        self, data: pathlib.Path, tmp_path: pathlib.Path
+    ) -> None:
+        listed = Listed(str(data), tmp_path / "mapped")
+        with contextlib.closing(Block(listed, 1)) as block:
+            peer = DamagedPeer(expected(listed, data, block), 3 * PAGE_BYTES + 5)
+            half = block.data_bytes // 2 // 64 * 64
+            job = FillJob(
+                FillOrder(1, 1, ((0, half), (half, block.data_bytes)), (PeerAddress("h", 1, 1, 1, True),)),
+                listed.manifest,
+                store=lambda: open_under_store(listed.source, {}),
+                connect=lambda address: cast(Peer, peer),
+                turns=Turns(),
+                fd=block.fd,
+                send=block.take,
+            )
+            job.run()
+            assert block.is_full() and job.failures.as_list() == []
+            block.check_pages()
+            assert block.read(0, block.data_bytes) == expected(listed, data, block)
+            assert block.copied_bytes == block.data_bytes - half and block.filled_bytes > 0
+
+    def test_a_turn_that_nobody_gives_back_is_not_waited_for(
+        self, data: pathlib.Path, tmp_path: pathlib.Path
+    ) -> None:
+        """Whoever has the turn may be stuck in a dead network file system."""
+        listed = Listed(str(data), tmp_path / "mapped")
+        turns = Turns()
+        store = open_under_store(listed.source, {})
+        rows = [row for row in range(listed.manifest.file_count) if listed.manifest.size(row)]
+        pieces = [
+            Piece(
+                listed.manifest.path(row),
+                0,
+                min(listed.manifest.size(row), PIECE_BYTES_MAX),
+                listed.manifest.size(row),
+                0,
+                listed.manifest.token(row),
+            )
+            for row in rows
+        ]
+        stuck = turns.share(store.read(pieces), idle=lambda: None)
+        next(stuck)
+        assert len(list(turns.share(store.read(pieces), idle=lambda: None))) == len(pieces)
+        stuck.close()
 
 
 class TestParts:

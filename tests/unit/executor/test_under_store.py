@@ -438,6 +438,24 @@ class TestGeneric:
         assert len(list(reading)) < len(pieces)
 
     @pytest.mark.parametrize(
+        ("source", "options"),
+        [
+            ("http://127.0.0.1:1/", {"no_such_option": "1"}),
+            ("http://127.0.0.1:1/", {"client_kwargs.no_such": "1"}),
+            ("http://127.0.0.1:1/", {"headers": "not-a-map"}),
+            ("s3://x/y", {"no_such_option": "1"}),
+            ("s3://x/y", {"endpoint_url": "no-url"}),
+            ("s3://x/y", {"config_kwargs.no_such": "1"}),
+            ("zip://::/no/such/file.zip", {}),
+            ("sftp://h/x", {"port": "ssh"}),
+        ],
+    )
+    def test_options_that_do_not_fit_are_one_clear_line(self, source: str, options: dict[str, str]) -> None:
+        with pytest.raises(UnderStoreError) as caught:
+            rows_of(open_under_store(source, options))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+    @pytest.mark.parametrize(
         ("source", "text"),
         [
             ("wat://x/y", "'wat' is no protocol"),

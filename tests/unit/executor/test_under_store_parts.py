@@ -220,6 +220,30 @@ class TestRemoteReading:
         assert list(reading) == []
         assert ended.wait(10)
 
+    def test_a_mistake_in_a_store_ends_the_reading_and_is_raised(
+        self, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        async def fetch(piece: Piece) -> bytes:
+            raise KeyError("our mistake")
+
+        with pytest.raises(ExceptionGroup) as caught:
+            list(RemoteReading(loop, Health(), fetch, pieces(10)))
+        assert caught.group_contains(KeyError)
+
+    def test_a_wait_says_whether_a_step_would_wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        may_answer = asyncio.Event()
+
+        async def fetch(piece: Piece) -> bytes:
+            await may_answer.wait()
+            return b"x"
+
+        reading = RemoteReading(loop, Health(), fetch, pieces(2))
+        assert not reading.wait(20)
+        loop.call_soon_threadsafe(may_answer.set)
+        assert reading.wait(10_000) and reading.wait(0)
+        assert len(list(reading)) == 2
+        assert reading.wait(0)
+
     def test_a_fact_is_asked_for_once_and_again_after_a_failure(self) -> None:
         async def check() -> None:
             asked = 0

@@ -1,0 +1,113 @@
+"""The manifests' cache: private, whole, shared, and not without end."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+
+import pytest
+
+from stoker.client.manifest import CACHE_AGE_MS_MAX, ManifestCache
+from stoker.executor.manifest import ManifestError, bundle
+from support.clusters import ScriptedDataset, make_files
+
+
+class Source:
+    def __init__(self, dataset: ScriptedDataset) -> None:
+        self.body = b"".join(bundle(dataset.built.root, dataset.built.parts))
+        self.downloads = 0
+
+    def download(self, consume):  # type: ignore[no-untyped-def]
+        self.downloads += 1
+        place = 0
+
+        def read(count: int) -> bytes:
+            nonlocal place
+            part = self.body[place : place + count]
+            place += count
+            return part
+
+        consume(read)
+
+
+@pytest.fixture
+def made(tmp_path: pathlib.Path) -> ScriptedDataset:
+    return ScriptedDataset(make_files(50, 10), directory=tmp_path)
+
+
+def test_downloads_once_and_keeps_it_private(made: ScriptedDataset, tmp_path: pathlib.Path) -> None:
+    source = Source(made)
+    base = tmp_path / "cache"
+    for _ in range(2):
+        found = ManifestCache(str(base)).get(made.manifest.digest, source.download)
+        assert found.file_count == 50
+    assert source.downloads == 1
+    assert (base / "manifests").stat().st_mode & 0o777 == 0o700
+    assert sorted(p.name for p in (base / "manifests").iterdir()) == [
+        made.manifest.digest,
+        f"{made.manifest.digest}.lock",
+    ]
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage" * 100])
+def test_a_damaged_file_is_downloaded_again(
+    made: ScriptedDataset, tmp_path: pathlib.Path, damage: bytes
+) -> None:
+    source = Source(made)
+    cache = ManifestCache(str(tmp_path / "cache"))
+    cache.get(made.manifest.digest, source.download)
+    (tmp_path / "cache" / "manifests" / made.manifest.digest).write_bytes(damage)
+    assert cache.get(made.manifest.digest, source.download).file_count == 50
+    assert source.downloads == 2
+
+
+def test_another_manifest_than_asked_for_is_refused_and_leaves_nothing(
+    made: ScriptedDataset, tmp_path: pathlib.Path
+) -> None:
+    cache = ManifestCache(str(tmp_path / "cache"))
+    with pytest.raises(ManifestError, match="the scheduler sent manifest"):
+        cache.get("00" * 32, Source(made).download)
+    broken = Source(made)
+    broken.body = broken.body[:-5]
+    with pytest.raises(ManifestError):
+        cache.get(made.manifest.digest, broken.download)
+    names = {p.name for p in (tmp_path / "cache" / "manifests").iterdir()}
+    assert all(name.endswith(".lock") for name in names)
+
+
+def test_a_directory_of_somebody_else_is_not_used(made: ScriptedDataset, tmp_path: pathlib.Path) -> None:
+    """/tmp is everybody's: who made our directory first could swap manifests under us."""
+    base = tmp_path / "cache"
+    base.mkdir()
+    (base / "manifests").mkdir()
+    os.chmod(base / "manifests", 0o777)
+    cache = ManifestCache(str(base))
+    assert cache.get(made.manifest.digest, Source(made).download).file_count == 50
+    assert list((base / "manifests").iterdir()) == []
+    used = pathlib.Path(cache._directory)
+    assert used.stat().st_mode & 0o777 == 0o700
+    for path in used.iterdir():
+        path.unlink()
+    used.rmdir()
+
+
+def test_old_ones_and_too_many_go(made: ScriptedDataset, tmp_path: pathlib.Path) -> None:
+    directory = tmp_path / "cache" / "manifests"
+    cache = ManifestCache(str(tmp_path / "cache"), bytes_max=250_000)
+    cache.find(made.manifest.digest)
+    now = time.time()
+    ages_s = {
+        "old": CACHE_AGE_MS_MAX / 1000 + 10,
+        "first": 300,
+        "second": 200,
+        "third": 100,
+        "dead.new-1": 4000,
+        "live.new-2": 5,
+    }
+    for name, age in ages_s.items():
+        (directory / name).write_bytes(bytes(100_000))
+        os.utime(directory / name, (now - age, now - age))
+    cache.get(made.manifest.digest, Source(made).download)
+    names = {p.name for p in directory.iterdir()} - {made.manifest.digest, f"{made.manifest.digest}.lock"}
+    assert names == {"second", "third", "live.new-2"}
