@@ -75,7 +75,7 @@ class StokerFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     @property
     def _fs_token(self) -> str:
-        text = repr((type(self).__name__, self.url, self._fallback, sorted(self._pins.items())))
+        text = repr((type(self).__name__, self.url, self._fallback))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -440,6 +440,16 @@ class StokerFileSystem(AbstractFileSystem):  # type: ignore[misc]
             for at, result in zip(places, read(reader, places, rows), strict=True):
                 results[at] = result
         return results
+
+    def get(self, rpath: Any, lpath: Any, recursive: bool = False, **kwargs: Any) -> Any:
+        """As fsspec's; but one path that exists is one file, whatever characters it has."""
+        if not recursive and isinstance(rpath, str) and isinstance(lpath, str):
+            stripped = self._strip_protocol(rpath)
+            if has_magic(stripped) and self._is_literal(stripped):
+                is_into = lpath.endswith("/") or os.path.isdir(lpath)
+                target = os.path.join(lpath, stripped.rpartition("/")[2]) if is_into else lpath
+                return self.get_file(stripped, target, callback=kwargs.get("callback") or DEFAULT_CALLBACK)
+        return super().get(rpath, lpath, recursive=recursive, **kwargs)
 
     def get_file(
         self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, outfile: Any = None, **kwargs: Any

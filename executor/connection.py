@@ -22,7 +22,7 @@ from stoker.executor.block import PAGE_BYTES
 from stoker.executor.checks import find_bad_pages
 from stoker.executor.loans import DatasetShelf, Entry, Shelf
 from stoker.executor.misses import Group, GroupPlanner, Misses
-from stoker.executor.stream import Stream
+from stoker.executor.stream import STALL_TIMEOUT_MS, Stream
 from stoker.executor.wire import (
     ANSWER,
     DESCRIPTORS_MAX,
@@ -67,11 +67,20 @@ class Identity(NamedTuple):
     incarnation: int
 
 
+class Limits(NamedTuple):
+    """What a data server grants its callers; only tests have others."""
+
+    connections_max: int = 4096
+    hello_timeout_ms: int = HELLO_TIMEOUT_MS
+    stall_timeout_ms: int = STALL_TIMEOUT_MS
+
+
 class ServerState:
     """What all connections share. `slots` is the msgpack of the newest slot table."""
 
-    def __init__(self, identity: Identity, shelf: Shelf, misses: Misses) -> None:
+    def __init__(self, identity: Identity, limits: Limits, shelf: Shelf, misses: Misses) -> None:
         self.identity = identity
+        self.limits = limits
         self.shelf = shelf
         self.misses = misses
         self.placement_version = 0
@@ -160,7 +169,7 @@ class Connection:
         return True
 
     def _read_hello(self) -> Hello:
-        data = self._stream.read(HELLO_BYTES, timeout_ms=HELLO_TIMEOUT_MS)
+        data = self._stream.read(HELLO_BYTES, timeout_ms=self._state.limits.hello_timeout_ms)
         if len(data) < HELLO_BYTES:
             if data:
                 raise _Refused(
@@ -171,7 +180,7 @@ class Connection:
             hello, grant_bytes = decode_hello(data)
         except WireError as error:
             raise _Refused(HelloStatus.BAD_HELLO, str(error)) from error
-        grant = self._stream.read(grant_bytes, timeout_ms=HELLO_TIMEOUT_MS)
+        grant = self._stream.read(grant_bytes, timeout_ms=self._state.limits.hello_timeout_ms)
         if len(grant) < grant_bytes:
             raise _Refused(HelloStatus.BAD_HELLO, "the grant was cut short")
         return hello._replace(grant=grant)

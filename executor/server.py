@@ -4,7 +4,7 @@ It imports no under store and no Mesos driver, and is not monkey-patched: gevent
 long (a pure-Python loop of another thread would cost it nine tenths of its rate, measured). What it knows comes from the
 keeper, over the channel FD:
 
-    start     {cluster, launch, incarnation, host, port, path, abstract, parent}     once, first; answered by
+    start     {cluster, launch, incarnation, host, port, path, abstract, parent, limits?}     once, first; answered by
               listening {port} or failed {message}
     dataset   {id, generation, version, block_bytes, placement};  dataset_gone {id, generation}
     slots     {placement_version, slots}                                             for REFRESH, with a dataset's placement
@@ -32,7 +32,7 @@ from gevent.server import StreamServer
 
 from stoker.executor.block import BlockName
 from stoker.executor.channel import Channel
-from stoker.executor.connection import Connection, Identity, ServerState
+from stoker.executor.connection import Connection, Identity, Limits, ServerState
 from stoker.executor.loans import Shelf
 from stoker.executor.misses import Misses
 from stoker.executor.outbox import Outbox
@@ -43,7 +43,6 @@ from stoker.executor.wire import HelloAnswer, HelloStatus, encode_hello_answer
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS_MAX = 4096
 REFUSALS_MAX = 64  # callers that are being told BUSY; beyond that they are only closed
 REPORT_INTERVAL_MS = 1_000
 
@@ -51,12 +50,12 @@ REPORT_INTERVAL_MS = 1_000
 class Server:
     """The data server behind one channel."""
 
-    def __init__(self, channel: Channel, *, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._outbox = Outbox(channel, self._lost)
         self._shelf = Shelf(lambda holding: self._outbox.put({"t": "gone", "holding": holding}))
         self._misses = Misses(self._shelf, self._outbox.put)
-        self._connections_max = connections_max
+        self._limits = Limits()
         self._connections = 0
         self._refusals = 0
         self._state: ServerState | None = None
@@ -84,7 +83,8 @@ class Server:
 
     def _start(self, message: dict[str, Any]) -> bool:
         identity = Identity(message["cluster"], message["launch"], message["incarnation"])
-        self._state = ServerState(identity, self._shelf, self._misses)
+        self._limits = Limits(**message.get("limits", {}))
+        self._state = ServerState(identity, self._limits, self._shelf, self._misses)
         try:
             listeners = [listen_tcp(message["host"], message["port"])]
             if message["abstract"]:
@@ -134,8 +134,10 @@ class Server:
             raise AssertionError(f"the keeper said {kind!r}, which this server does not know")
 
     def _accept(self, accepted: gevent.socket.socket, _address: Any) -> None:
-        stream = Stream(socket.socket(fileno=accepted.detach()))
-        if self._connections >= self._connections_max:
+        stream = Stream(
+            socket.socket(fileno=accepted.detach()), stall_timeout_ms=self._limits.stall_timeout_ms
+        )
+        if self._connections >= self._limits.connections_max:
             self._refuse(stream)
             return
         assert self._state is not None
@@ -152,7 +154,7 @@ class Server:
         if self._refusals < REFUSALS_MAX:
             self._refusals += 1
             try:
-                detail = f"{self._connections_max} connections are open here already"
+                detail = f"{self._limits.connections_max} connections are open here already"
                 stream.send(encode_hello_answer(HelloAnswer(HelloStatus.BUSY, 1, *mine, 0, 0, detail)))
                 stream.finish()
             except OSError as error:

@@ -27,8 +27,9 @@ class Stalled(OSError):
 class Stream:
     """Owns `sock`, a plain connected socket."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, stall_timeout_ms: int = STALL_TIMEOUT_MS) -> None:
         sock.setblocking(False)
+        self._stall_timeout_ms = stall_timeout_ms
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
@@ -43,10 +44,10 @@ class Stream:
     def is_unix(self) -> bool:
         return bool(self.sock.family == socket.AF_UNIX)
 
-    def read(self, count: int, *, timeout_ms: int | None = STALL_TIMEOUT_MS) -> bytes:
+    def read(self, count: int, *, timeout_ms: int | None = 0) -> bytes:
         """Return exactly `count` bytes; fewer only at the end of the stream.
 
-        :raises Stalled: they did not come within `timeout_ms` (None: wait for ever).
+        :raises Stalled: they did not come within `timeout_ms` (None: wait for ever; 0: as for other stalls).
         :raises OSError: the connection failed.
         """
         end = self._position + count
@@ -60,6 +61,8 @@ class Stream:
         parts = [self._buffer[self._position :]]
         missing = count - len(parts[0])
         self._buffer, self._position = b"", 0
+        if timeout_ms == 0:
+            timeout_ms = self._stall_timeout_ms
         timer = None if timeout_ms is None else gevent.Timeout.start_new(timeout_ms / 1000)
         try:
             while missing > 0:
@@ -162,12 +165,12 @@ class Stream:
         self.sock.close()
 
     def _wait_writable(self) -> None:
-        timer = gevent.Timeout.start_new(STALL_TIMEOUT_MS / 1000)
+        timer = gevent.Timeout.start_new(self._stall_timeout_ms / 1000)
         try:
             self._hub.wait(self._writable)
         except gevent.Timeout as expired:
             if expired is not timer:
                 raise
-            raise Stalled(f"the peer took nothing for {STALL_TIMEOUT_MS} ms") from None
+            raise Stalled(f"the peer took nothing for {self._stall_timeout_ms} ms") from None
         finally:
             timer.close()

@@ -157,26 +157,6 @@ class Config:
         return {name: os.environ[name] for name in self.executor_environment if name in os.environ}
 
 
-def exec_scheduler(config: Config) -> None:
-    """Become the scheduler's process: same pid, a fresh interpreter, the configuration on standard input.
-
-    :raises ConfigError: before anything is done.
-    """
-    config.check()
-    descriptor = os.memfd_create("stoker-config")
-    os.write(descriptor, config.to_json().encode())
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.dup2(descriptor, 0)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, scheduler_command())
-
-
-def scheduler_command() -> list[str]:
-    """Return the argv of a scheduler that reads its configuration (Config.to_json) from standard input."""
-    return [sys.executable, "-m", "stoker.framework", "--config", "-"]
-
-
 _KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,)}
 
 

@@ -11,7 +11,6 @@ Exit status: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong configuration.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import resource
@@ -108,7 +107,6 @@ class Daemon:
     def run(self) -> int:
         """Return the exit status. :raises Fatal: with what the operator should read."""
         _raise_descriptor_limit()
-        gc.freeze()
         server = self._listen()
         with _signals(self._stop):
             server.start()
@@ -122,7 +120,8 @@ class Daemon:
                 self._reason = "this scheduler is stopping"
                 leading.kill()
                 server.stop(timeout=STOP_TIMEOUT_S)
-                shutil.rmtree(self._config.scratch, ignore_errors=True)
+                if self._has_led:  # else it may be that of the one who has the journal
+                    shutil.rmtree(self._config.scratch, ignore_errors=True)
 
     def _listen(self) -> Any:
         config = self._config

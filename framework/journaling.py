@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+import gevent
 import gevent.monkey
 from gevent.threadpool import ThreadPool
 
@@ -31,6 +32,11 @@ def run_in(pool: ThreadPool, function: Callable[..., _T], *arguments: Any) -> _T
         raise error
     result: _T = value
     return result
+
+
+def retire(pool: ThreadPool) -> None:
+    """Let the pool's threads end once they have done what they do now; returns at once."""
+    gevent.spawn(pool.kill)
 
 
 def _outcome(function: Callable[..., _T], arguments: tuple[Any, ...]) -> tuple[_T | None, Exception | None]:
@@ -74,8 +80,10 @@ class JournalThread:
             return self._journal.get_blob(digest)
 
     def close(self) -> None:
-        """Wait for the call in flight, release the journal; idempotent."""
+        """Wait for the call in flight, release the journal and the threads. Nothing may follow."""
         self._run(self._appends, self._journal.close)
+        retire(self._appends)
+        retire(self._blobs)
 
     def _lead(self) -> tuple[Recovered, list[tuple[int, bytes]]]:
         recovered = self._journal.lead()

@@ -26,7 +26,7 @@ from stoker.framework.core.events import LeadershipBegan, Stamp
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.scheduler import decide
 from stoker.framework.errors import Fatal
-from stoker.framework.journaling import WORKERS_MAX, JournalThread, run_in
+from stoker.framework.journaling import WORKERS_MAX, JournalThread, retire, run_in
 from stoker.framework.listings import Listings
 from stoker.framework.loop import Core, Loop
 from stoker.framework.manifests import Manifests
@@ -115,6 +115,7 @@ class Leadership:
         self.loop.stop()
         self._mesos.stop()
         self._listings.close()
+        retire(self._workers)
 
     @property
     def schedulers(self) -> tuple[str, ...]:

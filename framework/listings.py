@@ -39,6 +39,7 @@ from stoker.framework.model import Manifested
 from stoker.zk.errors import JournalError
 
 LISTINGS_MAX = 4  # children at a time
+NICE = 5
 LINE_BYTES_MAX = 64 * 1024
 ERROR_CHARS_MAX = 1_000
 _PR_SET_PDEATHSIG = 1
@@ -161,18 +162,20 @@ class Listings:
 
     def _list_and_store(self, listing: _Listing, directory: str) -> None:
         action = listing.action
+        out, previous = os.path.join(directory, "out"), os.path.join(directory, "previous")
+        os.makedirs(out, exist_ok=True)
         if action.previous:
-            self._manifests.open(action.previous)  # so that its mapped file is there
-        os.makedirs(directory, exist_ok=True)
-        done = self._follow(listing, self._start_child(listing, directory))
+            self._manifests.open(action.previous)
+            os.link(self._manifests.path(action.previous), previous)  # ours: it may be unmapped and removed meanwhile
+        done = self._follow(listing, self._start_child(listing, out, previous if action.previous else None))
         if listing.stopped:
             return
         manifested = _manifested(done)
         with self._storing:
-            self._store(directory, manifested.digest)
+            self._store(out, manifested.digest)
             self._loop.put_and_wait(ListingFinished(action.dataset_id, action.attempt, manifested))
 
-    def _start_child(self, listing: _Listing, directory: str) -> Iterator[bytes]:
+    def _start_child(self, listing: _Listing, out: str, previous: str | None) -> Iterator[bytes]:
         action = listing.action
         request = {
             "source": action.source,
@@ -182,15 +185,15 @@ class Listings:
             "generation": action.generation,
             "version": action.version,
             "slot_bytes": action.slot_bytes,
-            "previous": self._manifests.path(action.previous) if action.previous else None,
-            "out": directory,
+            "previous": previous,
+            "out": out,
         }
         child = listing.child = subprocess.Popen(
             list(self._command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None,  # its log lines stand among ours
-            preexec_fn=_die_with_parent,
+            preexec_fn=_prepare_child,
         )
         with contextlib.suppress(BrokenPipeError), child.stdin:  # a child that ended at once is told by its end
             child.stdin.write(json.dumps(request).encode())
@@ -277,5 +280,7 @@ def _how(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
-def _die_with_parent() -> None:
+def _prepare_child() -> None:
+    """In the child, before its program: end with us, and never take the processor from the leader."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(NICE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 
 from gevent.event import AsyncResult
@@ -33,7 +34,8 @@ class Manifests:
         self._workers = workers
         self._mapped: collections.OrderedDict[str, Manifest] = collections.OrderedDict()
         self._mapping: dict[str, AsyncResult] = {}
-        os.makedirs(directory, exist_ok=True)
+        shutil.rmtree(directory, ignore_errors=True)  # of a process before us; nobody else maps from here
+        os.makedirs(directory)
 
     def path(self, digest: str) -> str:
         """Return where the mapped manifest lies, or will lie."""

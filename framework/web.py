@@ -83,13 +83,16 @@ def _respond(
     **parameters: str,
 ) -> None:
     began = time.monotonic()
-    status = "error"
+    status = "500"
     try:
         reply = handler(_call(route, request, parameters))
         _fill(route, response, reply)
         status = str(reply.status)
     except Refused as error:
         status = str(error.refusal.status)
+        raise
+    except (FrameworkError, JournalError):
+        status = "503"
         raise
     finally:
         metrics.requests.labels(f"{route.method} {route.path}", status).inc()

@@ -22,7 +22,8 @@ _SECRET_BYTES_MIN = 4  # shorter values would blank out ordinary words
 _SECRET_NAME = re.compile(r"secret|password|passwd|token|credential|key|auth|signature|sas", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _QUERY_SECRET = re.compile(
-    r"(?i)([?&][^=&\s]*(?:signature|credential|token|secret|key|sig)[^=&\s]*=)[^&\s'\"]+"
+    r"([?&][^=&\s]*(?:signature|credential|token|secret|password|access-?_?key|api-?_?key|sig)=)[^&\s'\"]+",
+    re.IGNORECASE,
 )
 _WORDS = {"true": True, "false": False, "null": None}
 

@@ -16,7 +16,7 @@ from stoker.executor.units import format_bytes
 from stoker.framework.cli.common import DURATION, SIZE, default_mem_bytes
 from stoker.framework.cli.local import LocalCluster, LocalSpec
 from stoker.framework.cli.output import fail, reports_errors
-from stoker.framework.config import Config, exec_scheduler
+from stoker.framework.config import Config
 from stoker.framework.errors import ConfigError
 
 LOCAL_PORT = 7070
@@ -82,9 +82,15 @@ def scheduler(**options: Any) -> None:
     """Run one scheduler in the foreground."""
     require_cluster_extra()
     try:
-        exec_scheduler(Config(**options))
+        config = Config(**options)
+        config.check()
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
+    descriptor = os.memfd_create("stoker-config")  # standard input: no secret stands in argv
+    os.write(descriptor, config.to_json().encode())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.dup2(descriptor, 0)
+    _become([sys.executable, "-m", "stoker.framework", "--config", "-"])
 
 
 @click.command()
@@ -144,9 +150,17 @@ def _become(command: list[str]) -> None:
     metavar="NAME",
     help="pass this variable on to executors; AWS_* and FSSPEC_* always are",
 )
+@click.option(
+    "--socket-dir", default="", help="directory of the executors' Unix sockets [default: /tmp/stoker-UID]"
+)
 @reports_errors
 def local(
-    agents: int, mem_bytes: int | None, port: int, state: pathlib.Path | None, names: tuple[str, ...]
+    agents: int,
+    mem_bytes: int | None,
+    port: int,
+    state: pathlib.Path | None,
+    names: tuple[str, ...],
+    socket_dir: str,
 ) -> None:
     """Run a whole cluster on this machine, in the foreground: embedded Mesos, a scheduler, N executors.
 
@@ -160,6 +174,7 @@ def local(
             port=port,
             state=(state or pathlib.Path(temporary)).resolve(),
             executor_environment=(*names, *forwarded_names()),
+            socket_dir=socket_dir,
         )
         _run_local(LocalCluster(spec), kept=state is not None)
 

@@ -47,6 +47,7 @@ class LocalSpec:
     port: int
     state: pathlib.Path
     executor_environment: tuple[str, ...] = ()
+    socket_dir: str = ""
 
 
 class LocalCluster:
@@ -123,6 +124,7 @@ class LocalCluster:
             "mem_bytes": self.spec.mem_bytes,
             "executor_environment": list(self.spec.executor_environment),
             "allow_sources": [""],
+            "socket_dir": self.spec.socket_dir,
         }
         child = self._spawn(
             "scheduler", [sys.executable, "-m", "stoker.framework", "--config", "-"], stdin=subprocess.PIPE

@@ -148,10 +148,11 @@ class Fleet:
 
     def observe(self, stamp: ev.Stamp, event: ev.Event, catalog: Catalog) -> None:  # noqa: C901 (one flat match)
         """Take in what the event says; `catalog` is the state that it will be decided on."""
-        self._pass_time(stamp)
+        changed_ms = self._pass_time(stamp)
+        if not isinstance(event, ev.LeadershipBegan):
+            self._follow(changed_ms, catalog)
         match event:
             case ev.HeartbeatReceived():
-                self._follow(stamp, catalog)
                 self._heartbeat(stamp, event.heartbeat, catalog)
             case ev.LeadershipBegan():
                 self._leadership(stamp, event, catalog)
@@ -161,7 +162,6 @@ class Fleet:
                 self.subscribed = False
                 self.offers.clear()
             case ev.OffersReceived():
-                self._follow(stamp, catalog)
                 self._offers(event)
             case ev.OfferRescinded():
                 self.offers.pop(event.offer_id, None)
@@ -176,7 +176,6 @@ class Fleet:
             case ev.JobRequested():
                 self._selection(event, catalog)
             case ev.Ticked():
-                self._follow(stamp, catalog)
                 self._ticked(stamp, catalog)
             case _:
                 pass
@@ -256,20 +255,21 @@ class Fleet:
 
     # --- time and leadership
 
-    def _pass_time(self, stamp: ev.Stamp) -> None:
+    def _pass_time(self, stamp: ev.Stamp) -> int:
+        """Return when the event before was taken: what the catalog has new was decided then."""
+        before_ms = stamp.now_ms if self._observed_ms is None else self._observed_ms
         # A long gap between two events is our own (a suspended machine): nobody could be heard in it.
-        if self._observed_ms is not None:
-            if stamp.now_ms - self._observed_ms > self.settings.heartbeat_timeout_ms // 2:
-                self._awake_ms = stamp.now_ms
+        if stamp.now_ms - before_ms > self.settings.heartbeat_timeout_ms // 2:
+            self._awake_ms = stamp.now_ms
         self._observed_ms = stamp.now_ms
+        return before_ms
 
     def _leadership(self, stamp: ev.Stamp, event: ev.LeadershipBegan, catalog: Catalog) -> None:
         assert len(event.seed) >= 16, "launches' secrets are derived from it"
         self.seed = event.seed
         self.began_ms = self._awake_ms = stamp.now_ms
-        self._follow(stamp, catalog, is_inherited=True)
-        self._awaited = set(self.launches)
-        self._complete(stamp.now_ms)
+        self._awaited = set(catalog.launches)
+        self._follow(stamp.now_ms, catalog, is_inherited=True)
 
     def _complete(self, now_ms: int) -> None:
         if self.residency_complete:
@@ -279,35 +279,35 @@ class Fleet:
             self.residency_complete = True
             self.revision += 1
 
-    def _follow(self, stamp: ev.Stamp, catalog: Catalog, *, is_inherited: bool = False) -> None:
+    def _follow(self, now_ms: int, catalog: Catalog, *, is_inherited: bool = False) -> None:
         if self._followed == catalog.launch_revision:
             return
         self._followed = catalog.launch_revision
         for launch_id in [i for i in self.launches if i not in catalog.launches]:
-            self._launch_ended(stamp, launch_id, catalog)
+            self._launch_ended(now_ms, launch_id, catalog)
         for launch_id, launch in catalog.launches.items():
             if launch_id not in self.launches:
-                self.launches[launch_id] = LaunchSeen(launch, stamp.now_ms, is_inherited)
+                self.launches[launch_id] = LaunchSeen(launch, now_ms, is_inherited)
         for slot_id, slot in catalog.slots.items():
             if slot.launch_id not in self.executors:
-                self.empty_since_ms.setdefault(slot_id, stamp.now_ms)
+                self.empty_since_ms.setdefault(slot_id, now_ms)
         for table in (self.empty_since_ms, self.backoffs):
             for slot_id in [i for i in table if i not in catalog.slots]:
                 del table[slot_id]
-        self._complete(stamp.now_ms)
+        self._complete(now_ms)
 
-    def _launch_ended(self, stamp: ev.Stamp, launch_id: int, catalog: Catalog) -> None:
+    def _launch_ended(self, now_ms: int, launch_id: int, catalog: Catalog) -> None:
         launch = self.launches.pop(launch_id).launch
         seen = self.executors.pop(launch_id, None)
         self.unanswered.pop(launch.task_id, None)
         if launch.slot_id not in catalog.slots:
             return
         backoff = self.backoffs.setdefault(launch.slot_id, BackOff())
-        was_healthy = seen is not None and stamp.now_ms - seen.first_ms >= self.settings.flap_reset_ms
+        was_healthy = seen is not None and now_ms - seen.first_ms >= self.settings.flap_reset_ms
         first = self.settings.relaunch_delay_ms_min
         grown = min(2 * backoff.delay_ms, self.settings.relaunch_delay_ms_max)
         backoff.delay_ms = first if was_healthy or backoff.delay_ms == 0 else grown
-        backoff.until_ms = stamp.now_ms + backoff.delay_ms
+        backoff.until_ms = now_ms + backoff.delay_ms
         self.revive_delay_ms = self.settings.revive_interval_ms_min
 
     def _ticked(self, stamp: ev.Stamp, catalog: Catalog) -> None:

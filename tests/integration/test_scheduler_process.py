@@ -211,6 +211,7 @@ def test_a_second_scheduler_on_one_journal_or_port_ends_with_a_clear_line(
         )
         assert status == 1 and f":{api.port}" in said.splitlines()[-1] and "Traceback" not in said
         assert api.get("/health") == {"state": "leading"}
+        assert (tmp_path / "journal.scratch").is_dir(), "the one that failed touched nothing of the other's"
 
 
 def test_a_journal_that_is_damaged_ends_with_a_clear_line(
@@ -278,6 +279,11 @@ def test_a_full_disk_is_outlived_in_the_same_process(
             "message"
         ]
         assert api.call("GET", "/alive")[0] == 200
+        tries = process.said().count("not leading")
+        wait_until(lambda: process.said().count("not leading") > tries + 3, what="more tries")
+        threads = psutil.Process(pid).num_threads()
+        wait_until(lambda: process.said().count("not leading") > tries + 5, what="more tries")
+        assert psutil.Process(pid).num_threads() <= threads + 2, "a try leaves no threads behind"
         psutil.Process(pid).rlimit(psutil.RLIMIT_FSIZE, (-1, -1))
         process.wait_leading()
         assert process.child.pid == pid and process.child.poll() is None

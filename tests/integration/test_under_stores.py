@@ -127,7 +127,7 @@ def _sha256(data: bytes) -> str:
 def test_s3_through_fsspec_with_credentials_that_nobody_can_see(
     cluster: Local, s3: S3Store, secret_file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objects = odd_files("train/", names=tuple(n for n in ODD_NAMES if n != "..dots..."))
+    objects = odd_files("train/")
     s3.fill("images", objects | {"other/not-this.bin": b"outside the prefix", "train/marker/": b""})
     credentials = [f"endpoint_url={s3.endpoint}", f"key=env:{PASSED_ON}", f"secret=file:{secret_file}"]
     add_and_load(cluster, "s3", "s3://images/train", *credentials)
@@ -195,8 +195,9 @@ def test_http_from_the_index_pages_of_nginx(
     cluster: Local, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "site"
-    hidden = {".hidden"}  # nginx lists no dot files
-    files = odd_files("pub/", names=tuple(n for n in ODD_NAMES if n not in hidden))
+    files = odd_files(
+        "pub/", names=tuple(n for n in ODD_NAMES if not n.startswith("."))
+    )  # nginx lists no dot files
     write_files(root, files)
     with nginx(root, tmp_path / "nginx") as url:
         add_and_load(cluster, "http", f"{url}pub/")

@@ -6,12 +6,14 @@ The real executor is tested with the real client elsewhere; this one is for what
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
 import http.server
 import json
 import pathlib
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -92,21 +94,27 @@ def make_files(count: int, size: int, *, seed: int = 1, prefix: str = "d") -> di
 class ScriptedExecutor:
     """An executor process. `command` tells it what to do and returns what it says."""
 
-    def __init__(
-        self, directory: pathlib.Path, *, slot_id: int, launch_id: int = 1, incarnation: int = 77
-    ) -> None:
-        self.slot_id = slot_id
-        self.launch_id = launch_id
-        self.incarnation = incarnation
-        self.socket_path = str(directory / f"x{slot_id}-{launch_id}-{incarnation}.sock")
+    def __init__(self) -> None:
+        self.slot_id = self.launch_id = self.incarnation = 0
+        self._directory = tempfile.mkdtemp(prefix="stk")
+        self.socket_path = f"{self._directory}/executor.sock"
         self._process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), self.socket_path, str(launch_id), str(incarnation)],
+            [sys.executable, str(PROGRAM), self.socket_path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         self._lock = threading.Lock()
         self._port = 0
+
+    def become(self, *, slot_id: int, launch_id: int = 1, incarnation: int = 77) -> None:
+        """Begin anew, with nothing, as another launch."""
+        self.slot_id, self.launch_id, self.incarnation = slot_id, launch_id, incarnation
+        self.command(t="reset", launch_id=launch_id, incarnation=incarnation)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     @property
     def port(self) -> int:
@@ -166,6 +174,7 @@ class ScriptedExecutor:
             if pipe:
                 with contextlib.suppress(OSError):
                     pipe.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class ScriptedScheduler:
@@ -262,7 +271,6 @@ class Cluster:
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
-        self.sockets = pathlib.Path(tempfile.mkdtemp(prefix="stk"))
         self.scheduler = ScriptedScheduler()
         self.executors: list[ScriptedExecutor] = []
 
@@ -272,8 +280,11 @@ class Cluster:
 
     def executor(self, **kwargs: Any) -> ScriptedExecutor:
         kwargs.setdefault("slot_id", len(self.executors) + 1)
-        executor = ScriptedExecutor(self.sockets, **kwargs)
+        while not (_spare and _spare[-1].is_alive):
+            _spare[:] = [executor for executor in _spare if executor.is_alive] or [ScriptedExecutor()]
+        executor = _spare.pop()
         self.executors.append(executor)
+        executor.become(**kwargs)
         return executor
 
     def dataset(self, files: dict[str, bytes], **kwargs: Any) -> ScriptedDataset:
@@ -282,10 +293,19 @@ class Cluster:
     def close(self) -> None:
         self.scheduler.close()
         for executor in self.executors:
-            executor.close()
-        for path in self.sockets.iterdir():
-            path.unlink()
-        self.sockets.rmdir()
+            if executor.is_alive:
+                _spare.append(executor)
+            else:
+                executor.close()
+
+
+_spare: list[ScriptedExecutor] = []  # processes for the next test; a start costs more than most tests
+
+
+@atexit.register
+def _close_spare() -> None:
+    for executor in _spare:
+        executor.close()
 
 
 @contextlib.contextmanager

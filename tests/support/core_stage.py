@@ -117,8 +117,9 @@ class Stage:
 
     def beat(self, launch: Launch, *, after_ms: int = 0, **fields: Any) -> HeartbeatAnswer:
         """Send a heartbeat with the next sequence number; `fields` replace its fields."""
-        sequence = self.sequences.get(launch.launch_id, 0) + 1
-        self.sequences[launch.launch_id] = fields.get("sequence", sequence)
+        sequence = fields.pop("sequence", 0)
+        if not sequence:
+            sequence = self.sequences[launch.launch_id] = self.sequences.get(launch.launch_id, 0) + 1
         frame = self.do(ev.HeartbeatReceived(heartbeat_of(launch, sequence, **fields), 99), after_ms=after_ms)
         (answer,) = [x for x in frame.actions if isinstance(x, a.AnswerHeartbeat)]
         return answer.answer

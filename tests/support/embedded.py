@@ -231,7 +231,7 @@ class Scheduler:
             threading.Thread(target=self._acknowledge, args=(body,), daemon=True).start()
 
     def _acknowledge(self, body: Event) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, http.client.HTTPException):
             self.call("ACKNOWLEDGE", body)
 
 

@@ -62,7 +62,7 @@ DEADLINE_S = 20.0
 class DataServer:
     """A data server process, fed by this one. Messages of the server that no method takes are kept in `said`."""
 
-    def __init__(self, *, host: str = "127.0.0.1", cluster: bytes = CLUSTER) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", cluster: bytes = CLUSTER, **limits: int) -> None:
         mine, its = channel_pair()
         self.cluster = cluster
         self.directory = tempfile.mkdtemp(prefix="stoker-test-")
@@ -85,6 +85,7 @@ class DataServer:
                 "path": self.path,
                 "abstract": self.abstract,
                 "parent": os.getpid(),
+                "limits": limits,
             }
         )
         received = self.channel.receive()

@@ -22,30 +22,10 @@ from stoker.executor import wire
 
 
 class _Server:
-    def __init__(self, socket_path: str, launch_id: int, incarnation: int) -> None:
-        self.launch_id = launch_id
-        self.incarnation = incarnation
-        self.lock = threading.Lock()
+    def __init__(self, socket_path: str) -> None:
         self.blocks: dict[tuple[int, int], int] = {}  # (dataset, index) -> memfd
-        self.sizes: dict[tuple[int, int], int] = {}
-        self.not_full: set[tuple[int, int]] = set()
-        self.fail: dict[int, tuple[int, str]] = {}  # index -> failure
-        self.refused: dict[str, Any] = {}
-        self.delay_s = 0.0
-        self.cut_after = -1  # bytes of the next READ's payload, then the end; one connection
-        self.counts = {
-            "hello": 0,
-            "read": 0,
-            "descriptors": 0,
-            "refresh": 0,
-            "ping": 0,
-            "returned": 0,
-            "open": 0,
-        }
-        self.loans: dict[socket.socket, set[int]] = {}
-        self.returned: list[int] = []
-        self.placement_version = 0
-        self.refresh: Any = {}
+        self.connections: set[socket.socket] = set()
+        self.reset(0, 0)
         self.tcp = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.unix = socket.socket(socket.AF_UNIX)
         self.unix.bind(socket_path)
@@ -53,13 +33,35 @@ class _Server:
         for listener in (self.tcp, self.unix):
             threading.Thread(target=self.accept, args=(listener,), daemon=True).start()
 
+    def reset(self, launch_id: int, incarnation: int) -> None:
+        for opened in list(self.connections):
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+        while self.connections:
+            time.sleep(0.001)
+        for fd in self.blocks.values():
+            os.close(fd)
+        self.launch_id = launch_id
+        self.incarnation = incarnation
+        self.blocks = {}
+        self.not_full: set[tuple[int, int]] = set()
+        self.fail: dict[int, tuple[int, str]] = {}  # index -> failure
+        self.refused: dict[str, Any] = {}
+        self.delay_s = 0.0
+        self.cut_after = -1  # bytes of the next READ's payload, then the end; one connection
+        self.counts = dict.fromkeys(("hello", "read", "descriptors", "refresh", "ping", "returned"), 0)
+        self.loans: dict[socket.socket, set[int]] = {}
+        self.returned: list[int] = []
+        self.placement_version = 0
+        self.refresh: Any = {}
+
     def accept(self, listener: socket.socket) -> None:
         while True:
             opened, _ = listener.accept()
             threading.Thread(target=self.serve, args=(opened,), daemon=True).start()
 
     def serve(self, opened: socket.socket) -> None:
-        self.counts["open"] += 1
+        self.connections.add(opened)
         with contextlib.suppress(OSError), opened:
             hello, grant = wire.decode_hello(receive(opened, wire.HELLO_BYTES))
             receive(opened, grant)
@@ -78,7 +80,7 @@ class _Server:
                     while True:
                         self.request(opened, hello.dataset_id)
         self.loans.pop(opened, None)
-        self.counts["open"] -= 1
+        self.connections.discard(opened)
 
     def request(self, opened: socket.socket, dataset: int) -> None:
         op, _, count, request_id, _ = wire.REQUEST.unpack(receive(opened, wire.REQUEST.size))
@@ -163,6 +165,8 @@ class _Server:
 
     def command(self, command: dict[str, Any]) -> dict[str, Any]:
         kind = command.pop("t")
+        if kind == "reset":
+            self.reset(**command)
         if kind == "put":
             data = pathlib.Path(command["path"]).read_bytes()
             fd = os.memfd_create("block", os.MFD_CLOEXEC)
@@ -202,7 +206,7 @@ def receive(opened: socket.socket, size: int) -> bytes:
 
 
 def _main() -> None:
-    server = _Server(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    server = _Server(sys.argv[1])
     print(json.dumps({"port": server.tcp.getsockname()[1]}), flush=True)
     for line in sys.stdin:
         print(json.dumps(server.command(json.loads(line))), flush=True)

@@ -306,7 +306,6 @@ def test_a_failure_after_the_answer_began_ends_the_connection(fresh: DataServer)
             have = {"t": "have", "want": message["want"], "places": [holding], "scratch": [[holding, BLOCK]]}
             fresh.channel.send(have | {"failed": []}, [fd])
             return
-        fresh.wait(lambda: len(fresh.gone) > 0, "the first part is sent") if False else None
         threading.Timer(0.3, fresh.fail_want, [message]).start()
 
     fresh.on_want = give
@@ -320,6 +319,8 @@ def test_a_failure_after_the_answer_began_ends_the_connection(fresh: DataServer)
 
 
 def test_what_is_known_to_fail_is_named_even_where_the_answer_is_streamed(fresh: DataServer) -> None:
+    late: list[threading.Timer] = []
+
     def give(message: dict) -> None:
         if message["items"][0][0] == 0:
             holding, fd = fresh.make_file(BlockName(1, 1, 0), DATA)
@@ -329,30 +330,30 @@ def test_what_is_known_to_fail_is_named_even_where_the_answer_is_streamed(fresh:
         fresh.channel.send(
             {"t": "known", "want": message["want"], "failed": [[0, int(Failure.CHANGED), "changed"]]}
         )
-        threading.Timer(0.4, fresh.fail_want, [message]).start()
+        late.append(threading.Timer(0.4, fresh.fail_want, [message]))
+        late[0].start()
 
     fresh.on_want = give
     client = fresh.tcp()
     failed, data = client.read_failing((0, 0, BLOCK), (1, 0, BLOCK))
     assert failed == {1: (Failure.CHANGED, "changed")} and data == DATA
     assert client.request(Op.PING, [])[0] == Status.OK
+    late[0].join()
     client.close()
 
 
-def test_a_caller_that_leaves_takes_its_want_back(fresh: DataServer) -> None:
+def test_a_caller_that_leaves_while_a_miss_is_fetched_leaves_nothing_behind(fresh: DataServer) -> None:
     fresh.on_want = lambda message: None
     client = fresh.tcp()
-    client.send(Op.READ, [(0, 0, 10)])
+    client.send(Op.READ, [(0, 0, BLOCK)])
     fresh.wait(lambda: any(m["t"] == "want" for m in fresh.said), "want")
     want = next(m for m in fresh.said if m["t"] == "want")["want"]
-    client.close()
-    # Nobody waits any more: what comes late is let go at once.
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()  # a reset
     holding, fd = fresh.make_file(BlockName(1, 1, 0), DATA)
     have = {"t": "have", "want": want, "places": [holding], "scratch": [[holding, BLOCK]], "failed": []}
     fresh.channel.send(have, [fd])
-    other = fresh.tcp()
-    assert other.request(Op.PING, [])[0] == Status.OK
-    other.close()
+    fresh.wait(lambda: holding in fresh.gone, "gone")
 
 
 # --- descriptors and loans
@@ -409,7 +410,6 @@ def test_a_block_that_comes_back_is_not_lent_before_its_old_self_is_returned(fre
     fresh.drop(holding)
     assert client.wait_drop() == [0]
     again = fresh.put_block(0, DATA[::-1])
-    fresh.wait(lambda: True, "")
     other = fresh.unix()
     assert other.read((0, 0, 10)) == DATA[::-1][:10]
     assert client.descriptors(0) == ([DescriptorStatus.NOT_FULL], [])
@@ -632,12 +632,70 @@ def test_returning_what_was_never_lent_is_nothing(server: DataServer) -> None:
     client.close()
 
 
+# --- limits
+
+
+def test_a_caller_that_says_nothing_is_cut_off() -> None:
+    with running_data_server(hello_timeout_ms=300) as server:
+        server.put_dataset(block_bytes=BLOCK)
+        silent = WireClient(connect_unix(server.path), None)
+        half = WireClient(socket.create_connection((server.host, server.port)), None)
+        half.sock.sendall(encode_hello(server.hello())[:10])
+        assert silent.at_end() and half.at_end()
+        good = server.tcp()
+        assert good.request(Op.PING, [])[0] == Status.OK
+        for client in (silent, half, good):
+            client.close()
+
+
+def test_a_caller_that_reads_nothing_is_cut_off_and_frees_its_block() -> None:
+    with running_data_server(stall_timeout_ms=300) as server:
+        server.put_dataset(block_bytes=BLOCK)
+        holdings = [server.put_block(n, DATA) for n in range(8)]
+        client = server.unix()
+        client.send(Op.READ, [(n, 0, BLOCK) for n in range(8)])
+        for holding in holdings:
+            server.drop(holding)
+        server.wait(lambda: set(holdings) <= server.gone, "gone")
+        client.close()
+
+
+def test_a_request_that_stops_in_the_middle_is_cut_off() -> None:
+    with running_data_server(stall_timeout_ms=300) as server:
+        server.put_dataset(block_bytes=BLOCK)
+        client = server.tcp()
+        client.sock.sendall(REQUEST.pack(Op.READ, 0, 5, 1, 50) + RANGE.pack(0, 0, 10))
+        assert client.at_end()
+        client.close()
+
+
+def test_too_many_callers_are_told_that_it_is_busy() -> None:
+    with running_data_server(connections_max=2) as server:
+        server.put_dataset(block_bytes=BLOCK)
+        first, second = server.tcp(), server.unix()
+        third = WireClient(socket.create_connection((server.host, server.port)), None)
+        answer = third.read_hello_answer()
+        assert answer.status == HelloStatus.BUSY and "2 connections" in answer.detail
+        assert third.at_end()
+        second.close()
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            again = WireClient(connect_unix(server.path), None)
+            if again.greet(server.hello()).status == HelloStatus.OK:
+                break
+            again.close()
+            assert time.monotonic() < deadline
+        assert first.request(Op.PING, [])[0] == Status.OK
+        for client in (first, third, again):
+            client.close()
+
+
 # --- the end
 
 
 def test_the_server_ends_with_its_keeper_and_takes_its_socket_along() -> None:
     server = DataServer()
-    client = server.tcp() if False else WireClient(connect_unix(server.path), None)
+    client = WireClient(connect_unix(server.path), None)
     path, directory = server.path, server.directory
     assert os.path.exists(path)
     server.channel._sock.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import pytest
+from support.core_stage import MIB, Stage, actions_of, entries_of
+
+from stoker.framework.core import actions as a
+from stoker.framework.core import entries as e
+from stoker.framework.core import events as ev
+from stoker.framework.core.fleet import TERMINAL_STATES
+from stoker.framework.core.views import executor_views
+from stoker.framework.model import FleetSpec
+
+
+def test_founds_the_cluster_once() -> None:
+    stage = Stage(instances=3)
+    frame = stage.lead()
+    assert [type(x).__name__ for x in frame.entries] == [
+        "ClusterCreated",
+        "EpochBegan",
+        "FleetSet",
+        "SlotAdded",
+        "SlotAdded",
+        "SlotAdded",
+    ]
+    again = stage.lead()
+    assert again.entries == (e.EpochBegan(2, stage.catalog.wall_ms),)
+
+
+def test_slots_of_a_huge_fleet_are_added_in_slices() -> None:
+    stage = Stage(instances=25, slots_frame_max=10)
+    assert len(entries_of(stage.lead(), e.SlotAdded)) == 10
+    assert len(entries_of(stage.tick(), e.SlotAdded)) == 10
+    assert len(entries_of(stage.tick(), e.SlotAdded)) == 5
+
+
+def test_journaled_times_never_go_back() -> None:
+    stage = Stage().start()
+    stage.now_ms -= 40_000  # the wall clock was set
+    stage.add()
+    assert stage.dataset().created_ms == stage.catalog.wall_ms
+
+
+def test_registers_the_first_framework_id_only() -> None:
+    stage = Stage()
+    stage.lead()
+    assert e.FrameworkRegistered("f-1") in stage.subscribe("f-1").entries
+    assert not stage.subscribe("f-2").entries
+    assert stage.catalog.framework_id == "f-1"
+
+
+@pytest.mark.parametrize("state", sorted(TERMINAL_STATES))
+def test_a_task_that_is_over_ends_its_launch(state: str) -> None:
+    stage = Stage(instances=1).start()
+    launch = stage.launch(1)
+    frame = stage.status(launch.task_id, state, uuid=b"u", message="why")
+    (ended,) = entries_of(frame, e.LaunchEnded)
+    assert ended.launch_id == launch.launch_id and state in ended.reason and "why" in ended.reason
+    assert actions_of(frame, a.Acknowledge) == [a.Acknowledge(launch.task_id, "agent-1", b"u")]
+    assert bool(actions_of(frame, a.Kill)) == (state == "TASK_UNKNOWN")
+
+
+def test_an_update_without_uuid_is_not_acknowledged() -> None:
+    stage = Stage(instances=1).start()
+    assert not stage.status(stage.launch(1).task_id, "TASK_RUNNING").actions
+
+
+def test_an_update_that_comes_again_is_acknowledged_and_ends_nothing_more() -> None:
+    stage = Stage(instances=1).start()
+    task_id = stage.launch(1).task_id
+    stage.status(task_id, "TASK_FAILED", uuid=b"u")
+    stage.tick()
+    stage.offer("agent-1")
+    frame = stage.status(task_id, "TASK_FAILED", uuid=b"u")
+    assert not frame.entries and actions_of(frame, a.Acknowledge)
+
+
+def test_an_unreachable_task_keeps_its_launch_while_its_executor_answers() -> None:
+    stage = Stage(instances=1).start()
+    launch = stage.launch(1)
+    assert not stage.status(launch.task_id, "TASK_UNREACHABLE").entries
+    assert not any(frame.entries for frame in stage.pass_time(30_000))
+    (row,) = executor_views(stage.catalog, stage.fleet, stage.now_ms)
+    assert row["state"] == "RUNNING" and "cannot reach" in row["reason"]
+    assert any(entries_of(f, e.LaunchEnded) for f in stage.pass_time(12_000, beating=False))
+
+
+def test_a_silent_executor_is_shut_down_killed_and_its_slot_launched_anew() -> None:
+    stage = Stage(instances=1).start()
+    launch = stage.launch(1)
+    frames = stage.pass_time(stage.settings.heartbeat_timeout_ms - 500, beating=False)
+    assert not any(frame.entries for frame in frames)
+    frame = stage.tick()
+    (ended,) = entries_of(frame, e.LaunchEnded)
+    assert "silent" in ended.reason
+    assert actions_of(frame, a.ShutdownExecutor) == [a.ShutdownExecutor(launch.task_id, "agent-1")]
+    assert actions_of(frame, a.Kill) == [a.Kill(launch.task_id, "agent-1")]
+    stage.tick()
+    assert entries_of(stage.offer("agent-2"), e.LaunchPlanned)
+    assert stage.beat(launch).status == "stale"
+
+
+def test_kills_are_repeated_until_mesos_says_that_it_is_dead() -> None:
+    stage = Stage(instances=1).start()
+    launch = stage.launch(1)
+    frames = stage.pass_time(60_000, beating=False)
+    assert sum(bool(actions_of(f, a.Kill)) for f in frames) >= 3
+    stage.status(launch.task_id, "TASK_KILLED", uuid=b"u")
+    assert not any(actions_of(f, a.Kill) for f in stage.pass_time(60_000, beating=False))
+
+
+def test_a_kill_that_never_works_is_given_up_and_taken_up_again_by_reconciliation() -> None:
+    stage = Stage(instances=1, kill_tries_max=2).start()
+    launch = stage.launch(1)
+    stage.pass_time(60_000, beating=False)
+    assert not stage.fleet.endings
+    frame = stage.status(launch.task_id, "TASK_RUNNING")
+    assert actions_of(frame, a.Kill) and actions_of(frame, a.ShutdownExecutor)
+
+
+def test_an_executor_is_not_blamed_for_our_own_pause() -> None:
+    """The machine was suspended: CLOCK_BOOTTIME went on, nobody could be heard."""
+    stage = Stage(instances=1).start()
+    assert not stage.tick(after_ms=3_600_000).entries
+    assert not any(f.entries for f in stage.pass_time(stage.settings.heartbeat_timeout_ms - 1_000, beating=False))
+    assert any(entries_of(f, e.LaunchEnded) for f in stage.pass_time(2_000, beating=False))
+
+
+def test_nothing_is_ended_for_silence_without_mesos() -> None:
+    stage = Stage(instances=1).start()
+    stage.do(ev.Disconnected())
+    assert not any(frame.entries for frame in stage.pass_time(60_000, beating=False))
+
+
+def test_an_executor_that_never_comes_is_given_up() -> None:
+    stage = Stage(instances=1)
+    stage.lead()
+    stage.subscribe()
+    stage.offer("agent-1")
+    frames = stage.pass_time(stage.settings.register_timeout_ms)
+    assert not any(entries_of(f, e.LaunchEnded) for f in frames)
+    (ended,) = entries_of(stage.tick(1_000), e.LaunchEnded)
+    assert "was not heard within 60000 ms" in ended.reason
+
+
+def test_an_executor_end_tells_how() -> None:
+    stage = Stage(instances=1).start()
+    frame = stage.do(ev.ExecutorEnded("agent-1", stage.launch(1).task_id, 9))
+    (ended,) = entries_of(frame, e.LaunchEnded)
+    assert ended.reason == "its process ended on agent-1: killed by signal 9"
+    assert not stage.do(ev.ExecutorEnded("agent-1", "somebody else's", 9)).entries
+
+
+def test_the_back_off_doubles_to_its_maximum_and_forgets_after_health() -> None:
+    stage = Stage(instances=1, relaunch_delay_ms_max=1_600).start()
+    delays = []
+    for _ in range(6):
+        stage.do(ev.ExecutorEnded("agent-1", stage.launch(1).task_id, 9))
+        stage.tick(1)
+        delays.append(stage.fleet.backoffs[1].delay_ms)
+        stage.tick(2_000)
+        stage.offer("agent-1")
+    assert delays == [200, 400, 800, 1600, 1600, 1600]
+    stage.beat(stage.launch(1), whole=True)
+    stage.pass_time(stage.settings.flap_reset_ms)
+    stage.do(ev.ExecutorEnded("agent-1", stage.launch(1).task_id, 9))
+    stage.tick(1)
+    assert stage.fleet.backoffs[1].delay_ms == 200
+
+
+def test_a_removed_agent_ends_a_launch_that_was_never_heard_and_no_other() -> None:
+    stage = Stage(instances=2)
+    stage.lead()
+    stage.subscribe()
+    stage.offer("agent-1", "agent-2")
+    stage.beat(stage.launch(1), whole=True)
+    assert not stage.do(ev.AgentRemoved("agent-1")).entries
+    assert entries_of(stage.do(ev.AgentRemoved("agent-2")), e.LaunchEnded)
+
+
+# --- take-over and reconciliation
+
+
+def test_asks_for_each_task_until_it_is_answered_then_for_all() -> None:
+    stage = Stage(instances=2).start()
+    first, second = stage.launch(1), stage.launch(2)
+    stage.lead()
+    (asked,) = actions_of(stage.subscribe(), a.Reconcile)
+    assert asked.tasks == ((first.task_id, "agent-1"), (second.task_id, "agent-2"))
+    stage.status(first.task_id, "TASK_RUNNING")
+    frames = stage.pass_time(20_000, beating=False)
+    calls = [call for frame in frames for call in actions_of(frame, a.Reconcile)]
+    assert all(call.tasks == ((second.task_id, "agent-2"),) for call in calls) and 3 <= len(calls) <= 5
+    stage.status(second.task_id, "TASK_RUNNING")
+    assert actions_of(stage.tick(), a.Reconcile) == [a.Reconcile(())]
+    assert not any(actions_of(f, a.Reconcile) for f in stage.pass_time(60_000))
+
+
+def test_a_launch_that_was_journaled_but_never_made_is_found_and_made_again() -> None:
+    stage = Stage(instances=1)
+    stage.lead()
+    stage.subscribe()
+    stage.offer("agent-1")
+    task_id = stage.launch(1).task_id
+    stage.lead()
+    stage.subscribe()
+    stage.status(task_id, "TASK_GONE")
+    stage.tick()
+    (launch,) = entries_of(stage.offer("agent-1"), e.LaunchPlanned)
+    assert launch.task_id == "stoker-00010203-e2-s1-l2"
+
+
+def test_executors_that_outlived_the_leader_are_adopted() -> None:
+    stage = Stage(instances=2).start()
+    launches = [stage.launch(1), stage.launch(2)]
+    stage.lead()
+    stage.subscribe()
+    for launch in launches:
+        stage.status(launch.task_id, "TASK_RUNNING", agent_id=launch.agent_id)
+        assert stage.beat(launch, whole=False).want_whole
+        assert not stage.beat(launch, whole=True).want_whole
+    assert not any(f.entries for f in stage.pass_time(30_000))
+    assert not stage.catalog.slots[1].ended_count
+
+
+def test_executors_that_did_not_outlive_the_leader_are_ended_after_the_grace() -> None:
+    stage = Stage(instances=1).start()
+    task_id = stage.launch(1).task_id
+    stage.lead()
+    stage.subscribe()
+    stage.status(task_id, "TASK_RUNNING")
+    grace_ms = max(stage.settings.heartbeat_timeout_ms, stage.settings.residency_grace_ms)
+    assert not any(f.entries for f in stage.pass_time(grace_ms))
+    frame = stage.tick(1_000)
+    assert entries_of(frame, e.LaunchEnded) and actions_of(frame, a.Kill)
+
+
+def test_a_stray_task_of_this_cluster_is_killed_and_no_other() -> None:
+    stage = Stage(instances=1).start()
+    frame = stage.status("stoker-00010203-e1-s9-l99", "TASK_RUNNING", uuid=b"u")
+    assert actions_of(frame, a.Kill) and actions_of(frame, a.Acknowledge)
+    for task_id in ("stoker-ffffffff-e1-s9-l99", "somebody-else"):
+        assert not actions_of(stage.status(task_id, "TASK_RUNNING", uuid=b"u"), a.Kill)
+    assert not actions_of(stage.status("stoker-00010203-e1-s9-l98", "TASK_LOST"), a.Kill)
+
+
+# --- the wanted fleet
+
+
+def ask_fleet(stage: Stage, instances: int, mem_bytes: int = 64 * MIB, role: str = "*") -> a.Answer:
+    return stage.ask(ev.FleetRequested(7, FleetSpec(instances, mem_bytes, role=role)))
+
+
+def test_a_smaller_fleet_gives_up_slots_without_executors_first() -> None:
+    stage = Stage(instances=3).start(agents=2)
+    answer = ask_fleet(stage, 2)
+    assert answer.body == {"instances": 2, "mem_bytes": 64 * MIB, "role": "*", "running": 2}
+    assert set(stage.catalog.slots) == {1, 2} and len(stage.catalog.launches) == 2
+    launch = stage.launch(2)
+    ask_fleet(stage, 1)
+    assert set(stage.catalog.slots) == {1}
+    assert stage.beat(launch).status == "stale"
+    ask_fleet(stage, 2)
+    assert set(stage.catalog.slots) == {1, 4}, "ids are not used again"
+
+
+def test_an_empty_fleet_wants_no_offers() -> None:
+    stage = Stage(instances=1).start()
+    ask_fleet(stage, 0)
+    stage.tick()
+    assert not stage.catalog.slots and stage.fleet.suppressed
+
+
+def test_resizes_executors_one_at_a_time() -> None:
+    stage = Stage(instances=2).start()
+    ask_fleet(stage, 2, 96 * MIB)
+    stage.pass_time(2_000)
+    assert len(stage.catalog.launches) == 1, "the other waits until this one runs"
+    stage.offer("agent-1", "agent-2")
+    (planned,) = [x for x in stage.catalog.launches.values() if x.mem_bytes == 96 * MIB]
+    stage.pass_time(2_000)
+    assert len(stage.catalog.launches) == 2
+    stage.beat(planned, whole=True)
+    stage.tick()
+    assert list(stage.catalog.launches.values()) == [planned]
+
+
+@pytest.mark.parametrize(
+    ("instances", "mem_bytes", "role", "says"),
+    [
+        (-1, 64 * MIB, "*", "instances is -1"),
+        (10**9, 64 * MIB, "*", "instances is"),
+        (1, 1, "*", "mem_bytes is 1"),
+        (1, 2**70, "*", "mem_bytes is"),
+        (1, 64 * MIB, "other", "role"),
+    ],
+)
+def test_refuses_a_fleet_that_cannot_be(instances: int, mem_bytes: int, role: str, says: str) -> None:
+    stage = Stage(instances=1).start()
+    before = stage.catalog.snapshot()
+    answer = ask_fleet(stage, instances, mem_bytes, role)
+    assert answer.refusal is not None and answer.status == 400 and says in answer.refusal.message
+    assert stage.catalog.snapshot() == before
+
+
+def test_a_slot_without_an_executor_leaves_the_placement_after_a_while_and_returns() -> None:
+    stage = Stage(instances=3, slot_out_ms=20_000).start(agents=2)
+    dataset = stage.ready(blocks=64)
+    homes = stage.catalog.homes(dataset).copy()
+    stage.pass_time(21_000)
+    assert stage.catalog.is_out(3)
+    assert [s.slot_id for s in stage.catalog.slot_order()] == [1, 2, 3]
+    out = stage.catalog.homes(dataset)
+    assert (out < 2).all() and (out[homes < 2] == homes[homes < 2]).all(), "only its own share moved"
+    stage.offer("agent-3")
+    stage.beat(stage.launch(3), whole=True)
+    stage.tick()
+    assert not stage.catalog.is_out(3) and (stage.catalog.homes(dataset) == homes).all()
