@@ -96,7 +96,7 @@ class Fills:
     def update_busy(self, block: Block) -> None:
         held = self._holdings.cache.held.get(block.holding)
         if held is not None:
-            held.busy = bool(block.jobs or block.waiters or block.queued or block.is_checking)
+            held.busy = bool(block.jobs or block.pins or block.queued or block.is_checking)
 
     def check_waiters(self, block: Block) -> None:
         """Tell the waiters whose ranges are valid, or will not be."""

@@ -57,6 +57,7 @@ class Block:
         self.is_scratch = False
         self.is_leaving = False
         self.server_has = False
+        self.pins = 0  # wants that may still name it to the server
 
 
 class Holdings:
@@ -116,11 +117,12 @@ class Holdings:
         return block
 
     def create_scratch(self, view: DatasetView, manifest: Manifest, name: BlockName, *, charge: int) -> Block:
-        """Make a block that is kept nowhere; `charge` bytes of the reserve were acquired for it."""
+        """Make a block that is kept nowhere, pinned; `charge` bytes of the reserve were acquired for it."""
         holding = self._take_number()
         block = self._make(holding, view, manifest, name, manifest.block_length(name.block_index))
         block.is_scratch = True
         block.is_leaving = True
+        block.pins = 1
         self._scratch_charges[holding] = charge
         return block
 
@@ -177,7 +179,7 @@ class Holdings:
 
     def settle(self, block: Block) -> None:
         """Free a leaving block that nobody uses any more; call when a job of it ended."""
-        if not block.is_leaving or block.server_has or block.jobs or block.waiters or block.fd < 0:
+        if not block.is_leaving or block.server_has or block.pins or block.jobs or block.fd < 0:
             return
         os.close(block.fd)
         block.fd = -1

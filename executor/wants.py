@@ -57,6 +57,7 @@ class _Want:
         self.open: list[_Item] = []  # neither placed nor failed yet
         self.waits: list[tuple[_Item, Block, Waiter]] = []
         self.scratch: list[Block] = []
+        self.pinned: list[Block] = []  # not evicted before the answer
 
     def fail(self, number: int, code: int, text: str) -> None:
         data = text.encode()[:FAILURE_MESSAGE_BYTES_MAX]
@@ -97,6 +98,7 @@ class Wants:
             self._sort(want, view, view.manifests[want.version][0])
             if not want.open:
                 self._answer(want)
+                self._let_go(want)
                 return
             self._tell_known(want)
         greenlet = self._spawn(self._serve, want, view)
@@ -146,6 +148,7 @@ class Wants:
             block = self._holdings.find(BlockName(*view.key, block_index))
             if block is not None and not subtract(item.need, block.state.valid):
                 want.places[number] = block
+                self._pin(want, block)
                 self._holdings.cache.use(block.holding, 1, self._now_ms())
                 continue
             if want.local:
@@ -219,6 +222,11 @@ class Wants:
             block.waiters.add(waiter)
         else:
             waiter.done.set()
+        self._pin(want, block)
+
+    def _pin(self, want: _Want, block: Block) -> None:
+        block.pins += 1
+        want.pinned.append(block)
         self._fills.update_busy(block)
 
     def _read_through(self, want: _Want, view: DatasetView, through: dict[int, list[_Item]]) -> None:
@@ -261,17 +269,13 @@ class Wants:
                 want.fail(item.number, Failure.OVERLOADED, text)
             else:
                 want.places[item.number] = block
-        for item, block, _ in want.waits:  # a block may have left while later ones were waited for
-            if want.places[item.number] is block and block.is_leaving and not block.is_scratch:
-                want.places[item.number] = None
-                want.fail(item.number, Failure.OVERLOADED, "the block left the cache")
 
     def _tell_known(self, want: _Want) -> None:
         if want.failed:
             self._server.put({"t": "known", "want": want.want, "failed": _rows(want)})
 
     def _answer(self, want: _Want) -> None:
-        # An item placed at once may have been waiting for the others since.
+        # What is pinned is not evicted, but it may have been freed or found damaged while others were waited for.
         for number, block in enumerate(want.places):
             if block is not None and block.is_leaving and not block.is_scratch:
                 want.places[number] = None
@@ -300,8 +304,9 @@ class Wants:
             block.waiters.discard(waiter)
             if not block.waiters and block.is_scratch:
                 block.queued.clear()
+        for block in (*want.pinned, *want.scratch):
+            block.pins -= 1
             self._fills.update_busy(block)
-        for block in want.scratch:
             self._holdings.settle(block)
 
     def _left_s(self, want: _Want) -> float:

@@ -88,7 +88,7 @@ def _set_up_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("kazoo").setLevel(logging.WARNING)
+    logging.raiseExceptions = False  # a full disk under the log is no reason to say more
 
 
 class Daemon:
@@ -177,6 +177,7 @@ class Daemon:
 
     def _lead(self) -> None:
         """Take the journal and lead until it ends. :raises JournalError, Fatal: how it ended."""
+        self._metrics.lead_tries.inc()
         journal = JournalThread(LocalJournal(self._config.journal_dir, owner=f"scheduler {self._config.name} at {self._url}"))
         leadership: Leadership | None = None
         try:

@@ -14,6 +14,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.leading = Gauge("stoker_leading", "1 while this scheduler leads", registry=registry)
+        self.lead_tries = Counter("stoker_lead_tries", "Times this process tried to lead", registry=registry)
         self.epoch = Gauge("stoker_epoch", "Epoch of this scheduler's last leadership", registry=registry)
         self.events = Counter("stoker_events", "Events decided", ["kind"], registry=registry)
         self.events_refused = Counter("stoker_events_refused", "Events refused: the queue was full", registry=registry)

@@ -263,7 +263,7 @@ class _Handler(WSGIHandler):  # type: ignore[misc]
 
     def get_environ(self) -> Any:
         environ = super().get_environ()
-        made = self.wsgi_input
+        made: Any = self.wsgi_input  # type: ignore[has-type]
         body = _Input(made.rfile, made.content_length, socket=made.socket, chunked_input=made.chunked_input)
         body.handler = self
         environ["wsgi.input"] = self.wsgi_input = body

@@ -83,12 +83,12 @@ def _take_back(client: Client, view: dict[str, Any]) -> NoReturn:
 
 
 def wait_until_listed(client: Client, output: Output, view: dict[str, Any]) -> dict[str, Any]:
-    """Return the dataset's view once it is no longer LISTING, with a live count meanwhile."""
+    """Return the dataset's view once its listing (the first, or a refresh) has ended, with a live count meanwhile."""
     said_ms = 0.0
-    while view["state"] == "LISTING":
+    while view["listing"] is not None:
         time.sleep(POLL_INTERVAL_S)
         view = client.dataset_info(view["name"])
-        counted = view.get("listing")
+        counted = view["listing"]
         if counted and time.monotonic() - said_ms >= 1:
             said_ms = time.monotonic()
             output.say(

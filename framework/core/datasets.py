@@ -103,7 +103,7 @@ def removal_requested(
     entries: list[e.Entry] = [
         e.JobFinished(
             job_id=job.job_id,
-            state=JobState.CANCELLED,
+            state=JobState.CANCELLED.value,
             bytes=0,
             files=0,
             error_count=0,

@@ -227,6 +227,11 @@ class Fleet:
         """Return for how long the launch is known here while this process could have heard its executor."""
         return max(0, now_ms - max(seen.since_ms, self._awake_ms))
 
+    def empty_ms(self, slot_id: int, now_ms: int) -> int:
+        """Return for how long the slot has had no executor while this process could have heard one."""
+        since_ms = self.empty_since_ms.get(slot_id, now_ms)
+        return max(0, now_ms - max(since_ms, self._awake_ms))
+
     def executor_of(self, catalog: Catalog, slot_id: int) -> ExecutorSeen | None:
         """Return the slot's executor, if it has a launch whose executor was heard in this leadership."""
         return self.executors.get(catalog.slots[slot_id].launch_id)

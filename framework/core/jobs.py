@@ -201,7 +201,7 @@ def _limit_refusal(
     # Jobs are forgotten in the order of their wishes, so one that never ends can hold up the forgetting.
     if (
         len(catalog.active_jobs()) >= settings.jobs_active_max
-        or len(catalog.jobs) >= 2 * settings.jobs_kept_max
+        or len(catalog.jobs) >= settings.jobs_kept_max + 2 * settings.jobs_active_max
     ):
         return Refusal(
             503,

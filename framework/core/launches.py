@@ -289,8 +289,7 @@ def _mark_slots(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Setti
     wall_ms = now_wall_ms(catalog, stamp)
     marks: list[e.Entry] = []
     for slot_id, slot in catalog.slots.items():
-        since_ms = fleet.empty_since_ms.get(slot_id, stamp.now_ms)
-        empty_ms = stamp.now_ms - since_ms
+        empty_ms = fleet.empty_ms(slot_id, stamp.now_ms)
         if catalog.is_out(slot_id) and slot.launch_id in fleet.executors:
             marks.append(e.SlotMarked(slot_id, True, "its executor answers", wall_ms))
         elif not catalog.is_out(slot_id) and fleet.subscribed and empty_ms > settings.slot_out_ms:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from stoker.executor.units import format_bytes
 from stoker.framework.core.catalog import Catalog, Dataset, Job, Slot
 from stoker.framework.core.fleet import ExecutorSeen, Fleet, Held, popcount
 from stoker.framework.core.progress import JobProgress, SlotProgress, job_progress
@@ -279,8 +278,3 @@ def _waiting_for(catalog: Catalog, fleet: Fleet, progress: JobProgress, now_ms: 
         return f"{unfit} blocks find no room"
     freed = sum(s.held_blocks for s in progress.slots)
     return f"{freed} blocks are still held, or lent to readers" if freed else ""
-
-
-def describe_bytes(count: int) -> str:
-    """Return `count` for people, with the exact number."""
-    return f"{format_bytes(count)} ({count} bytes)"

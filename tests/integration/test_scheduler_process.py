@@ -63,6 +63,11 @@ def running(api: Api) -> list[dict[str, Any]]:
     return [e for e in api.get("/v1/executors")["executors"] if e["state"] == "RUNNING"]
 
 
+def lead_tries(api: Api) -> float:
+    lines = api.call("GET", "/metrics")[1].decode().splitlines()
+    return float(next(line for line in lines if line.startswith("stoker_lead_tries_total")).split()[1])
+
+
 def in_threads(count: int, function: Any) -> list[Any]:
     """Return what `function(i)` returned in each of `count` threads that began at once."""
     barrier, results = threading.Barrier(count), [None] * count
@@ -279,10 +284,9 @@ def test_a_full_disk_is_outlived_in_the_same_process(
             "message"
         ]
         assert api.call("GET", "/alive")[0] == 200
-        tries = process.said().count("not leading")
-        wait_until(lambda: process.said().count("not leading") > tries + 3, what="more tries")
+        wait_until(lambda: lead_tries(api) >= 4, what="more tries")
         threads = psutil.Process(pid).num_threads()
-        wait_until(lambda: process.said().count("not leading") > tries + 5, what="more tries")
+        wait_until(lambda: lead_tries(api) >= 6, what="more tries")
         assert psutil.Process(pid).num_threads() <= threads + 2, "a try leaves no threads behind"
         psutil.Process(pid).rlimit(psutil.RLIMIT_FSIZE, (-1, -1))
         process.wait_leading()

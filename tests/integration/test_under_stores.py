@@ -6,10 +6,13 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import fsspec
 import pytest
 
+from stoker.client.api import Client
+from stoker.client.errors import ApiError
 from support.files import content, digests
 from support.local import Local, local_cluster
 from support.nginx import PROGRAM, WHY_NOT, nginx
@@ -86,14 +89,15 @@ def write_files(root: pathlib.Path, files: Mapping[str, bytes]) -> None:
         (root / path).write_bytes(data)
 
 
-def add_and_load(local: Local, name: str, source: str, *options: str) -> None:
-    """As an operator does it, with the command line."""
-    words = [word for option in options for word in ("--option", option)]
-    view = local.run_json("dataset", "add", name, source, *words)
-    assert view["state"] == "READY" and view["error"] is None
-    job = local.run_json("load", name, "--wait")
+def add_and_load(local: Local, name: str, source: str, **options: str) -> None:
+    local.add(name, source, options=options)
+    job = local.load(name)
     assert (job["state"], job["error_count"]) == ("SUCCEEDED", 0), job
-    view = local.run_json("dataset", "show", name)
+    _assert_cached(local.client.dataset_info(name))
+
+
+def _assert_cached(view: Mapping[str, Any]) -> None:
+    assert view["state"] == "READY" and view["error"] is None
     assert view["cached_bytes"] == view["bytes"] and view["cached_ratio"] == 1.0
 
 
@@ -104,7 +108,7 @@ def read_everything(
     monkeypatch.setenv("STOKER_URL", local.url)
     for transport in ("fd", "tcp"):
         monkeypatch.setenv("STOKER_TRANSPORT", transport)
-        dataset = local.client.__class__(local.url).dataset(name)
+        dataset = Client(local.url).dataset(name)
         assert set(dataset.paths) == set(expected)
         assert {path: _sha256(dataset.read(path)) for path in dataset.paths} == expected
         filesystem = fsspec.filesystem("stoker", skip_instance_cache=True)
@@ -129,18 +133,25 @@ def test_s3_through_fsspec_with_credentials_that_nobody_can_see(
 ) -> None:
     objects = odd_files("train/")
     s3.fill("images", objects | {"other/not-this.bin": b"outside the prefix", "train/marker/": b""})
-    credentials = [f"endpoint_url={s3.endpoint}", f"key=env:{PASSED_ON}", f"secret=file:{secret_file}"]
-    add_and_load(cluster, "s3", "s3://images/train", *credentials)
+    credentials = {"endpoint_url": s3.endpoint, "key": f"env:{PASSED_ON}", "secret": f"file:{secret_file}"}
+    cluster.run("dataset", "add", "s3", "s3://images/train", *_words(credentials), check=True)
+    assert cluster.run_json("load", "s3", "--wait")["state"] == "SUCCEEDED"
     expected = {path.removeprefix("train/"): _sha256(data) for path, data in objects.items()}
     read_everything(cluster, "s3", expected, monkeypatch)
 
     shown = cluster.run_json("dataset", "show", "s3")
-    assert shown["options"] == dict(option.split("=", 1) for option in credentials)
+    _assert_cached(shown)
+    assert shown["options"] == credentials
     everything = (
         cluster.run("dataset", "show", "s3", "--json").stdout + cluster.run("job", "ls", "--json").stdout
     )
     assert ACCESS_KEY not in everything and SECRET_KEY not in everything
     _assert_nowhere(cluster.state, ACCESS_KEY, SECRET_KEY)
+
+
+def _words(options: Mapping[str, str]) -> list[str]:
+    """Return the options as the command line takes them."""
+    return [word for key, value in options.items() for word in ("--option", f"{key}={value}")]
 
 
 def _assert_nowhere(state: pathlib.Path, *secrets: str) -> None:
@@ -158,14 +169,12 @@ def test_a_secret_that_executors_do_not_have_is_named_and_so_is_the_way_to_give_
     cluster: Local, s3: S3Store
 ) -> None:
     s3.fill("unforwarded", {"a.bin": b"a" * 1000})
-    options = [f"endpoint_url={s3.endpoint}", f"key=env:{KEPT_BACK}", "secret=env:NOT_SET_ANYWHERE"]
-    words = [word for option in options for word in ("--option", option)]
-    refused = cluster.run("dataset", "add", "lost", "s3://unforwarded", *words)
+    options = {"endpoint_url": s3.endpoint, "key": f"env:{KEPT_BACK}", "secret": "env:NOT_SET_ANYWHERE"}
+    refused = cluster.run("dataset", "add", "lost", "s3://unforwarded", *_words(options))
     assert refused.returncode == 1
     assert "NOT_SET_ANYWHERE" in refused.stderr and "--executor-env" in refused.stderr
 
-    words[-1] = f"secret=env:{PASSED_ON}"
-    cluster.run("dataset", "add", "lost", "s3://unforwarded", *words, check=True)
+    cluster.add("lost", "s3://unforwarded", options=options | {"secret": f"env:{PASSED_ON}"})
     job = cluster.load("lost")
     assert job["state"] == "FAILED"
     assert [e["path"] for e in job["errors"]] == ["a.bin"]
@@ -175,14 +184,12 @@ def test_a_secret_that_executors_do_not_have_is_named_and_so_is_the_way_to_give_
 
 
 def test_a_secret_written_out_is_refused_and_kept_nowhere(cluster: Local) -> None:
-    for option in (
-        "secret=hunter2-hunter2",
-        "password=hunter2-hunter2",
-        "client_kwargs.aws_session_token=hunter2-hunter2",
-    ):
-        refused = cluster.run("dataset", "add", "plain", "s3://bucket", "--option", option)
-        assert refused.returncode == 1
-        assert "env:" in refused.stderr and "file:" in refused.stderr
+    refused = cluster.run("dataset", "add", "plain", "s3://bucket", "--option", "secret=hunter2-hunter2")
+    assert refused.returncode == 1
+    assert "env:" in refused.stderr and "file:" in refused.stderr and "hunter2" not in refused.stderr
+    for name in ("password", "client_kwargs.aws_session_token", "account_key"):
+        with pytest.raises(ApiError, match="env:"):
+            cluster.client.create_dataset("plain", "s3://bucket", options={name: "hunter2-hunter2"})
     assert "plain" not in [d["name"] for d in cluster.client.datasets()]
     _assert_nowhere(cluster.state, "hunter2-hunter2")
 
@@ -213,8 +220,7 @@ def test_http_with_a_token_from_the_environment(cluster: Local, tmp_path: pathli
     with nginx(tmp_path / "site", tmp_path / "nginx", more=guard) as url:
         refused = cluster.run("dataset", "add", "guarded", url)
         assert refused.returncode == 1 and "403" in refused.stderr and "--option" in refused.stderr
-        header = f'headers={{"Authorization": "env:{PASSED_ON}"}}'
-        add_and_load(cluster, "guarded", url, header)
+        add_and_load(cluster, "guarded", url, headers=f'{{"Authorization": "env:{PASSED_ON}"}}')
     assert cluster.client.dataset("guarded").read("a.bin") == content(1, 100_000)
     _assert_nowhere(cluster.state, ACCESS_KEY)
 

@@ -161,7 +161,9 @@ class SimExecutor:
     def answered(self, answer: HeartbeatAnswer) -> None:
         if answer.want_whole:
             self.acknowledged = None
-        elif answer.sequence in self.sent and (self.acknowledged is not None or answer.sequence == self.sequence):
+        elif answer.sequence in self.sent and (
+            self.acknowledged is not None or answer.sequence == self.sequence
+        ):
             self.acknowledged = self.sent[answer.sequence]
         new, old = answer.assignment, self.assignment
         if new is None or (old is not None and (new.epoch, new.version) < (old.epoch, old.version)):
@@ -172,7 +174,9 @@ class SimExecutor:
 
 
 def _is_excluded(rules: tuple[tuple[bool, str], ...], path: str) -> bool:
-    decided = [included for included, prefix in rules if prefix in ("", path) or path.startswith(prefix + "/")]
+    decided = [
+        included for included, prefix in rules if prefix in ("", path) or path.startswith(prefix + "/")
+    ]
     return bool(decided) and not decided[-1]
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from sim.executor import BLOCK_BYTES
 from sim.world import Faults, World
-
 from stoker.framework.core.fleet import TERMINAL_STATES
 from stoker.framework.core.progress import job_progress
 from stoker.framework.model import JobState
 
 FIRST = int(os.environ.get("STOKER_SIM_SEED", "1"))
-RUNS = int(os.environ.get("STOKER_SIM_RUNS", "1" if "STOKER_SIM_SEED" in os.environ else "24"))
+RUNS = int(os.environ.get("STOKER_SIM_RUNS", "1" if "STOKER_SIM_SEED" in os.environ else "6"))
 
 
 def run(world: World, duration_ms: int, settle_ms: int = 150_000) -> None:
@@ -54,7 +54,11 @@ def check_settled(world: World) -> None:
         )
         for key, held in executor.held.items():
             seen = fleet.executors[executor.launch.launch_id]
-            bits = {i for i in range(8 * len(seen.datasets[key].bitmap)) if seen.datasets[key].bitmap[i >> 3] >> (i & 7) & 1}
+            bits = {
+                i
+                for i in range(8 * len(seen.datasets[key].bitmap))
+                if seen.datasets[key].bitmap[i >> 3] >> (i & 7) & 1
+            }
             assert bits == held, "the leader believes other blocks are there"
     if len(running) == catalog.fleet.instances:
         for job in catalog.active_jobs():
@@ -69,14 +73,14 @@ def test_keeps_every_promise_when_everything_fails(seed: int) -> None:
 
 
 def test_takes_over_at_every_append() -> None:
-    """The leader dies when a batch is durable and nothing of it performed: each of the first batches in turn."""
-    for commit in range(1, 70):
+    """The leader dies when a batch is durable and nothing of it performed: each third of the first ones."""
+    for commit in range(1, 70, 3):
         world = World(commit, agents=3, instances=2, faults=Faults.none())
         world.crash_at_commit = commit
         world.at(200, lambda world=world: world.ask_add("alpha"))
         world.at(9_000, lambda world=world: world.ask_job("alpha", "load", ()))
         world.at(12_000, lambda world=world: world.ask_job("alpha", "free", ("d1",)))
-        run(world, 20_000, 60_000)
+        run(world, 20_000, 40_000)
 
 
 def test_loads_everything_on_a_quiet_day() -> None:

@@ -96,7 +96,9 @@ class Faults:
 
 
 class World:
-    def __init__(self, seed: int, *, agents: int = 4, instances: int = 3, faults: Faults | None = None) -> None:
+    def __init__(
+        self, seed: int, *, agents: int = 4, instances: int = 3, faults: Faults | None = None
+    ) -> None:
         self.seed = seed
         self.random = random.Random(seed)
         self.faults = faults or Faults()
@@ -289,13 +291,17 @@ class World:
             if task.unacknowledged and self.agents[task.agent_id].is_up:
                 if not self.chance(self.faults.message_loss):
                     self.from_master(ev.TaskUpdated(task.unacknowledged[0]))
-        for task_id in [t.task_id for t in self.tasks.values() if t.state in TERMINAL_STATES and not t.unacknowledged]:
+        for task_id in [
+            t.task_id for t in self.tasks.values() if t.state in TERMINAL_STATES and not t.unacknowledged
+        ]:
             del self.tasks[task_id]
 
     def update(self, task: SimTask, state: str, reason: str = "") -> None:
         task.state = state
         uuid = next(self.uuids).to_bytes(16, "big")
-        task.unacknowledged.append(TaskStatus(task.task_id, state, task.agent_id, task.task_id, reason, uuid=uuid))
+        task.unacknowledged.append(
+            TaskStatus(task.task_id, state, task.agent_id, task.task_id, reason, uuid=uuid)
+        )
         if state in TERMINAL_STATES:
             task.mem_bytes = 0
 
@@ -380,7 +386,9 @@ class World:
         for task_id, agent_id in known:
             task = self.tasks.get(task_id)
             state = task.state if task else "TASK_GONE"
-            self.from_master(ev.TaskUpdated(TaskStatus(task_id, state, agent_id, reason="REASON_RECONCILIATION")))
+            self.from_master(
+                ev.TaskUpdated(TaskStatus(task_id, state, agent_id, reason="REASON_RECONCILIATION"))
+            )
 
     def end_executor(self, task_id: str, state: str) -> None:
         executor = self.executors.pop(task_id, None)
@@ -502,7 +510,8 @@ class World:
     def user_asks(self) -> None:
         name = self.random.choice(("alpha", "beta"))
         kind = self.random.choices(
-            ("add", "remove", "load", "free", "cancel", "fleet", "change", "refresh"), (20, 4, 30, 12, 10, 4, 6, 8)
+            ("add", "remove", "load", "free", "cancel", "fleet", "change", "refresh"),
+            (20, 4, 30, 12, 10, 4, 6, 8),
         )[0]
         getattr(self, f"ask_{kind}")(name)
 
@@ -559,7 +568,9 @@ class World:
             self.ask(f"cancel {job_id}", lambda r: ev.JobCancelRequested(r, job_id))
 
     def ask_fleet(self, name: str) -> None:
-        spec = replace(self.spec, instances=self.random.choice((2, 3, 4)), mem_bytes=self.random.choice((64, 96)) * MIB)
+        spec = replace(
+            self.spec, instances=self.random.choice((2, 3, 4)), mem_bytes=self.random.choice((64, 96)) * MIB
+        )
         self.ask("fleet", lambda r: ev.FleetRequested(r, spec))
 
     def ask_change(self, name: str) -> None:

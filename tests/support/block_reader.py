@@ -43,17 +43,21 @@ def main(root: str, path: str, launch: str, incarnation: str, seed: str, count: 
         expected = dataset.data(row.path)
         start = chance.randrange(row.size)
         stop = chance.randrange(start, row.size) + 1
-        parts = []
-        for block, offset, length in dataset.ranges(row.path, start, stop):
-            if block not in held and len(held) < HELD_MAX:
+        parts: list[bytes] = []
+        for place, (block, offset, length) in enumerate(dataset.ranges(row.path, start, stop)):
+            if block not in held:
+                parts.append(client.read((block, offset, length)))
+                if len(held) == HELD_MAX:
+                    oldest = next(iter(held))
+                    os.close(held.pop(oldest))
+                    client.give_back(oldest)
                 statuses, fds = client.descriptors(block)
                 if statuses == [DescriptorStatus.PASSED]:
                     held[block] = fds[0]
             if block in held:
-                parts.append(os.pread(held[block], length, offset))
+                data = os.pread(held[block], length, offset)
                 by_descriptor += 1
-            else:
-                parts.append(client.read((block, offset, length)))
+                parts[place:] = [data]
             take_drops()
         if b"".join(parts) != expected[start:stop]:
             print(f"wrong bytes in {row.path} [{start}, {stop})")

@@ -78,9 +78,13 @@ class Stage:
     def subscribe(self, framework_id: str = "framework-1") -> a.Frame:
         return self.do(ev.Subscribed(framework_id, "master-1"))
 
-    def offer(self, *agents: str, mem_bytes: int = 1024 * MIB, cpus_milli: int = 2000, **fields: Any) -> a.Frame:
+    def offer(
+        self, *agents: str, mem_bytes: int = 1024 * MIB, cpus_milli: int = 2000, **fields: Any
+    ) -> a.Frame:
         """One offer of each agent, by id; hostname is the id."""
-        return self.do(ev.OffersReceived(tuple(self.make_offer(n, mem_bytes, cpus_milli, **fields) for n in agents)))
+        return self.do(
+            ev.OffersReceived(tuple(self.make_offer(n, mem_bytes, cpus_milli, **fields) for n in agents))
+        )
 
     def make_offer(
         self,
@@ -124,11 +128,15 @@ class Stage:
         (answer,) = [x for x in frame.actions if isinstance(x, a.AnswerHeartbeat)]
         return answer.answer
 
-    def hold(self, slot_id: int, dataset: Dataset, blocks: Iterable[int] | None = None, **fields: Any) -> HeartbeatAnswer:
+    def hold(
+        self, slot_id: int, dataset: Dataset, blocks: Iterable[int] | None = None, **fields: Any
+    ) -> HeartbeatAnswer:
         """Let a slot report these full blocks (None: all that are wanted there), settled unless `fields` say else."""
         wanted = self.wanted_on(slot_id, dataset)
         held = wanted if blocks is None else set(blocks)
-        return self.beat(self.launch(slot_id), whole=True, datasets=(residency_of(dataset, held, wanted, **fields),))
+        return self.beat(
+            self.launch(slot_id), whole=True, datasets=(residency_of(dataset, held, wanted, **fields),)
+        )
 
     def wanted_on(self, slot_id: int, dataset: Dataset) -> set[int]:
         assert dataset.current is not None
@@ -137,7 +145,8 @@ class Stage:
         return {
             block
             for block in range(dataset.current.block_count)
-            if position in homes[:, block % dataset.current.pg_count] and is_wanted(dataset.rules, path_of(block))
+            if position in homes[:, block % dataset.current.pg_count]
+            and is_wanted(dataset.rules, path_of(block))
         }
 
     # --- users
@@ -148,7 +157,13 @@ class Stage:
         return answer
 
     def add(self, name: str = "alpha", source: str = "mem://x", **fields: Any) -> a.Answer:
-        values: dict[str, Any] = {"options": {}, "replicas": 1, "policy": "keep", "tier": "mem", "priority": 0}
+        values: dict[str, Any] = {
+            "options": {},
+            "replicas": 1,
+            "policy": "keep",
+            "tier": "mem",
+            "priority": 0,
+        }
         return self.ask(ev.DatasetRequested(7, name, source, **(values | fields)))
 
     def ready(self, name: str = "alpha", blocks: int = 16, **fields: Any) -> Dataset:

@@ -515,9 +515,12 @@ def test_an_under_store_that_comes_back_is_tried_again(tmp_path: Path, scheduler
     dataset = make_files(tmp_path / "data", 10)
     scheduler.serve(dataset)
     os.rename(tmp_path / "data", tmp_path / "away")
+    os.symlink("data", tmp_path / "data")  # "too many levels of symbolic links": not that the files are gone
     scheduler.assign(dataset.assignment(wanted=ALL, wanted_version=1))
     with running_executor(scheduler):
         scheduler.wait(lambda: (r := scheduler.residency()) is not None and r.failed_count > 0, "failures")
+        assert {f.code for f in scheduler.residency().failures} == {Failure.UNDER_STORE}
+        os.unlink(tmp_path / "data")
         os.rename(tmp_path / "away", tmp_path / "data")
         told = scheduler.wait_full(dataset.manifest.block_count)
         assert told.failed_count == 0 and told.failures == ()
@@ -527,14 +530,14 @@ def test_an_under_store_that_comes_back_is_tried_again(tmp_path: Path, scheduler
 
 
 def test_kill_and_shutdown_end_it_cleanly(scheduler: FakeScheduler) -> None:
-    for word, state in (("kill", "TASK_KILLED"), ("shutdown", "TASK_KILLED")):
-        executor = RunningExecutor(scheduler).wait_running()
+    for launch, word in enumerate(("kill", "shutdown"), 1):
+        executor = RunningExecutor(scheduler, launch=launch).wait_running()
         pids = [pid for children in executor.children().values() for pid in children]
-        socket_path = scheduler.last().socket_path
+        socket_path = scheduler.last(launch).socket_path
         assert os.path.exists(socket_path)
         executor.say(word)
         assert executor.process.wait(DEADLINE_S) == 0
-        executor.wait_status(state)
+        executor.wait_status("TASK_KILLED")
         assert not any(psutil.pid_exists(pid) for pid in pids)
         assert not os.path.exists(socket_path)
         executor.close()

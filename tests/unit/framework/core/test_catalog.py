@@ -9,14 +9,14 @@ import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sim.world import World
-from support.core_stage import Stage, manifested, replayed
 
+from sim.world import World
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.catalog import SLOTS_GONE_MAX, Catalog
 from stoker.framework.core.codec import CodecError
 from stoker.framework.model import FleetSpec
+from support.core_stage import Stage, manifested, replayed
 
 
 @functools.cache

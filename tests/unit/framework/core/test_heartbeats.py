@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.core_stage import Stage, bitmap_of, residency_of
 
 from stoker.executor.messages import NO_HOME
 from stoker.framework.core.assignments import build_assignment, current_assignment
 from stoker.framework.core.catalog import Dataset
+from support.core_stage import Stage, bitmap_of, residency_of
 
 
 def held(stage: Stage, slot_id: int, dataset: Dataset) -> set[int]:
@@ -103,7 +103,9 @@ def test_changes_are_taken_in_and_a_gap_asks_for_the_whole() -> None:
 
     def beat(**fields: Any) -> Any:
         blocks = fields.pop("full")
-        residency = residency_of(dataset, set(range(blocks)), set(), bitmap=None, full_blocks=blocks, **fields.pop("r"))
+        residency = residency_of(
+            dataset, set(range(blocks)), set(), bitmap=None, full_blocks=blocks, **fields.pop("r")
+        )
         return stage.beat(launch, datasets=(residency,), **fields)
 
     assert not beat(full=3, r={"added": (0, 1, 20)}).want_whole
@@ -200,5 +202,9 @@ def test_what_is_held_of_a_removed_dataset_is_forgotten() -> None:
 def test_a_bitmap_may_be_longer_or_shorter_than_the_dataset() -> None:
     stage = Stage(instances=1).start()
     dataset = stage.ready(blocks=8)
-    stage.beat(stage.launch(1), whole=True, datasets=(residency_of(dataset, {1}, set(), bitmap=bitmap_of({1}) + bytes(9)),))
+    stage.beat(
+        stage.launch(1),
+        whole=True,
+        datasets=(residency_of(dataset, {1}, set(), bitmap=bitmap_of({1}) + bytes(9)),),
+    )
     assert held(stage, 1, dataset) == {1}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from support.core_stage import MIB, Stage, actions_of, entries_of
 
 from stoker.framework.core import actions as a
 from stoker.framework.core import entries as e
@@ -9,6 +8,7 @@ from stoker.framework.core import events as ev
 from stoker.framework.core.fleet import TERMINAL_STATES
 from stoker.framework.core.views import executor_views
 from stoker.framework.model import FleetSpec
+from support.core_stage import MIB, Stage, actions_of, entries_of
 
 
 def test_founds_the_cluster_once() -> None:
@@ -121,7 +121,9 @@ def test_an_executor_is_not_blamed_for_our_own_pause() -> None:
     """The machine was suspended: CLOCK_BOOTTIME went on, nobody could be heard."""
     stage = Stage(instances=1).start()
     assert not stage.tick(after_ms=3_600_000).entries
-    assert not any(f.entries for f in stage.pass_time(stage.settings.heartbeat_timeout_ms - 1_000, beating=False))
+    assert not any(
+        f.entries for f in stage.pass_time(stage.settings.heartbeat_timeout_ms - 1_000, beating=False)
+    )
     assert any(entries_of(f, e.LaunchEnded) for f in stage.pass_time(2_000, beating=False))
 
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from support.core_stage import MIB, Stage, actions_of, entries_of
 
 from stoker.framework.core import actions as a
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.matching import choose_port, merge_resources, shortfall
 from stoker.framework.model import FleetSpec, Resources
+from support.core_stage import MIB, Stage, actions_of, entries_of
 
 
 def led(**fields: int) -> Stage:

@@ -15,7 +15,8 @@ GIB = 2**30
 
 def slots_of(weights: list[int], domains: list[str] | None = None) -> list[PlacementSlot]:
     return [
-        PlacementSlot(i + 1, weight * GIB, domains[i] if domains else str(i)) for i, weight in enumerate(weights)
+        PlacementSlot(i + 1, weight * GIB, domains[i] if domains else str(i))
+        for i, weight in enumerate(weights)
     ]
 
 
