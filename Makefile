@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/pip install -q --disable-pip-version-check --use-pep517 -c constraints.txt
 TORCH ?=
 PYTEST ?= $(BIN)/python -m pytest
 RUNNERS := $(shell nproc)

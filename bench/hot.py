@@ -60,7 +60,9 @@ def _large(client) -> list[Result]:
     def plain_sequential() -> float:
         return (
             FILE_BYTES
-            / seconds(lambda: [_drain_part(f, b, n, buffer) for f, (_, b, n) in zip(plain, pieces, strict=True)])
+            / seconds(
+                lambda: [_drain_part(f, b, n, buffer) for f, (_, b, n) in zip(plain, pieces, strict=True)]
+            )
             / GIB
         )
 

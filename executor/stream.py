@@ -14,7 +14,7 @@ import gevent
 from gevent.hub import get_hub
 
 STALL_TIMEOUT_MS = 30_000
-RECEIVE_BYTES = 64 * 1024
+RECEIVE_BYTES = 16 * 1024
 SENDFILE_BYTES_MAX = 4 * 1024 * 1024  # one system call; a reader as fast as we are would hold the hub else
 
 _READ, _WRITE = 1, 2

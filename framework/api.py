@@ -124,7 +124,9 @@ class Api:
 
     def show_dataset(self, call: Call) -> Reply:
         name = check_name(call.parameters["name"])
-        return self._read(lambda catalog, fleet: views.dataset_view(catalog, fleet, _dataset(catalog, name), now_ms()))
+        return self._read(
+            lambda catalog, fleet: views.dataset_view(catalog, fleet, _dataset(catalog, name), now_ms())
+        )
 
     def change_dataset(self, call: Call) -> Reply:
         name, body = check_name(call.parameters["name"]), call.body
@@ -340,7 +342,12 @@ def _version(dataset: Dataset, version: int | None) -> Manifested:
         if known.version == version:
             return known
     standing = ", ".join(str(known.version) for known in dataset.versions)
-    refuse(f"the dataset {dataset.name!r} has no version {version}", f"there are {standing}", status=404, code="not_found")
+    refuse(
+        f"the dataset {dataset.name!r} has no version {version}",
+        f"there are {standing}",
+        status=404,
+        code="not_found",
+    )
 
 
 def _job_view(catalog: Catalog, fleet: Fleet, job_id: str) -> dict[str, Any]:

@@ -25,14 +25,13 @@ OPTIONS_BYTES_MAX = _LIMITS.options_bytes_max
 PATHS_MAX = 1_024  # of one job
 PATHS_BYTES_MAX = _LIMITS.job_paths_bytes_max
 KEY_CHARS_MAX = _LIMITS.key_bytes_max
-PATH_RULE = (
-    f"relative to the dataset, components joined by '/', none of them empty, '.' or '..', no NUL, at most {PATH_BYTES_MAX} bytes"
-)
+PATH_RULE = f"relative to the dataset, components joined by '/', none of them empty, '.' or '..', no NUL, at most {PATH_BYTES_MAX} bytes"
 SOURCE_RULE = "SCHEME://..., or an absolute path (the same as file://)"
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _SECRET_NAME = re.compile(
-    r"secret|passw|passphrase|token|credential|(account|access|api|private|sas|shared|client|master)_?key", re.IGNORECASE
+    r"secret|passw|passphrase|token|credential|(account|access|api|private|sas|shared|client|master)_?key",
+    re.IGNORECASE,
 )
 _SECRET_REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+", re.DOTALL)
 _NOT_SECRET = frozenset({"", "anon", "google_default", "cloud"})
@@ -109,7 +108,9 @@ def _check_text(value: str, schema: Mapping[str, Any], where: str) -> None:
     if not is_text(value):
         refuse(f"{where} is not text: it has a lone surrogate or a NUL")
     if "pattern" in schema and not re.fullmatch(schema["pattern"], value):
-        refuse(f"{where} is {_shown(value)}", str(schema.get("description", f"must match {schema['pattern']}")))
+        refuse(
+            f"{where} is {_shown(value)}", str(schema.get("description", f"must match {schema['pattern']}"))
+        )
 
 
 def _check_number(value: int, schema: Mapping[str, Any], where: str) -> None:
@@ -204,7 +205,10 @@ def check_paths(paths: Sequence[str]) -> tuple[str, ...]:
     """Return the paths of a job, each once, in order. :raises Refused: one is wrong, or all together are too long."""
     clean = tuple(dict.fromkeys(check_path(path) for path in paths))
     if sum(len(path.encode()) for path in clean) > PATHS_BYTES_MAX:
-        refuse(f"the paths have more than {PATHS_BYTES_MAX} bytes together", "name directories instead of single files")
+        refuse(
+            f"the paths have more than {PATHS_BYTES_MAX} bytes together",
+            "name directories instead of single files",
+        )
     return () if "" in clean else clean
 
 
@@ -214,7 +218,10 @@ def check_source(source: str, allowed_prefixes: Sequence[str]) -> str:
     :raises Refused: not a source, or not one that this cluster takes.
     """
     if not is_text(source) or len(source.encode()) > SOURCE_BYTES_MAX - 7 or source != source.strip():
-        refuse(f"{_shown(source)} is not a source", f"{SOURCE_RULE}, at most {SOURCE_BYTES_MAX} bytes, no spaces around it")
+        refuse(
+            f"{_shown(source)} is not a source",
+            f"{SOURCE_RULE}, at most {SOURCE_BYTES_MAX} bytes, no spaces around it",
+        )
     url = f"file://{source}" if source.startswith("/") else source
     scheme, separator, rest = url.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme.split("::")[-1]) or not rest:
@@ -222,7 +229,10 @@ def check_source(source: str, allowed_prefixes: Sequence[str]) -> str:
     if ".." in rest.split("/"):
         refuse(f"{_shown(source)} is not a source", "write it without '..'")
     if _password_of(url):
-        refuse("the source has a password in it", "give it as --option NAME=env:VARIABLE or NAME=file:PATH, it would be journaled here")
+        refuse(
+            "the source has a password in it",
+            "give it as --option NAME=env:VARIABLE or NAME=file:PATH, it would be journaled here",
+        )
     _check_allowed(url, allowed_prefixes)
     return url
 
@@ -232,7 +242,11 @@ def _check_allowed(url: str, allowed_prefixes: Sequence[str]) -> None:
         return
     if allowed_prefixes:
         shown = ", ".join(allowed_prefixes)
-        refuse(f"{_shown(url)} may not be added here", f"allowed are {shown} (the scheduler's --allow-source)", code="source_not_allowed")
+        refuse(
+            f"{_shown(url)} may not be added here",
+            f"allowed are {shown} (the scheduler's --allow-source)",
+            code="source_not_allowed",
+        )
     scheme = url.split("://", 1)[0]
     if "::" in url or scheme in _LOCAL_SCHEMES | _WRAPPING_SCHEMES:
         refuse(
@@ -268,7 +282,11 @@ def check_options(options: Mapping[str, str], allowed_prefixes: Sequence[str]) -
                 f"write {_cut(name)}=env:VARIABLE or {_cut(name)}=file:/PATH, resolved where the source is read",
             )
         if name in _WRAPPING_OPTIONS and "" not in allowed_prefixes:
-            refuse(f"the option {name!r} leads to another source", "add that source itself", code="source_not_allowed")
+            refuse(
+                f"the option {name!r} leads to another source",
+                "add that source itself",
+                code="source_not_allowed",
+            )
     return dict(options)
 
 

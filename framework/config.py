@@ -25,7 +25,9 @@ from stoker.framework.model import EXECUTOR_CPUS_MILLI, NAME, NAME_RULE, FleetSp
 from stoker.mesos.detector import parse_address
 
 PORT_DEFAULT = 7070
-FAILOVER_TIMEOUT_MS_DEFAULT = 14 * 86_400_000  # two weeks: longer than any repair, since after it Mesos kills all
+FAILOVER_TIMEOUT_MS_DEFAULT = (
+    14 * 86_400_000
+)  # two weeks: longer than any repair, since after it Mesos kills all
 INSTANCES_MAX = 10_000
 MEM_BYTES_MIN = 16 * 1024 * 1024
 MEM_BYTES_MAX = 64 * 2**40
@@ -162,7 +164,9 @@ _KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bo
 
 def _type_problems(raw: dict[str, Any]) -> list[str]:
     fields = {f.name: f for f in dataclasses.fields(Config)}
-    problems = [f"unknown field {name!r}; known are {', '.join(sorted(fields))}" for name in raw if name not in fields]
+    problems = [
+        f"unknown field {name!r}; known are {', '.join(sorted(fields))}" for name in raw if name not in fields
+    ]
     problems += [f"{name!r} is missing" for name in ("master", "journal") if name not in raw]
     for name, value in raw.items():
         if name not in fields:
@@ -181,7 +185,9 @@ def _type_problems(raw: dict[str, Any]) -> list[str]:
 
 def _master_problems(config: Config) -> list[str]:
     if config.master.startswith("zk://"):
-        return [f"--master {config.master!r}: finding the master through ZooKeeper is not there yet; use HOST:PORT"]
+        return [
+            f"--master {config.master!r}: finding the master through ZooKeeper is not there yet; use HOST:PORT"
+        ]
     try:
         parse_address(config.master)
     except ValueError as error:
@@ -250,8 +256,14 @@ def _fleet_problems(config: Config) -> list[str]:
 
 def _settings_problems(config: Config) -> list[str]:
     known = {f.name for f in dataclasses.fields(Settings)}
-    problems = [f"unknown setting {s!r}; known are {', '.join(sorted(known))}" for s in config.settings if s not in known]
-    problems += [f"setting {s!r} must be above 0, not {v}" for s, v in config.settings.items() if s in known and v <= 0]
+    problems = [
+        f"unknown setting {s!r}; known are {', '.join(sorted(known))}"
+        for s in config.settings
+        if s not in known
+    ]
+    problems += [
+        f"setting {s!r} must be above 0, not {v}" for s, v in config.settings.items() if s in known and v <= 0
+    ]
     return problems
 
 

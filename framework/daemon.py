@@ -83,7 +83,9 @@ def _read_config(path: str) -> str:
 
 
 def _set_up_logging(level: str) -> None:
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter = logging.Formatter(
+        "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+    )
     formatter.converter = time.gmtime
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
@@ -136,7 +138,9 @@ class Daemon:
             server = make_server(config.host, config.port, make_app(api, self._metrics))
         except OSError as error:
             hint = "choose another --port, or stop who has it" if config.port else "choose another --host"
-            raise Fatal(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {hint}") from error
+            raise Fatal(
+                f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {hint}"
+            ) from error
         self._url = config.url(server.server_port)
         return server
 
@@ -178,10 +182,14 @@ class Daemon:
     def _lead(self) -> None:
         """Take the journal and lead until it ends. :raises JournalError, Fatal: how it ended."""
         self._metrics.lead_tries.inc()
-        journal = JournalThread(LocalJournal(self._config.journal_dir, owner=f"scheduler {self._config.name} at {self._url}"))
+        journal = JournalThread(
+            LocalJournal(self._config.journal_dir, owner=f"scheduler {self._config.name} at {self._url}")
+        )
         leadership: Leadership | None = None
         try:
-            leadership = Leadership(self._config, journal, self._make_driver, url=self._url, metrics=self._metrics)
+            leadership = Leadership(
+                self._config, journal, self._make_driver, url=self._url, metrics=self._metrics
+            )
             with contextlib.suppress(NotLeading):  # it ended before it began: `ended` says how
                 leadership.begin()
                 self._leadership, self._has_led = leadership, True

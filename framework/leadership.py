@@ -41,7 +41,9 @@ SNAPSHOT_BYTES_MAX = 1024 * 1024 * 1024
 
 log = logging.getLogger(__name__)
 
-MakeDriver = Callable[[Any, Json], Driver]  # (pymesos Scheduler, FrameworkInfo) -> a driver that is not started
+MakeDriver = Callable[
+    [Any, Json], Driver
+]  # (pymesos Scheduler, FrameworkInfo) -> a driver that is not started
 
 
 class Leadership:
@@ -194,16 +196,17 @@ def _replay(snapshot: bytes | None, records: Iterable[tuple[int, bytes]]) -> tup
 
     :raises Corrupt: a record or snapshot that is none. :raises TooNew: written by a newer program.
     """
-    index = 0
+    at = "the snapshot"
     try:
         catalog = Catalog() if snapshot is None else Catalog.restore(_decode_snapshot(snapshot))
         for index, record in records:
+            at = f"record {index}"
             catalog.apply(decode_entry(record))
     except CodecError as error:
         kind = TooNew if "newer" in str(error) else Corrupt
-        raise kind(f"at record {index}: {error}") from error
+        raise kind(f"{at}: {error}") from error
     except (AssertionError, KeyError) as error:
-        raise Corrupt(f"record {index} does not follow from those before it: {error!r}") from error
+        raise Corrupt(f"{at} does not follow from what is before it: {error!r}") from error
     return catalog, catalog.wall_ms
 
 

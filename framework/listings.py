@@ -150,8 +150,12 @@ class Listings:
             self._list_and_store(listing, directory)
         except (FrameworkError, JournalError, OSError) as error:
             if not listing.stopped:
-                log.warning("listing dataset_id=%d attempt=%d failed: %s", action.dataset_id, action.attempt, error)
-                failed = ListingFinished(action.dataset_id, action.attempt, None, str(error)[:ERROR_CHARS_MAX])
+                log.warning(
+                    "listing dataset_id=%d attempt=%d failed: %s", action.dataset_id, action.attempt, error
+                )
+                failed = ListingFinished(
+                    action.dataset_id, action.attempt, None, str(error)[:ERROR_CHARS_MAX]
+                )
                 self._loop.put(failed, must=True)
         finally:
             _reap(listing)
@@ -166,7 +170,9 @@ class Listings:
         os.makedirs(out, exist_ok=True)
         if action.previous:
             self._manifests.open(action.previous)
-            os.link(self._manifests.path(action.previous), previous)  # ours: it may be unmapped and removed meanwhile
+            os.link(
+                self._manifests.path(action.previous), previous
+            )  # ours: it may be unmapped and removed meanwhile
         done = self._follow(listing, self._start_child(listing, out, previous if action.previous else None))
         if listing.stopped:
             return
@@ -195,7 +201,10 @@ class Listings:
             stderr=None,  # its log lines stand among ours
             preexec_fn=_prepare_child,
         )
-        with contextlib.suppress(BrokenPipeError), child.stdin:  # a child that ended at once is told by its end
+        with (
+            contextlib.suppress(BrokenPipeError),
+            child.stdin,
+        ):  # a child that ended at once is told by its end
             child.stdin.write(json.dumps(request).encode())
         return iter(lambda: child.stdout.readline(LINE_BYTES_MAX), b"")
 
@@ -211,7 +220,9 @@ class Listings:
                 return dict(said["done"]) if isinstance(said["done"], dict) else {}
             if "error" in said:
                 raise ListingFailed(str(said["error"]))
-            self._loop.put(ListingProgressed(action.dataset_id, action.attempt, int(said["files"]), int(said["bytes"])))
+            self._loop.put(
+                ListingProgressed(action.dataset_id, action.attempt, int(said["files"]), int(said["bytes"]))
+            )
         raise ListingFailed(f"the listing process ended without a result ({_how(listing.child.wait())})")
 
     def _store(self, directory: str, root_digest: str) -> None:
@@ -242,7 +253,16 @@ class Listings:
 
 def _manifested(done: dict[str, Any]) -> Manifested:
     """:raises ListingFailed: the child's result lacks something."""
-    names = ("generation", "version", "files", "bytes", "address_bytes", "block_bytes", "block_count", "pg_count")
+    names = (
+        "generation",
+        "version",
+        "files",
+        "bytes",
+        "address_bytes",
+        "block_bytes",
+        "block_count",
+        "pg_count",
+    )
     try:
         return Manifested(digest=str(done["digest"]), **{name: int(done[name]) for name in names})
     except (KeyError, TypeError, ValueError) as error:

@@ -318,7 +318,9 @@ class Loop:
             if head.records and batch and not count:
                 break
             bytes_more = sum(len(record) for record in head.records)
-            if count and (size + bytes_more > BATCH_BYTES_MAX or count + len(head.records) > BATCH_RECORDS_MAX):
+            if count and (
+                size + bytes_more > BATCH_BYTES_MAX or count + len(head.records) > BATCH_RECORDS_MAX
+            ):
                 break
             count, size = count + len(head.records), size + bytes_more
             batch.append(self._frames.popleft())
@@ -350,7 +352,13 @@ class Loop:
         if isinstance(action, Answer):
             code = action.refusal.code if action.refusal else ""
             status = action.refusal.status if action.refusal else action.status
-            log.info("event=%d action Answer reply_id=%d status=%d %s", stamp.event_id, action.reply_id, status, code)
+            log.info(
+                "event=%d action Answer reply_id=%d status=%d %s",
+                stamp.event_id,
+                action.reply_id,
+                status,
+                code,
+            )
         asked = self._asked.get(action.reply_id)
         if asked is not None:
             asked.result.set(action if isinstance(action, Answer) else action.answer)
@@ -358,7 +366,10 @@ class Loop:
     def _snapshot_if_due(self) -> None:
         if self._snapshot_running:
             return
-        if self._snapshot_value is None and self._decided_index - self._snapshot_index >= self._snapshot_records:
+        if (
+            self._snapshot_value is None
+            and self._decided_index - self._snapshot_index >= self._snapshot_records
+        ):
             self._snapshot_index, self._snapshot_value = self._decided_index, self._core.catalog.snapshot()
         if self._snapshot_value is not None and self._next_index >= self._snapshot_index:
             value, self._snapshot_value = self._snapshot_value, None
@@ -390,7 +401,9 @@ class Loop:
             run(*arguments)
         except JournalError as error:
             self.stop(error)
-        except Exception as error:  # a top frame: our own mistake ends the leadership, and with it the process
+        except (
+            Exception
+        ) as error:  # a top frame: our own mistake ends the leadership, and with it the process
             crashed = Crashed(f"{type(error).__name__}: {error}")
             crashed.__cause__ = error
             self.stop(crashed)

@@ -24,7 +24,6 @@ from stoker.framework.model import JobKind, Refusal, Selection
 MAPPED_MAX = 64  # manifests kept mapped, the least recently used goes first
 
 
-
 class Manifests:
     """The mapped manifests of one leadership."""
 
@@ -53,7 +52,14 @@ class Manifests:
         return self._map_once(digest)
 
     def select(
-        self, digest: str, *, dataset_id: int, kind: str, paths: Sequence[str], rules: Rules, wanted_version: int
+        self,
+        digest: str,
+        *,
+        dataset_id: int,
+        kind: str,
+        paths: Sequence[str],
+        rules: Rules,
+        wanted_version: int,
     ) -> Selection:
         """Return what `paths` (none: everything) mean in the manifest `digest`, and the wanted residency after them."""
         manifest = self.open(digest)
@@ -85,9 +91,13 @@ class Manifests:
             return shared
         waiting = self._mapping[digest] = AsyncResult()
         try:
-            manifest = run_in(self._workers, _assemble, digest, self._journal.get_blob_here, self.path(digest))
+            manifest = run_in(
+                self._workers, _assemble, digest, self._journal.get_blob_here, self.path(digest)
+            )
         except (ManifestError, KeyError, OSError) as error:
-            refused = Refused(Refusal(500, "manifest_lost", f"the manifest {digest[:12]} cannot be read: {error}"))
+            refused = Refused(
+                Refusal(500, "manifest_lost", f"the manifest {digest[:12]} cannot be read: {error}")
+            )
             waiting.set_exception(refused)
             raise refused from error
         except BaseException as error:
@@ -124,7 +134,9 @@ def _assemble(digest: str, get_blob: Callable[[str], bytes | None], path: str) -
     return map_manifest(path)
 
 
-def _select(manifest: Manifest, dataset_id: int, paths: tuple[str, ...], rules: Rules, wanted_version: int) -> Selection:
+def _select(
+    manifest: Manifest, dataset_id: int, paths: tuple[str, ...], rules: Rules, wanted_version: int
+) -> Selection:
     """In a native thread: search the manifest."""
     requested_rules = tuple((True, path) for path in paths) or ((True, ""),)
     blocks, size, files = manifest.select(requested_rules)

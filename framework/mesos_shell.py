@@ -33,7 +33,6 @@ from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.core.events import (
     AgentRemoved,
     Disconnected,
-    Event,
     ExecutorEnded,
     OfferRescinded,
     OffersReceived,
@@ -123,7 +122,12 @@ class MesosShell:
         try:
             self._outbox.put_nowait((stamp.event_id, action))
         except Full:
-            log.warning("event=%d %s dropped: %d calls wait already", stamp.event_id, type(action).__name__, OUTBOX_MAX)
+            log.warning(
+                "event=%d %s dropped: %d calls wait already",
+                stamp.event_id,
+                type(action).__name__,
+                OUTBOX_MAX,
+            )
 
     # --- callbacks (pymesos.Scheduler)
 
@@ -148,7 +152,9 @@ class MesosShell:
 
     def statusUpdate(self, driver: Any, status: Json) -> None:
         try:
-            self._put(TaskUpdated(status_from_mesos(status)))  # refused: the agent sends it again until acknowledged
+            self._put(
+                TaskUpdated(status_from_mesos(status))
+            )  # refused: the agent sends it again until acknowledged
         except Untranslatable as error:
             log.warning("ignored: %s", error)
 
@@ -237,9 +243,13 @@ class MesosShell:
         if len(raw) != len(action.offer_ids):
             raise Untranslatable(f"offers of launch {action.launch.launch_id} are gone")
         mem_bytes, command, environment = self._launch_values(action.launch)
-        task = task_to_mesos(action.launch, raw, mem_bytes=mem_bytes, command=command, environment=environment)
+        task = task_to_mesos(
+            action.launch, raw, mem_bytes=mem_bytes, command=command, environment=environment
+        )
         operation = {"type": "LAUNCH", "launch": {"task_infos": [task]}}
-        self._driver.acceptOffers(ids_to_mesos(action.offer_ids), [operation], filters_to_mesos(action.refuse_ms))
+        self._driver.acceptOffers(
+            ids_to_mesos(action.offer_ids), [operation], filters_to_mesos(action.refuse_ms)
+        )
 
     def _forget(self, offer_ids: tuple[str, ...]) -> None:
         for offer_id in offer_ids:

@@ -17,7 +17,9 @@ class Metrics:
         self.lead_tries = Counter("stoker_lead_tries", "Times this process tried to lead", registry=registry)
         self.epoch = Gauge("stoker_epoch", "Epoch of this scheduler's last leadership", registry=registry)
         self.events = Counter("stoker_events", "Events decided", ["kind"], registry=registry)
-        self.events_refused = Counter("stoker_events_refused", "Events refused: the queue was full", registry=registry)
+        self.events_refused = Counter(
+            "stoker_events_refused", "Events refused: the queue was full", registry=registry
+        )
         self.queue_events = Gauge("stoker_queue_events", "Events waiting to be decided", registry=registry)
         self.entries = Counter("stoker_entries", "Entries decided", ["kind"], registry=registry)
         self.records = Counter("stoker_records", "Records made durable", registry=registry)
@@ -25,7 +27,9 @@ class Metrics:
         self.append_seconds = Histogram(
             "stoker_append_seconds", "Time of one append to the journal", buckets=SECONDS, registry=registry
         )
-        self.mesos_calls = Counter("stoker_mesos_calls", "Calls to Mesos", ["kind", "outcome"], registry=registry)
+        self.mesos_calls = Counter(
+            "stoker_mesos_calls", "Calls to Mesos", ["kind", "outcome"], registry=registry
+        )
         self.requests = Counter("stoker_requests", "API requests", ["route", "status"], registry=registry)
         self.request_seconds = Histogram(
             "stoker_request_seconds", "Time of an API request", ["route"], buckets=SECONDS, registry=registry
@@ -34,7 +38,9 @@ class Metrics:
         self.executors = Gauge("stoker_executors", "Executors", ["state"], registry=registry)
         self.datasets = Gauge("stoker_datasets", "Datasets", ["state"], registry=registry)
         self.jobs = Gauge("stoker_jobs", "Jobs", ["state"], registry=registry)
-        self.capacity_bytes = Gauge("stoker_capacity_bytes", "Tier bytes of running executors", registry=registry)
+        self.capacity_bytes = Gauge(
+            "stoker_capacity_bytes", "Tier bytes of running executors", registry=registry
+        )
         self.used_bytes = Gauge("stoker_used_bytes", "Tier bytes in use", registry=registry)
 
     def text(self) -> bytes:

@@ -175,7 +175,10 @@ def _operation(route: Route) -> dict[str, Any]:
     if parameters:
         operation["parameters"] = parameters
     if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {route.body_media_type: {"schema": route.body}}}
+        operation["requestBody"] = {
+            "required": True,
+            "content": {route.body_media_type: {"schema": route.body}},
+        }
     answers = {
         str(status): {"description": meaning or "as asked", "content": {route.media_type: _media(schema)}}
         for status, (meaning, schema) in route.answers.items()
@@ -190,7 +193,13 @@ def _operation(route: Route) -> dict[str, Any]:
 
 
 def _parameter(query: Query, place: str) -> dict[str, Any]:
-    return {"name": query.name, "in": place, "required": False, "schema": query.schema, "description": query.description}
+    return {
+        "name": query.name,
+        "in": place,
+        "required": False,
+        "schema": query.schema,
+        "description": query.description,
+    }
 
 
 def _media(schema: str) -> dict[str, Any]:

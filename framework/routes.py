@@ -46,9 +46,15 @@ class Route:
 
 
 LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}, "at most so many rows")
-AFTER = Query("after", {"type": "string", "maxLength": 255}, "only rows after this key: the `next` of the page before")
+AFTER = Query(
+    "after", {"type": "string", "maxLength": 255}, "only rows after this key: the `next` of the page before"
+)
 PAGE = (LIMIT, AFTER)
-VERSION = Query("version", {"type": "integer", "minimum": 1, "maximum": 2**53}, "a version that still stands; else the newest")
+VERSION = Query(
+    "version",
+    {"type": "integer", "minimum": 1, "maximum": 2**53},
+    "a version that still stands; else the newest",
+)
 KEY = Query(
     "Idempotency-Key",
     {"type": "string", "maxLength": KEY_CHARS_MAX},
@@ -66,7 +72,11 @@ NEW_DATASET: Schema = {
     "required": ["name", "source"],
     "properties": {
         "name": NAME_FIELD,
-        "source": {"type": "string", "maxLength": SOURCE_BYTES_MAX, "description": "an fsspec URL or an absolute path"},
+        "source": {
+            "type": "string",
+            "maxLength": SOURCE_BYTES_MAX,
+            "description": "an fsspec URL or an absolute path",
+        },
         "options": {
             "type": "object",
             "additionalProperties": {"type": "string"},
@@ -89,7 +99,11 @@ NEW_JOB: Schema = {
     "properties": {
         "kind": {"type": "string", "enum": [str(k) for k in JobKind]},
         "dataset": NAME_FIELD,
-        "paths": {"type": "array", "items": {"type": "string", "maxLength": PATH_BYTES_MAX}, "maxItems": PATHS_MAX},
+        "paths": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": PATH_BYTES_MAX},
+            "maxItems": PATHS_MAX,
+        },
         "fit": {"type": "boolean", "description": "if not all of it fits, load what does"},
         "plan": {"type": "boolean", "description": "say what it would take, and change nothing"},
     },
@@ -100,7 +114,11 @@ FLEET: Schema = {
     "properties": {
         "instances": {"type": "integer", "minimum": 0, "maximum": INSTANCES_MAX},
         "mem_bytes": {"type": "integer", "minimum": _LIMITS.executor_mem_bytes_min, "maximum": MEM_BYTES_MAX},
-        "role": {"type": "string", "maxLength": 255, "description": "as it is now: it is chosen with a new cluster"},
+        "role": {
+            "type": "string",
+            "maxLength": 255,
+            "description": "as it is now: it is chosen with a new cluster",
+        },
     },
 }
 
@@ -108,17 +126,30 @@ _BAD = (400, 503)
 _NAMED = (400, 404, 503)
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/v1/datasets", "list_datasets", "List datasets", {200: ("all, by name", "Datasets")}, queries=PAGE, errors=_BAD),
+    Route(
+        "GET",
+        "/v1/datasets",
+        "list_datasets",
+        "List datasets",
+        {200: ("all, by name", "Datasets")},
+        queries=PAGE,
+        errors=_BAD,
+    ),
     Route(
         "POST",
         "/v1/datasets",
         "add_dataset",
         "Add a dataset",
-        {201: ("added; its source is being listed", "Dataset"), 200: ("it is there already, the same", "Dataset")},
+        {
+            201: ("added; its source is being listed", "Dataset"),
+            200: ("it is there already, the same", "Dataset"),
+        },
         body=NEW_DATASET,
         errors=(400, 409, 503),
     ),
-    Route("GET", "/v1/datasets/{name}", "show_dataset", "Show a dataset", {200: ("", "Dataset")}, errors=_NAMED),
+    Route(
+        "GET", "/v1/datasets/{name}", "show_dataset", "Show a dataset", {200: ("", "Dataset")}, errors=_NAMED
+    ),
     Route(
         "PATCH",
         "/v1/datasets/{name}",
@@ -162,13 +193,24 @@ ROUTES: tuple[Route, ...] = (
         {200: ("", "Placement")},
         errors=(400, 404, 409, 503),
     ),
-    Route("GET", "/v1/jobs", "list_jobs", "List jobs", {200: ("all, oldest first", "Jobs")}, queries=PAGE, errors=_BAD),
+    Route(
+        "GET",
+        "/v1/jobs",
+        "list_jobs",
+        "List jobs",
+        {200: ("all, oldest first", "Jobs")},
+        queries=PAGE,
+        errors=_BAD,
+    ),
     Route(
         "POST",
         "/v1/jobs",
         "add_job",
         "Load or free a dataset, or some paths of it",
-        {201: ("accepted", "Job"), 200: ("the job of this key, as it is now; or, with `plan`, the plan", "Job")},
+        {
+            201: ("accepted", "Job"),
+            200: ("the job of this key, as it is now; or, with `plan`, the plan", "Job"),
+        },
         body=NEW_JOB,
         headers=(KEY,),
         errors=(400, 404, 409, 503),
@@ -192,8 +234,24 @@ ROUTES: tuple[Route, ...] = (
         errors=_NAMED,
     ),
     Route("GET", "/v1/fleet", "show_fleet", "The wanted fleet", {200: ("", "Fleet")}),
-    Route("PUT", "/v1/fleet", "set_fleet", "Change the wanted fleet", {200: ("as it is now", "Fleet")}, body=FLEET, errors=_BAD),
-    Route("GET", "/v1/executors", "list_executors", "List executors", {200: ("by slot", "Executors")}, queries=PAGE, errors=_BAD),
+    Route(
+        "PUT",
+        "/v1/fleet",
+        "set_fleet",
+        "Change the wanted fleet",
+        {200: ("as it is now", "Fleet")},
+        body=FLEET,
+        errors=_BAD,
+    ),
+    Route(
+        "GET",
+        "/v1/executors",
+        "list_executors",
+        "List executors",
+        {200: ("by slot", "Executors")},
+        queries=PAGE,
+        errors=_BAD,
+    ),
     Route(
         "POST",
         "/v1/executors/heartbeat",
@@ -204,13 +262,46 @@ ROUTES: tuple[Route, ...] = (
         body_media_type="application/msgpack",
         errors=(400, 403, 413, 503),
     ),
-    Route("GET", "/v1/agents", "list_agents", "List agents seen in offers", {200: ("by id", "Agents")}, queries=PAGE, errors=_BAD),
-    Route("GET", "/v1/offers", "list_offers", "The last offers, what became of them and why", {200: ("newest first", "Offers")}),
+    Route(
+        "GET",
+        "/v1/agents",
+        "list_agents",
+        "List agents seen in offers",
+        {200: ("by id", "Agents")},
+        queries=PAGE,
+        errors=_BAD,
+    ),
+    Route(
+        "GET",
+        "/v1/offers",
+        "list_offers",
+        "The last offers, what became of them and why",
+        {200: ("newest first", "Offers")},
+    ),
     Route("GET", "/v1/leader", "show_leader", "Who leads", {200: ("", "Leader")}),
     Route("GET", "/v1/openapi.json", "show_openapi", "This description", {200: ("", "")}, errors=()),
-    Route("GET", "/alive", "show_alive", "200 while this process does its work: for supervisors", {200: ("", "Alive")}, errors=()),
-    Route("GET", "/health", "show_health", "200 while this scheduler leads: for finding the leader", {200: ("", "Health")}),
     Route(
-        "GET", "/metrics", "show_metrics", "Prometheus' text format", {200: ("", "")}, media_type="text/plain; version=0.0.4", errors=()
+        "GET",
+        "/alive",
+        "show_alive",
+        "200 while this process does its work: for supervisors",
+        {200: ("", "Alive")},
+        errors=(),
+    ),
+    Route(
+        "GET",
+        "/health",
+        "show_health",
+        "200 while this scheduler leads: for finding the leader",
+        {200: ("", "Health")},
+    ),
+    Route(
+        "GET",
+        "/metrics",
+        "show_metrics",
+        "Prometheus' text format",
+        {200: ("", "")},
+        media_type="text/plain; version=0.0.4",
+        errors=(),
     ),
 )

@@ -126,7 +126,12 @@ def framework_to_mesos(
 
 
 def task_to_mesos(
-    launch: LaunchPlanned, offers: Sequence[Json], *, mem_bytes: int, command: str, environment: Mapping[str, str]
+    launch: LaunchPlanned,
+    offers: Sequence[Json],
+    *,
+    mem_bytes: int,
+    command: str,
+    environment: Mapping[str, str],
 ) -> Json:
     """Return the TaskInfo that starts `launch`'s executor out of `offers` (raw, all of one agent).
 
@@ -160,7 +165,9 @@ def task_to_mesos(
             "command": {
                 "shell": True,
                 "value": command,
-                "environment": {"variables": [{"name": n, "value": v} for n, v in sorted(environment.items())]},
+                "environment": {
+                    "variables": [{"name": n, "value": v} for n, v in sorted(environment.items())]
+                },
             },
             "shutdown_grace_period": {"nanoseconds": SHUTDOWN_GRACE_MS * 1_000_000},
         },
@@ -169,7 +176,13 @@ def task_to_mesos(
 
 
 def launch_environment(
-    launch: LaunchPlanned, *, cluster: bytes, schedulers: Sequence[str], variables: Mapping[str, str], socket_dir: str, fillers: int
+    launch: LaunchPlanned,
+    *,
+    cluster: bytes,
+    schedulers: Sequence[str],
+    variables: Mapping[str, str],
+    socket_dir: str,
+    fillers: int,
 ) -> dict[str, str]:
     """Return the executor's environment: the operator's variables, and ours, which win."""
     environment = dict(variables) | {

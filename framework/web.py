@@ -142,7 +142,9 @@ def _read_body(request: falcon.Request, bytes_max: int) -> bytes:
     except (OSError, ValueError) as error:
         refuse(f"the body did not arrive: {error or 'too slow'}", status=408)
     if len(data) > bytes_max:
-        refuse(f"the body has more than {bytes_max} bytes", f"at most {bytes_max}", status=413, code="too_large")
+        refuse(
+            f"the body has more than {bytes_max} bytes", f"at most {bytes_max}", status=413, code="too_large"
+        )
     return data
 
 
@@ -161,7 +163,9 @@ def _fill(route: Route, response: falcon.Response, reply: Reply) -> None:
 # --- errors
 
 
-def _serialize_http_error(request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
+def _serialize_http_error(
+    request: falcon.Request, response: falcon.Response, error: falcon.HTTPError
+) -> None:
     status = falcon.http_status_to_code(error.status)
     code, message = {
         404: ("not_found", f"there is nothing at {request.path[:200]!a}"),
@@ -180,7 +184,11 @@ def _not_leading(_: falcon.Request, response: falcon.Response, error: Any, __: A
 
 
 def _overloaded(_: falcon.Request, response: falcon.Response, error: Any, __: Any) -> None:
-    _error(response, Refusal(503, "overloaded", str(error), "surely not done: ask again in a while"), retry_after=True)
+    _error(
+        response,
+        Refusal(503, "overloaded", str(error), "surely not done: ask again in a while"),
+        retry_after=True,
+    )
 
 
 def _outcome_unknown(_: falcon.Request, response: falcon.Response, error: Any, __: Any) -> None:
@@ -195,7 +203,10 @@ def _journal_failed(request: falcon.Request, response: falcon.Response, error: A
 
 def _unexpected(request: falcon.Request, response: falcon.Response, error: Any, __: Any) -> None:
     log.error("%s %s failed", request.method, request.path, exc_info=error)
-    _error(response, Refusal(500, "internal", f"our mistake: {type(error).__name__}", "the scheduler's log has the rest"))
+    _error(
+        response,
+        Refusal(500, "internal", f"our mistake: {type(error).__name__}", "the scheduler's log has the rest"),
+    )
 
 
 _ERRORS: tuple[tuple[type[Exception], Any], ...] = (

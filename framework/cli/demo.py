@@ -366,7 +366,7 @@ def _check_sums(output: Output, source: Source, placed: Dataset) -> list[bytes]:
 
 
 def _say_python(output: Output, cluster: LocalCluster, placed: Dataset) -> None:
-    path = placed.paths[0]
+    path = next((p for p in placed.paths if p.endswith(".py")), placed.paths[0])
     output.say("\nthree lines of Python (stoker local keeps a cluster running; this one needs --keep):")
     output.say(f"    import os, fsspec; os.environ['STOKER_URL'] = '{cluster.url}'")
     output.say(f"    with fsspec.open('stoker://{NAME}/{path}', 'rb') as file:")

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 from stoker.framework.model import EXECUTOR_OVERHEAD_BYTES
 
@@ -133,11 +133,17 @@ class LocalCluster:
         with contextlib.suppress(BrokenPipeError), child.stdin:  # a child that is gone is told by its log
             child.stdin.write(json.dumps(config).encode())
 
-    def _spawn(self, name: str, command: list[str], **pipes: Any) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, name: str, command: list[str], *, stdin: int = subprocess.DEVNULL, stdout: int | None = None
+    ) -> subprocess.Popen[bytes]:
         with open(self.spec.state / "log" / name, "wb") as log:
-            pipes = {"stdin": subprocess.DEVNULL, "stdout": log} | pipes
             child = subprocess.Popen(
-                command, stderr=log, start_new_session=True, preexec_fn=_die_with_parent, **pipes
+                command,
+                stdin=stdin,
+                stdout=log.fileno() if stdout is None else stdout,
+                stderr=log.fileno(),
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
         self._children[name] = child
         return child

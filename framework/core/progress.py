@@ -62,8 +62,12 @@ def job_progress(catalog: Catalog, fleet: Fleet, job: Job) -> JobProgress:
     pgs = dataset.current.pg_count
     bytes_left = files_left = 0
     for slot, count in zip(slots, counts, strict=False):
-        bytes_left += slot.bytes_total - slot.bytes if slot.is_reported else job.bytes_total * count // pgs
-        files_left += slot.files_total - slot.files if slot.is_reported else job.files_total * count // pgs
+        bytes_left += (
+            slot.bytes_total - slot.bytes if slot.is_reported else -(-job.bytes_total * count // pgs)
+        )
+        files_left += (
+            slot.files_total - slot.files if slot.is_reported else -(-job.files_total * count // pgs)
+        )
     return JobProgress(
         max(0, job.bytes_total - -(-bytes_left // copies)),
         max(0, job.files_total - -(-files_left // copies)),

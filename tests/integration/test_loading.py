@@ -11,11 +11,11 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
-from support.stores import http_store
 
 from support.files import content, digests, make_files
 from support.local import Local, local_cluster, wait_for
 from support.readers import read_ranges
+from support.stores import http_store
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,8 @@ SOURCES = sorted(p for d in PACKAGES for p in (ROOT / d).rglob("*.py")) + [ROOT 
 LINES_MAX = 700
 
 EXECUTOR_VALUES = {
-    f"stoker.executor.{m}" for m in ("block", "manifest", "manifest_build", "manifest_format", "messages", "units", "wire")
+    f"stoker.executor.{m}"
+    for m in ("block", "manifest", "manifest_build", "manifest_format", "messages", "units", "wire")
 }
 # layer -> what of Stoker it may import, as module prefixes; a layer may always import itself
 LAYERS = {
