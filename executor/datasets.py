@@ -228,7 +228,8 @@ class Manifests:
     def _drop_old(self, view: DatasetView) -> None:
         kept = sorted(view.manifests, reverse=True)
         for version in kept[VERSIONS_KEPT_MAX:]:
-            if version != view.assignment.version:
+            is_used = view.manifest is not None and view.manifest.version == version
+            if version != view.assignment.version and not is_used:
                 self._old.append((view, version, view.manifests.pop(version)[1]))
 
 

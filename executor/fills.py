@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class Fills:
-    """See the module. `now_ms` is this process' clock; `slots` the newest slot table."""
+    """See the module. `now_ms` is this process' clock; `slots` the newest slot table.
+
+    `on_settled` is called when nothing more is under way for a dataset of which something is wanted.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Fills:
         fillers: Fillers,
         datasets: dict[tuple[int, int], DatasetView],
         now_ms: Callable[[], int],
+        on_settled: Callable[[], None],
     ) -> None:
         self._cluster = cluster
         self._holdings = holdings
@@ -53,6 +57,7 @@ class Fills:
         self._fillers = fillers
         self._datasets = datasets
         self._now_ms = now_ms
+        self._on_settled = on_settled
         self.slots: tuple[SlotAddress, ...] = ()
         self._jobs: dict[int, Job] = {}
         self._next_job = 1
@@ -355,6 +360,8 @@ class Fills:
             if block.name.block_index in view.mine_set:
                 view.todo.append(block.name.block_index)
         self.pump()
+        if view.mine_set and not view.todo and not view.job_count:
+            self._on_settled()
 
     def _take_failures(self, job: Job, failed: list[Any]) -> None:
         state = job.block.state

@@ -226,6 +226,7 @@ class Keeper:
             ),
             datasets=self._datasets,
             now_ms=_now_ms,
+            on_settled=self._hurry.set,
         )
         self._wants = Wants(
             server=server.outbox,
@@ -284,7 +285,9 @@ class Keeper:
     def _spawn(self, work: Callable[..., None], *arguments: Any) -> gevent.Greenlet:
         """Run `work` on a greenlet; if it fails that is our mistake, and the end."""
         greenlet = gevent.spawn(work, *arguments)
-        greenlet.link_exception(lambda g: self.end(End(1, "TASK_FAILED", f"the keeper failed: {g.exception!r}")))
+        greenlet.link_exception(
+            lambda g: self.end(End(1, "TASK_FAILED", f"the keeper failed: {g.exception!r}"))
+        )
         return greenlet
 
     # --- the data server

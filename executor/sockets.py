@@ -105,6 +105,11 @@ def listen_abstract(name: str) -> socket.socket:
 
 
 def _is_dead(path: str) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+    except FileNotFoundError:
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # a live one with a full backlog answers EAGAIN, and lives
         try:

@@ -15,7 +15,11 @@ from gevent.hub import get_hub
 
 STALL_TIMEOUT_MS = 30_000
 RECEIVE_BYTES = 16 * 1024
-SENDFILE_BYTES_MAX = 4 * 1024 * 1024  # one system call; a reader as fast as we are would hold the hub else
+SENDFILE_BYTES_MAX = 4 * 1024 * 1024  # one system call
+# A caller as fast as we are never makes us wait: after so many reads, or bytes, it gives way to the others.
+READS_MAX = 32
+SENT_BYTES_MAX = 8 * 1024 * 1024
+
 
 _READ, _WRITE = 1, 2
 
@@ -39,6 +43,8 @@ class Stream:
         self._writable = self._hub.loop.io(self.fd, _WRITE)
         self._buffer = b""
         self._position = 0
+        self._reads = 0
+        self._sent_bytes = 0
 
     @property
     def is_unix(self) -> bool:
@@ -61,6 +67,9 @@ class Stream:
         parts = [self._buffer[self._position :]]
         missing = count - len(parts[0])
         self._buffer, self._position = b"", 0
+        self._reads += 1
+        if self._reads >= READS_MAX:
+            self._give_way()
         if timeout_ms == 0:
             timeout_ms = self._stall_timeout_ms
         timer = None if timeout_ms is None else gevent.Timeout.start_new(timeout_ms / 1000)
@@ -70,6 +79,7 @@ class Stream:
                     data = self.sock.recv(max(RECEIVE_BYTES, min(missing, 1 << 20)))
                 except BlockingIOError:
                     self._hub.wait(self._readable)
+                    self._reads = 0
                     continue
                 if not data:
                     break
@@ -134,8 +144,9 @@ class Stream:
             if sent == 0:
                 raise OSError(f"the file ends at {start}, but {stop} bytes were promised")
             start += sent
-            if stop - start >= SENDFILE_BYTES_MAX:
-                gevent.sleep(0)
+            self._sent_bytes += sent
+            if self._sent_bytes >= SENT_BYTES_MAX:
+                self._give_way()
 
     def finish(self) -> None:
         """Say that nothing more comes, and let the peer read what was sent before the socket is closed."""
@@ -164,7 +175,17 @@ class Stream:
         self._writable.close()
         self.sock.close()
 
+    def _give_way(self) -> None:
+        """Let every other connection that can go on do so: one turn of the event loop, sockets polled."""
+        self._reads = self._sent_bytes = 0
+        timer = self._hub.loop.timer(0)
+        try:
+            self._hub.wait(timer)
+        finally:
+            timer.close()
+
     def _wait_writable(self) -> None:
+        self._sent_bytes = 0
         timer = gevent.Timeout.start_new(self._stall_timeout_ms / 1000)
         try:
             self._hub.wait(self._writable)

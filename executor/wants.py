@@ -178,8 +178,9 @@ class Wants:
     def _place(self, want: _Want, view: DatasetView) -> None:
         """Give each open item a block and a waiter there."""
         through: dict[int, list[_Item]] = {}
+        deadline_ms = self._now_ms() + ROOM_WAIT_MS
         for item in want.open:
-            block = self._kept_block(want, view, item)
+            block = self._kept_block(view, item, deadline_ms)
             if block is None:
                 through.setdefault(item.block_index, []).append(item)
                 continue
@@ -192,10 +193,9 @@ class Wants:
         if through:
             self._read_through(want, view, through)
 
-    def _kept_block(self, want: _Want, view: DatasetView, item: _Item) -> Block | None:
+    def _kept_block(self, view: DatasetView, item: _Item, deadline_ms: int) -> Block | None:
         """Return a kept block where the item's bytes are or can be put; None: they cannot be kept."""
         name = BlockName(*view.key, item.block_index)
-        deadline_ms = self._now_ms() + ROOM_WAIT_MS
         while True:
             block = self._holdings.find(name)
             if block is not None:

@@ -74,13 +74,12 @@ def from_plain(cls: type[_T], raw: Any) -> _T:
     """
     if not isinstance(raw, dict):
         raise CodecError(f"{cls.__name__}: expected a map, not {type(raw).__name__}")
-    converters: dict[str, Callable[[Any], Any] | None] = _converters(typing.cast(Any, cls))
+    converters: dict[str, Callable[[Any], Any]] = _converters(typing.cast(Any, cls))
+    names = _names(typing.cast(Any, cls))
     try:
-        fields = {
-            name: value if (convert := converters[name]) is None else convert(value)
-            for name, value in raw.items()
-            if name in converters
-        }
+        fields = raw if raw.keys() <= names.keys() else {name: raw[name] for name in names if name in raw}
+        if converters:
+            fields = {**fields, **{n: c(fields[n]) for n, c in converters.items() if n in fields}}
         return cls(**fields)
     except (TypeError, ValueError) as error:
         if isinstance(error, CodecError):
@@ -89,14 +88,16 @@ def from_plain(cls: type[_T], raw: Any) -> _T:
 
 
 @functools.cache
-def _names(cls: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(cls))
+def _names(cls: Any) -> dict[str, None]:
+    return {field.name: None for field in dataclasses.fields(cls)}
 
 
 @functools.cache
-def _converters(cls: Any) -> dict[str, Callable[[Any], Any] | None]:
+def _converters(cls: Any) -> dict[str, Callable[[Any], Any]]:
+    """Return what turns plain values into the fields' types, for the fields that need it."""
     hints = typing.get_type_hints(cls)
-    return {name: _converter(hints[name]) for name in _names(cls)}
+    found = {name: _converter(hints[name]) for name in _names(cls)}
+    return {name: convert for name, convert in found.items() if convert is not None}
 
 
 def _converter(hint: Any) -> Callable[[Any], Any] | None:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from stoker.executor.block import block_layout
 from stoker.executor.messages import NO_HOME
 from stoker.executor.units import format_bytes
-from stoker.framework.core.catalog import Catalog, Dataset
+from stoker.framework.core.catalog import Catalog, Dataset, Slot
+from stoker.framework.core.fleet import Fleet
 from stoker.framework.model import JobKind, Manifested, Selection
 
 MEMORY_PAGE_BYTES = 4096
@@ -59,7 +60,7 @@ class Plan:
         }
 
 
-def make_plan(catalog: Catalog, dataset: Dataset, kind: str, selection: Selection) -> Plan:
+def make_plan(catalog: Catalog, fleet: Fleet, dataset: Dataset, kind: str, selection: Selection) -> Plan:
     """Return what the selection would come to; a free always fits."""
     current = dataset.current
     assert current is not None
@@ -70,7 +71,7 @@ def make_plan(catalog: Catalog, dataset: Dataset, kind: str, selection: Selectio
     needs = _slot_bytes(homes, requested & wanted, current, len(slots))
     rest = _slot_bytes(homes, wanted & ~requested, current, len(slots))
     others = _others_bytes(catalog, dataset, len(slots))
-    capacity = np.array([slot.mem_bytes for slot in slots], dtype=np.int64)
+    capacity = np.array([_capacity_bytes(fleet, slot) for slot in slots], dtype=np.int64)
     free = np.maximum(0, capacity - rest - others)
     plans = tuple(
         SlotPlan(slot.slot_id, need, room)
@@ -102,6 +103,12 @@ def wanted_blocks(dataset: Dataset) -> int:
 def held_bytes(data_bytes: int) -> int:
     """Return the memory that a block of `data_bytes` takes, its index included."""
     return -(-block_layout(data_bytes).file_bytes // MEMORY_PAGE_BYTES) * MEMORY_PAGE_BYTES
+
+
+def _capacity_bytes(fleet: Fleet, slot: Slot) -> int:
+    """Return what the slot's executor said it can hold (less than its tier: it reads through a part); else the tier."""
+    seen = fleet.executors.get(slot.launch_id)
+    return slot.mem_bytes if seen is None else seen.heartbeat.capacity_bytes
 
 
 def _bits(bitmap: bytes, count: int) -> npt.NDArray[np.bool_]:

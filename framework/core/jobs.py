@@ -67,7 +67,7 @@ def job_requested(
         return refuse(event.reply_id, refusal)
     selection = event.selection
     assert selection is not None and dataset.current is not None
-    plan = make_plan(catalog, dataset, event.kind, selection)
+    plan = make_plan(catalog, fleet, dataset, event.kind, selection)
     if event.plan_only:
         return Frame(actions=(Answer(event.reply_id, 200, {"plan": plan.as_json()}),))
     rules = normalise_rules(selection.rules)

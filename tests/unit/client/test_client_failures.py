@@ -331,3 +331,4 @@ def test_a_hanging_executor_is_left_for_another(
     assert_reads_all(reader, both)
     assert_reads_all(reader, both)
     assert time.monotonic() - began < 5
+    cluster.executors[0].kill()

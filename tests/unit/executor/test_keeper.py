@@ -400,6 +400,83 @@ def test_replicas_are_copied_from_the_first_home(tmp_path: Path, scheduler: Fake
             client.close()
 
 
+def test_a_relaunched_first_home_copies_from_the_replica(tmp_path: Path, scheduler: FakeScheduler) -> None:
+    dataset = make_files(tmp_path)
+    scheduler.serve(dataset)
+    homes = [[0, 1]] * dataset.manifest.pg_count
+    wanted = dataset.assignment(wanted=ALL, wanted_version=1, homes=homes)
+    with (
+        running_executor(scheduler, slot=1, launch=1) as first,
+        running_executor(scheduler, slot=2, launch=2),
+    ):
+        scheduler.assign(wanted, slots=2)
+        for launch in (1, 2):
+            scheduler.wait_full(dataset.manifest.block_count, launch=launch)
+        first.process.kill()
+        first.process.wait()
+        with running_executor(scheduler, slot=1, launch=3) as again:
+            scheduler.assign(wanted, slots=2)
+            told = scheduler.wait_full(dataset.manifest.block_count, launch=3)
+            assert (told.filled_bytes, told.copied_bytes >= dataset.manifest.total_bytes) == (0, True)
+            client = again.connect()
+            check_all(client, dataset)
+            client.close()
+
+
+def test_a_manifest_that_comes_late_or_wrong_holds_up_readers_but_breaks_nothing(
+    tmp_path: Path, scheduler: FakeScheduler
+) -> None:
+    dataset = make_files(tmp_path, 10)
+    other = make_files(tmp_path / "other", 5, seed=9)
+    scheduler.assign(dataset.assignment(wanted=ALL, wanted_version=1))
+    with running_executor(scheduler) as executor:
+        client = executor.wait_dataset()
+        failed, _ = client.read_failing(*dataset.ranges("a/0001.bin"))  # no such manifest: 404
+        assert "version 1" in failed[0][1]
+        scheduler.bundles["set", 1] = other.bundle  # another digest than was assigned
+        failed, _ = client.read_failing(*dataset.ranges("a/0001.bin"))
+        assert failed[0][0] == Failure.OVERLOADED
+        scheduler.bundles["set", 1] = b"\x05\0\0\0garbage"
+        assert client.read_failing(*dataset.ranges("a/0001.bin"))[0][0][0] == Failure.OVERLOADED
+        scheduler.serve(dataset)
+        scheduler.wait_full(dataset.manifest.block_count)
+        check_all(client, dataset)
+        client.close()
+
+
+def test_a_damaged_block_is_dropped_and_fetched_again(tmp_path: Path, scheduler: FakeScheduler) -> None:
+    dataset = make_files(tmp_path, 20)
+    scheduler.serve(dataset)
+    scheduler.assign(dataset.assignment())
+    with running_executor(scheduler) as executor:
+        client = executor.wait_dataset()
+        path = "b/0002.bin"
+        client.read(*dataset.ranges(path))  # a block that is not full is not sealed: memory can still go bad
+        [(block, start, length), *_] = dataset.ranges(path)
+        damage(executor.children()["server"][0], block, start + length // 2)
+        assert client.read((block, start, length)) != dataset.data(path)[:length]
+        failed, _ = client.read_failing((block, start, length), flags=ReadFlag.CHECK)
+        assert failed[0][0] == Failure.CORRUPT
+        wait_until(
+            lambda: client.read((block, start, length)) == dataset.data(path)[:length], "fetched again"
+        )
+        client.close()
+
+
+def damage(pid: int, block: int, offset: int) -> None:
+    """Flip a byte of the open block of a data server."""
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        link = f"/proc/{pid}/fd/{name}"
+        if f"memfd:stoker-1.1.{block} " in os.readlink(link):
+            with open(link, "r+b", buffering=0) as file:
+                file.seek(offset)
+                byte = file.read(1)
+                file.seek(offset)
+                file.write(bytes([byte[0] ^ 255]))
+            return
+    raise AssertionError("no such block is open")
+
+
 def test_an_executor_that_is_no_home_reads_through_and_keeps_nothing(
     tmp_path: Path, scheduler: FakeScheduler
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -633,6 +634,37 @@ def test_returning_what_was_never_lent_is_nothing(server: DataServer) -> None:
 
 
 # --- limits
+
+
+def test_a_caller_in_a_hurry_leaves_room_for_others(server: DataServer) -> None:
+    """It pipelines without end, so its next request is always there."""
+    greedy = server.tcp()
+    one = encode_request(Op.READ, [(0, 0, 64)], request_id=1)
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            greedy.sock.sendall(one * 200)
+
+    def take() -> None:
+        while not stop.is_set():
+            greedy.sock.recv(1 << 20)
+
+    threads = [threading.Thread(target=work) for work in (ask, take)]
+    for thread in threads:
+        thread.start()
+    other = server.tcp()
+    begin = time.monotonic()
+    for _ in range(50):
+        assert other.read((1, 0, 100)) == DATA[:100]
+    assert time.monotonic() - begin < 5
+    stop.set()
+    other.close()
+    greedy.sock.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        with contextlib.suppress(OSError):
+            thread.join()
+    greedy.close()
 
 
 def test_a_caller_that_says_nothing_is_cut_off() -> None:
