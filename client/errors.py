@@ -52,8 +52,8 @@ class NoExecutor(ReadError):
 def file_changed(name: str, path: str, message: str) -> FileChanged:
     return FileChanged(
         errno.ESTALE,
-        f"the file changed in the under store after the dataset was listed ({message}); "
-        f"run `stoker dataset refresh {name}` and open it again",
+        f"the file changed in the under store after this version of the dataset was listed; "
+        f"run `stoker dataset refresh {name}` and open it again ({message})",
         path,
     )
 

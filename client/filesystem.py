@@ -124,8 +124,9 @@ class StokerFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return add_fallback(self._session, self._session.pinned(pin), self._fallback, self._options)
 
     def _reader(self, name: str) -> Reader:
+        """Return the dataset's reader: the one of before, unless it is gone or a file of it was found changed."""
         found = self._readers.get(name)
-        if found is not None and not found.fetcher.gone:
+        if found is not None and not (found.fetcher.gone or found.is_doubted):
             return found
         pin = self._pins.pop(name, None) if found is None else None
         if pin is not None:

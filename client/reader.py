@@ -47,7 +47,7 @@ class Home(Protocol):
     url: str
 
     def doubt(self, name: str) -> None:
-        """The current version of the dataset no longer matches its under store: ask for the newest at the next open."""
+        """This version of the dataset no longer matches its under store: the next open asks for the newest."""
         ...
 
 
@@ -71,6 +71,7 @@ class Reader:
         self.manifest = manifest
         self.fetcher = fetcher
         self.direct = direct
+        self.is_doubted = False  # a file of it changed in the under store
         self.parent: Reader | None = None  # the reader this one shares its fetcher with, kept alive
         self.descriptors = fetcher.table.young
         self.maps = fetcher.table.maps
@@ -212,6 +213,7 @@ class Reader:
                 error = direct_error
         if error is not None:
             if isinstance(error, FileChanged):
+                self.is_doubted = True
                 self.home.doubt(self.pin.name)
             return error
         if wanted.view is not None:

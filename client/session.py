@@ -143,6 +143,7 @@ class Session:
         found = self._readers.get(pin)
         if found is not None and not found.fetcher.gone:
             found.fetcher.take_placement(placement)
+            found.is_doubted = False  # until the next changed file
             return found
         manifest = self._manifest(pin)
         if manifest.block_bytes != placement.block_bytes or manifest.dataset_id != pin.dataset_id:

@@ -5,7 +5,9 @@ monkey-patched (fsspec's loop would not survive it), and decides nothing: which 
 the keeper's to say. What it learns of a block's bytes goes to the keeper as "filled" messages, see fill_job.py.
 
     keeper -> filler   dataset, fill + the block's descriptor, checksum + the block's descriptor, cancel
-    filler -> keeper   filled ..., then one done per fill or checksum
+    filler -> keeper   ready, once; opened {key}, for each dataset; filled ..., then one done per fill or checksum
+
+A store is opened as soon as its dataset is heard of: the libraries behind it take longer to load than a miss should take.
 
 At most FILLER_JOBS_MAX fills are under way; each holds at most some 20 MiB (READING_BYTES_MAX and a piece). The main thread
 only receives, so the keeper never waits for us to read while we wait for it. When the channel ends, so does the process, at
@@ -98,12 +100,14 @@ class Filler:
         self._jobs: dict[Any, FillJob | None] = {}  # accepted and not done; None: not begun, or a checksum
         self._cancelled: set[Any] = set()
         self._pool = ThreadPoolExecutor(FILLER_JOBS_MAX, thread_name_prefix="fill")
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="open")
 
     def run(self) -> None:
         """Serve until the keeper is gone; only returns then.
 
         :raises ChannelError: the keeper sent what is not a message.
         """
+        self._channel.send({"t": "ready"})
         while (received := self._channel.receive()) is not None:
             message, fds = received
             self._accept(message, fds)
@@ -125,10 +129,25 @@ class Filler:
 
     def _learn(self, message: dict[str, Any]) -> None:
         key = (message["id"], message["generation"], message["version"])
-        self._datasets[key] = Dataset(message, self._stores.open)
+        dataset = self._datasets[key] = Dataset(message, self._stores.open)
         self._datasets.move_to_end(key)
         while len(self._datasets) > VERSIONS_MAX:
             self._datasets.popitem(last=False)
+        self._opener.submit(self._open, dataset, key)
+
+    def _open(self, dataset: Dataset, key: tuple[int, int, int]) -> None:
+        """Open a dataset's store ahead of its first fill, which is told if that fails."""
+        try:
+            dataset.store()
+        except UnderStoreError as error:
+            log.warning("dataset %d: %s", key[0], one_line(error))
+        except BaseException:
+            log.exception("opening the store of dataset %d", key[0])
+            os._exit(1)
+        try:
+            self._channel.send({"t": "opened", "key": list(key)})
+        except OSError:
+            os._exit(0)  # the keeper is gone
 
     def _submit(
         self, work: Callable[[dict[str, Any], int], None], message: dict[str, Any], fds: list[int]

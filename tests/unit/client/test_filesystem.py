@@ -14,7 +14,9 @@ import pyarrow.parquet
 import pytest
 
 from stoker.client.api import Client, open_path
+from stoker.client.errors import FileChanged
 from stoker.client.filesystem import StokerFileSystem
+from stoker.executor.wire import Failure
 from support.clusters import Cluster, ScriptedDataset
 
 BIG = "big/0/00000.bin"
@@ -249,3 +251,23 @@ def test_pandas_and_pyarrow_read_through_it(
         pyarrow.parquet.write_table(
             pyarrow.table({"a": [1]}), "tables/new.parquet", filesystem=fsspec.filesystem("stoker")
         )
+
+
+def test_after_a_changed_file_the_next_open_takes_the_newest_version(
+    fs: StokerFileSystem, cluster: Cluster, dataset: ScriptedDataset
+) -> None:
+    """A notebook: the error says to refresh; having done so, the same call must work."""
+    every = list(range(dataset.manifest.block_count))
+    failures = {str(index): [int(Failure.CHANGED), "its size is another"] for index in every}
+    for executor in cluster.executors:
+        executor.command(t="not_full", dataset=1, indexes=every)
+        executor.command(t="fail", failures=failures)
+    for _ in range(2):
+        with pytest.raises(FileChanged, match="stoker dataset refresh ds"):
+            fs.cat("ds/odd/axb")
+    newer = cluster.dataset(dataset.files | {"odd/axb": b"new"}, version=2, previous=dataset)
+    for executor in cluster.executors:
+        executor.command(t="fail", failures={})
+        executor.put(newer)
+    cluster.scheduler.place("ds", newer, cluster.executors)
+    assert fs.cat("ds/odd/axb") == b"new"
