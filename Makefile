@@ -44,7 +44,8 @@ apt-test:             # nginx: a web server that is not ours, as an under store
 	  || echo "nginx is not here and cannot be installed: its tests will be skipped"
 
 test: install-test    ## all tests (TORCH=1: also those that need PyTorch)
-	$(PYTEST) -n $(RUNNERS) $(ARGS)
+	$(PYTEST) -q --doctest-modules --pyargs stoker.client stoker.executor stoker.framework stoker.mesos stoker.zk
+	$(PYTEST) -n $(RUNNERS) --dist loadfile $(ARGS)
 	@[ -n "$(TORCH)" ] || echo "left out: the PyTorch DataLoader tests (make test TORCH=1); the same readers ran under multiprocessing"
 
 sim: install-test     ## the whole scheduler in virtual time, as long as you like: make sim SECONDS=3600 [SEED=n]

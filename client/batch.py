@@ -10,7 +10,8 @@ from __future__ import annotations
 import select
 from collections.abc import Callable, Iterator
 
-from stoker.client.connection import SILENCE_MS, Broken, Connection, Pool, Silent
+from stoker.client import connection as connections
+from stoker.client.connection import Broken, Connection, Pool
 from stoker.client.piece import Piece
 from stoker.executor import wire
 from stoker.executor.messages import SlotAddress
@@ -41,6 +42,11 @@ class Chunk:
     def open(self) -> None:
         self.connection = self.pool.take()
         self.had_begun = not self.connection.is_fresh
+
+    def attend(self) -> None:
+        """:raises OSError: it hangs."""
+        assert self.connection is not None
+        self.connection.attend()
 
     def give_back(self) -> None:
         connection, self.connection = self.connection, None
@@ -122,27 +128,26 @@ class Batch:
                 except OSError as error:
                     broken.append((chunk, error))
                     chunk.discard()
-            for chunk in self._ready(talking):
+            for chunk, is_readable in self._ready(talking):
                 try:
-                    if self._receive(chunk):
+                    if not is_readable:
+                        chunk.attend()
+                    elif self._receive(chunk):
                         talking.remove(chunk)
                 except OSError as error:
                     broken.append((chunk, error))
                     chunk.discard()
                     talking.remove(chunk)
-            broken += [(chunk, Silent(SILENCE_MS)) for chunk in talking]
         finally:
-            for (
-                chunk
-            ) in self._chunks:  # silent; or we were interrupted: the next reader would get its answers
-                chunk.discard()
+            for chunk in self._chunks:
+                chunk.discard()  # if we were interrupted: the next reader would get its answers
         return broken
 
-    def _ready(self, talking: list[Chunk]) -> Iterator[Chunk]:
-        """Yield the chunks as their answers begin, until none is talking, or all are silent."""
+    def _ready(self, talking: list[Chunk]) -> Iterator[tuple[Chunk, bool]]:
+        """Yield the chunks as their answers begin, until none is talking; (chunk, False): all have been silent for a while."""
         if len(talking) == 1:
             while talking:
-                yield talking[0]
+                yield talking[0], True  # receiving waits, and attends, by itself
             return
         poll = select.poll()
         by_fd = {}
@@ -152,14 +157,13 @@ class Batch:
             by_fd[fd] = chunk
             poll.register(fd, select.POLLIN)
         while talking:
-            ready = poll.poll(SILENCE_MS)
-            if not ready:
-                return
-            for fd, _ in ready:
+            ready = [fd for fd, _ in poll.poll(connections.ATTENTION_MS)]
+            for fd in ready or list(by_fd):
                 chunk = by_fd[fd]
-                yield chunk
+                yield chunk, bool(ready)
                 if chunk not in talking:
                     poll.unregister(fd)
+                    del by_fd[fd]
 
     def _send(self, chunk: Chunk) -> bool:
         if not chunk.send():

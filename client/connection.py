@@ -3,6 +3,10 @@
 A `Connection` belongs to one thread at a time; a `Pool` hands them out, bounded, and takes back only those whose
 conversation ended cleanly. Sockets block with the kernel's own timeouts (SO_RCVTIMEO), so that one system call fills a
 buffer (MSG_WAITALL); whatever goes wrong in a conversation ends the connection, never returns less than was asked.
+
+An answer may take an under store's time, but an executor greets at once. So when one is silent for ATTENTION_MS it is
+greeted on another connection, and taken for hanging if that is not answered: a read leaves it after seconds, not
+after SILENCE_MS.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -22,6 +26,7 @@ from stoker.executor.messages import SlotAddress
 
 CONNECT_TIMEOUT_MS = 3_000
 SILENCE_MS = 30_000  # a miss may take an under store's time; an executor silent for longer is given up
+ATTENTION_MS = 2_000  # silent for so long: see whether it greets
 IDLE_MAX = 8  # connections kept for the next request
 BUSY_MAX = 32  # connections in use at once; the next thread waits
 SOCKET_PATH_BYTES_MAX = 107  # sun_path's 108 with its NUL
@@ -74,18 +79,44 @@ class Wanted(Protocol):
 class Connection:
     """One socket after its hello. Not for two threads at once."""
 
-    def __init__(self, opened: socket.socket, hello: wire.HelloAnswer, *, is_unix: bool) -> None:
+    def __init__(self, opened: socket.socket, *, greet: Callable[[], None], is_unix: bool) -> None:
+        """`greet` raises OSError if the executor does not greet on another connection."""
         self.socket = opened
-        self.hello = hello
         self.is_unix = is_unix
         self.is_fresh = True  # has carried no request yet
-        self.silence_ms = CONNECT_TIMEOUT_MS
+        self._greet = greet
         self._next_id = 1
+        self._quiet_ms = 0
+        self._attention_ms = self._silence_ms = 0
+        self.set_silence(CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS)
+
+    def set_silence(self, silence_ms: int, attention_ms: int) -> None:
+        """From here on the executor may say nothing for `silence_ms`, and is greeted each `attention_ms` of them."""
+        self._silence_ms, self._attention_ms = silence_ms, min(silence_ms, attention_ms)
+        value = _TIMEVAL.pack(self._attention_ms // 1000, self._attention_ms % 1000 * 1000)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def attend(self) -> None:
+        """Nothing came for `attention_ms`: return if it is worth while to wait on.
+
+        :raises Silent: not a byte for `silence_ms`, or no greeting. :raises HelloRefused: another one greets.
+        """
+        self._quiet_ms += self._attention_ms
+        if self._quiet_ms >= self._silence_ms:
+            raise Silent(self._quiet_ms)
+        try:
+            self._greet()
+        except HelloRefused:
+            raise
+        except OSError as error:
+            raise Silent(self._quiet_ms) from error
 
     def send(self, op: wire.Op, ranges: list[tuple[int, int, int]], *, flags: int = 0) -> int:
         """Send one request and return its id."""
         request_id = self._next_id
         self._next_id += 1
+        self._quiet_ms = 0
         self.socket.sendall(wire.encode_request(op, ranges, request_id=request_id, flags=flags))
         return request_id
 
@@ -152,7 +183,8 @@ class Connection:
             try:
                 count = self.socket.recvmsg_into(scatter, 0, socket.MSG_WAITALL)[0]
             except BlockingIOError:
-                raise Silent(self.silence_ms) from None
+                self.attend()
+                count = 0
             for view in scatter:  # after a signal or a timeout the kernel gives less: the rest one by one
                 size = len(view)
                 if count < size:
@@ -169,9 +201,10 @@ class Connection:
                 return data
             if not data:
                 raise Broken("the executor ended the connection")
-            rest = bytearray(size - len(data))
         except BlockingIOError:
-            raise Silent(self.silence_ms) from None
+            self.attend()
+            data = b""
+        rest = bytearray(size - len(data))
         self.receive_into(memoryview(rest))
         return data + rest
 
@@ -181,10 +214,12 @@ class Connection:
             try:
                 count = self.socket.recv_into(view[done:] if done else view, 0, socket.MSG_WAITALL)
             except BlockingIOError:
-                raise Silent(self.silence_ms) from None
+                self.attend()
+                continue
             if not count:
                 raise Broken("the executor ended the connection")
             done += count
+            self._quiet_ms = 0
 
     def close(self) -> None:
         """Close the descriptor only: a shutdown would end the parent's conversation from a forked child."""
@@ -201,18 +236,15 @@ def connect(
     """
     opened = _connect_unix(address) if unix else _connect_tcp(address)
     try:
-        set_silence(opened, CONNECT_TIMEOUT_MS)
         connection = Connection(
-            opened, wire.HelloAnswer(wire.HelloStatus.OK, 0, b"", 0, 0, 0, 0), is_unix=unix
+            opened, greet=lambda: connect(address, hello, unix=unix).close(), is_unix=unix
         )
         opened.sendall(wire.encode_hello(hello))
         answer, detail_bytes = wire.decode_hello_answer(connection.receive_bytes(wire.HELLO_ANSWER_BYTES))
         detail = connection.receive_bytes(detail_bytes).decode(errors="replace")
         if answer.status != wire.HelloStatus.OK:
             raise HelloRefused(answer.status, detail)
-        connection.hello = answer
-        set_silence(opened, silence_ms)
-        connection.silence_ms = silence_ms
+        connection.set_silence(silence_ms, ATTENTION_MS)
         return connection
     except wire.WireError as error:
         opened.close()
@@ -222,14 +254,11 @@ def connect(
         raise
 
 
-def set_silence(opened: socket.socket, silence_ms: int) -> None:
-    value = _TIMEVAL.pack(silence_ms // 1000, silence_ms % 1000 * 1000)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-
-
 def _connect_tcp(address: SlotAddress) -> socket.socket:
-    opened = socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_MS / 1000)
+    try:
+        opened = socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_MS / 1000)
+    except TimeoutError as error:
+        raise Silent(CONNECT_TIMEOUT_MS) from error
     opened.settimeout(None)  # blocking; from here on the kernel's timeouts hold
     opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return opened

@@ -43,7 +43,7 @@ ASK_WHEN_FULL_BYTES = (
 )  # with the budget spent: a larger read of a block evicts another's descriptor,
 ASK_WHEN_FULL_MISSES = 8  # or as many small ones
 PING_INTERVAL_MS = 2_000  # an idle loan asks for the newest versions, and sees that the executor lives
-LOAN_SILENCE_MS = 5_000  # descriptors are at hand or not: an answer takes no store's time
+LOAN_SILENCE_MS = 2_000  # descriptors are at hand or not: an answer takes no store's time
 DROP_BYTES_MAX = 4 * 65_536
 
 _FD_BYTES = struct.calcsize("i")

@@ -34,6 +34,7 @@ from stoker.executor.messages import SlotAddress
 
 READ_DEADLINE_MS = 60_000  # without progress; a lost executor is relaunched well within it
 DOWN_MS = 1_000  # an executor that refused is not asked again for so long,
+DOWN_REFUSED_MS = 200  # (less if it only does not know the dataset yet)
 DOWN_SILENT_MS = 10_000  # nor one that hangs: the framework ends it in about that time
 UNIX_AGAIN_MS = 30_000  # a Unix socket that did not answer, while TCP did
 RETRY_MS_MIN = 20
@@ -176,9 +177,12 @@ class Fetcher:
                 for first in range(0, len(asked), ASK_MAX):
                     self._surroundings.stats.descriptor_asks += 1
                     loan.ask(asked[first : first + ASK_MAX])
-            except OSError:
+            except OSError as error:
                 answered = False  # the sockets, or another executor, will do
-                self._loan_not_before[slot] = time.monotonic() + DOWN_MS / 1000
+                not_before = time.monotonic() + DOWN_MS / 1000
+                self._loan_not_before[slot] = not_before
+                if isinstance(error, Silent):
+                    self._down[slot] = not_before
         return answered
 
     def _home_here(self, index: int) -> SlotAddress | None:
@@ -254,7 +258,8 @@ class Fetcher:
                 piece.breaks = 0
                 piece.tried.add(slot)
         if leave:
-            self._down[slot] = time.monotonic() + (DOWN_SILENT_MS if is_silent else DOWN_MS) / 1000
+            down_ms = DOWN_SILENT_MS if is_silent else DOWN_REFUSED_MS if is_refusal else DOWN_MS
+            self._down[slot] = time.monotonic() + down_ms / 1000
         if is_refusal:
             self._refresh()  # another launch, or a dataset that is new or gone there
 

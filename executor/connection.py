@@ -68,7 +68,7 @@ class Identity(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What a data server grants its callers; only tests have others."""
+    """What a data server grants its callers; the times are others only in tests."""
 
     connections_max: int = 4096
     hello_timeout_ms: int = HELLO_TIMEOUT_MS

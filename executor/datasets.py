@@ -96,6 +96,7 @@ class DatasetView:
         self.planned: tuple[Any, ...] = ()  # what `mine` was computed from
         self.planned_wanted_version = 0
         self.is_planning = False
+        self.is_shown = False  # callers are let in
         self.excluded = b""  # blocks with files that the wanted rules exclude
         self.todo: deque[int] = deque()  # wanted here, to be looked at
         self.unfit: set[int] = set()  # wanted here, but the tier is full of what stays

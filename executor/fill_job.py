@@ -24,7 +24,7 @@ from crc32c import crc32c
 from stoker.executor.block import PAGE_BYTES, block_layout
 from stoker.executor.fill_progress import PROGRESS_MS, Progress, Send, check_block_file, write_at
 from stoker.executor.manifest import Manifest
-from stoker.executor.peer import Peer, PeerError, PeerRefused
+from stoker.executor.peer import Hung, Peer, PeerError, PeerRefused, PeerSilent
 from stoker.executor.under_store import PIECE_BYTES_MAX, Outcome, Piece, ReadFailure, Reading, UnderStore
 from stoker.executor.wire import RANGES_MAX
 
@@ -47,6 +47,10 @@ class PeerAddress(NamedTuple):
     incarnation: int
     local_only: bool  # take only what it holds; else it may fetch from the under store for us
 
+    @property
+    def identity(self) -> tuple[str, int, int, int]:
+        return self[:4]
+
 
 class FillOrder(NamedTuple):
     """What the keeper asked for; ranges are [start, stop) of the block, each start a multiple of 64."""
@@ -55,6 +59,7 @@ class FillOrder(NamedTuple):
     block_index: int
     ranges: tuple[tuple[int, int], ...]
     peers: tuple[PeerAddress, ...]
+    urgent: bool = False  # a reader waits for it
 
 
 class Part(NamedTuple):
@@ -138,6 +143,7 @@ class FillJob:
         *,
         store: Callable[[], UnderStore],
         connect: Callable[[PeerAddress], Peer],
+        hung: Hung,
         turns: Turns,
         fd: int,
         send: Send,
@@ -148,6 +154,7 @@ class FillJob:
         self._manifest = manifest
         self._store = store
         self._connect = connect
+        self._hung = hung
         self._turns = turns
         self._fd = fd
         self._layout = block_layout(manifest.block_length(order.block_index))
@@ -189,7 +196,7 @@ class FillJob:
         origin = self._order.block_index * self._manifest.block_bytes
         for parts in self._batches(ranges):
             pieces = [_piece(self._manifest, part, origin) for part in parts]
-            reading = store.read(pieces)
+            reading = store.read(pieces, urgent=self._order.urgent)
             self._begin_step(reading.cancel)
             for number, outcome in self._turns.share(reading, idle=self._progress.flush):
                 part = parts[number]
@@ -218,6 +225,8 @@ class FillJob:
 
     def _copy(self, address: PeerAddress, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Copy what the peer at `address` gives of `ranges`; return the rest."""
+        if address.identity in self._hung:
+            return list(ranges)
         steps = list(_copy_steps(ranges))
         buffer = memoryview(bytearray(max(_length(step) for step in steps)))
         missed: list[tuple[int, int]] = []
@@ -236,6 +245,8 @@ class FillJob:
                     self._progress.flush()  # the next step may wait long
                     done += 1
         except PeerError as error:
+            if isinstance(error, PeerSilent):
+                self._hung.add(address.identity)
             log.info("block %d: not from a peer: %s", self._order.block_index, error)
         finally:
             self._end_step = None

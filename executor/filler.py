@@ -33,13 +33,14 @@ from stoker.executor.errors import ChannelError
 from stoker.executor.fill_job import FillJob, FillOrder, PeerAddress, Turns
 from stoker.executor.fill_progress import checksum_unknown_pages
 from stoker.executor.manifest import Manifest, map_manifest
-from stoker.executor.peer import Peer
+from stoker.executor.peer import Hung, Peer
 from stoker.executor.process import die_with_parent, raise_descriptor_limit, start_logging
 from stoker.executor.under_store import ReadFailure, UnderStore, UnderStoreError, one_line, open_under_store
 from stoker.executor.wire import Failure
 
 FILLER_JOBS_MAX = 4  # at once; more than twice as many waiting is the keeper's mistake
 VERSIONS_MAX = 256  # dataset versions whose manifest and store are kept open
+OPENERS_MAX = 4  # stores opened at once, ahead of their first fill
 
 log = logging.getLogger(__name__)
 
@@ -69,23 +70,33 @@ class Dataset:
         return self._open_store(self._source, self._options)
 
 
+class _Opened:
+    """One store, once somebody has opened it. Whoever opens it holds the lock: a store that hangs holds up no other."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.store: UnderStore | None = None
+
+
 class Stores:
     """Opened under stores, one a source and its options, however many dataset versions share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stores: OrderedDict[tuple[str, str], UnderStore] = OrderedDict()
+        self._stores: OrderedDict[tuple[str, str], _Opened] = OrderedDict()
 
     def open(self, source: str, options: dict[str, str]) -> UnderStore:
         """:raises UnderStoreError: see open_under_store."""
         key = (source, json.dumps(options, sort_keys=True))
         with self._lock:
-            if key not in self._stores:
-                self._stores[key] = open_under_store(source, options)
+            opened = self._stores.setdefault(key, _Opened())
             self._stores.move_to_end(key)
             while len(self._stores) > VERSIONS_MAX:
                 self._stores.popitem(last=False)  # fills under way keep theirs
-            return self._stores[key]
+        with opened.lock:
+            if opened.store is None:
+                opened.store = open_under_store(source, options)
+            return opened.store
 
 
 class Filler:
@@ -95,19 +106,23 @@ class Filler:
         self._channel = channel
         self._stores = Stores()
         self._turns = Turns()
+        self._hung = Hung()
         self._datasets: OrderedDict[tuple[int, int, int], Dataset] = OrderedDict()
         self._lock = threading.Lock()
         self._jobs: dict[Any, FillJob | None] = {}  # accepted and not done; None: not begun, or a checksum
         self._cancelled: set[Any] = set()
         self._pool = ThreadPoolExecutor(FILLER_JOBS_MAX, thread_name_prefix="fill")
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="open")
+        self._openers = ThreadPoolExecutor(OPENERS_MAX, thread_name_prefix="open")
 
     def run(self) -> None:
         """Serve until the keeper is gone; only returns then.
 
         :raises ChannelError: the keeper sent what is not a message.
         """
-        self._channel.send({"t": "ready"})
+        try:
+            self._channel.send({"t": "ready"})
+        except OSError:
+            return  # it is gone already
         while (received := self._channel.receive()) is not None:
             message, fds = received
             self._accept(message, fds)
@@ -133,7 +148,7 @@ class Filler:
         self._datasets.move_to_end(key)
         while len(self._datasets) > VERSIONS_MAX:
             self._datasets.popitem(last=False)
-        self._opener.submit(self._open, dataset, key)
+        self._openers.submit(self._open, dataset, key)
 
     def _open(self, dataset: Dataset, key: tuple[int, int, int]) -> None:
         """Open a dataset's store ahead of its first fill, which is told if that fails."""
@@ -183,6 +198,7 @@ class Filler:
             dataset.manifest(),
             store=dataset.store,
             connect=lambda address: _connect(address, message),
+            hung=self._hung,
             turns=self._turns,
             fd=fd,
             send=self._channel.send,
@@ -230,7 +246,7 @@ def _order(message: Mapping[str, Any]) -> FillOrder:
         for p in message["peers"]
     )
     ranges = tuple((start, stop) for start, stop in message["ranges"])
-    return FillOrder(message["job"], message["index"], ranges, peers)
+    return FillOrder(message["job"], message["index"], ranges, peers, bool(message.get("urgent", False)))
 
 
 def _connect(address: PeerAddress, message: Mapping[str, Any]) -> Peer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gevent.event import Event
+
 from stoker.executor.children import Child
 from stoker.executor.core.extents import Extents, Range
 from stoker.executor.holdings import Block
@@ -57,11 +59,53 @@ class FillerLink:
             self.child.outbox.put(message)
 
 
+class _Pending:
+    """So many fillers are still to say something."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.none_left = Event()
+
+    def heard(self) -> None:
+        self._count -= 1
+        if self._count <= 0:
+            self.none_left.set()
+
+
 class Fillers:
     """The pool. `start_filler(on_message)` makes one child."""
 
     def __init__(self, start_filler: Callable[[], Child], count: int) -> None:
+        self._starting = _Pending(count)
+        self._opening: dict[tuple[int, int, int], _Pending] = {}
         self._links = [FillerLink(start_filler()) for _ in range(count)]
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until all have started; return whether they did in time."""
+        return bool(self._starting.none_left.wait(timeout_s))
+
+    def open_store(self, message: dict[str, Any], timeout_s: float) -> None:
+        """Tell all fillers of a dataset version, and wait until each has opened its store, or could not, or time is up."""
+        key = (message["id"], message["generation"], message["version"])
+        opening = self._opening.setdefault(key, _Pending(len(self._links)))
+        for link in self._links:
+            link.tell_dataset(message)
+        try:
+            opening.none_left.wait(timeout_s)
+        finally:
+            self._opening.pop(key, None)
+
+    def on_state(self, message: dict[str, Any]) -> bool:
+        """Take a message about a filler itself; False: it is about a job."""
+        if message["t"] == "ready":
+            self._starting.heard()
+        elif message["t"] == "opened":
+            opening = self._opening.get(tuple(message["key"]))
+            if opening is not None:
+                opening.heard()
+        else:
+            return False
+        return True
 
     @property
     def job_count(self) -> int:

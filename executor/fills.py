@@ -1,8 +1,9 @@
 """Fills: what the fillers do next, and what comes of it.
 
-Readers' misses come first and are never held up by wanted residency: fillers keep a place free for them. Wanted blocks are
-fetched by priority of their dataset, then in the order of `DatasetView.todo`, as room and fillers allow. Nothing here waits:
-`pump` starts what can be started now and is called whenever something changed.
+Readers' misses come first and are never held up by wanted residency: fillers keep a place free for them, their requests go
+before others, and what is fetched for residency is cut into jobs short enough to wait for, since nothing is fetched twice.
+Wanted blocks are fetched by priority of their dataset, then in the order of `DatasetView.todo`, as room and fillers allow.
+Nothing here waits: `pump` starts what can be started now and is called whenever something changed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from stoker.executor.store import file_bytes
 from stoker.executor.wire import Failure
 
 log = logging.getLogger(__name__)
+
+RECONSIDER_INTERVAL_MS = 2_000
 
 
 class Fills:
@@ -63,10 +66,15 @@ class Fills:
         self._next_job = 1
         self._ready: deque[Block] = deque()  # blocks with ranges that readers wait for
         self._checks: deque[Block] = deque()  # full blocks without all checksums
+        self._reconsider_ms = 0
         self._is_pumping = False
         self._is_asked = False
 
     # --- what others ask for
+
+    def open_store(self, view: DatasetView, version: int, timeout_s: float) -> None:
+        """Have the fillers open the store of a dataset version whose manifest is here; wait for it, but not for long."""
+        self._fillers.open_store(self._dataset_message(view, version), timeout_s)
 
     def request(self, block: Block, version: int, ranges: list[Range]) -> None:
         """Have `ranges` fetched soon, for a reader of `version`; what is valid or on its way already is not fetched twice."""
@@ -126,14 +134,25 @@ class Fills:
                 if block.name.block_index in view.mine_set and block.state.retry_due(now_ms):
                     block.state.retry()
                     view.todo.append(block.name.block_index)
+        if now_ms >= self._reconsider_ms:
+            self._reconsider_ms = now_ms + RECONSIDER_INTERVAL_MS
+            if any(not held.wanted for held in self._holdings.cache.held.values()):
+                self.reconsider()
         self.pump()
 
     def room_came(self) -> None:
-        """Blocks that did not fit may fit now."""
+        """A holding is gone: blocks that did not fit may fit now."""
+        cache = self._holdings.cache
+        for view in self._datasets.values():
+            if view.unfit and cache.room_bytes >= file_bytes(view.assignment.block_bytes):
+                _reconsider(view)
+        self.pump()
+
+    def reconsider(self) -> None:
+        """Wishes changed, or blocks that were in use could be evicted now: look at what did not fit again. O(that)."""
         for view in self._datasets.values():
             if view.unfit:
-                view.todo.extend(sorted(view.unfit))
-                view.unfit.clear()
+                _reconsider(view)
         self.pump()
 
     # --- starting
@@ -171,7 +190,7 @@ class Fills:
                     block.queued[version] = Extents(rest)
                 if block.queued:
                     self._make_ready(block)
-                self._start(link, block, version, taken)
+                self._start(link, block, version, taken, urgent=True)
                 return True
             self.update_busy(block)
         while self._checks:
@@ -209,7 +228,7 @@ class Fills:
                 if taken == ranges:
                     view.todo.popleft()
                 if taken:
-                    self._start(link, block, manifest.version, taken)
+                    self._start(link, block, manifest.version, taken, urgent=False)
                     return True
         return False
 
@@ -241,7 +260,9 @@ class Fills:
         view.todo = deque(i for i in view.todo if i in held)
         view.changes += 1
 
-    def _start(self, link: FillerLink, block: Block, version: int, ranges: list[Range]) -> None:
+    def _start(
+        self, link: FillerLink, block: Block, version: int, ranges: list[Range], *, urgent: bool
+    ) -> None:
         view = block.view
         job = self._new_job(link, block, version, ranges)
         if block.state.valid and not block.is_full:
@@ -263,7 +284,7 @@ class Fills:
                 "ranges": ranges,
                 "peers": peers_message(found),
                 "cluster": self._cluster,
-                "whole": False,
+                "urgent": urgent,
             },
             block.fd,
         )
@@ -293,22 +314,25 @@ class Fills:
         return job
 
     def _tell_dataset(self, link: FillerLink, view: DatasetView, version: int) -> None:
-        link.tell_dataset(
-            {
-                "t": "dataset",
-                "id": view.key[0],
-                "generation": view.key[1],
-                "version": version,
-                "source": view.assignment.source,
-                "options": view.assignment.options,
-                "manifest": self._manifests.path(view, version),
-            }
-        )
+        link.tell_dataset(self._dataset_message(view, version))
+
+    def _dataset_message(self, view: DatasetView, version: int) -> dict[str, Any]:
+        return {
+            "t": "dataset",
+            "id": view.key[0],
+            "generation": view.key[1],
+            "version": version,
+            "source": view.assignment.source,
+            "options": view.assignment.options,
+            "manifest": self._manifests.path(view, version),
+        }
 
     # --- what the fillers say
 
     def on_message(self, message: dict[str, Any], fds: list[int]) -> None:
         assert not fds, "fillers send no descriptors"
+        if self._fillers.on_state(message):
+            return
         job = self._jobs[message["job"]]
         if message["t"] == "filled":
             self._filled(job, message)
@@ -410,3 +434,8 @@ class Fills:
         if manifest is not None and block.name.block_index < manifest.block_count:
             block.cached_bytes = manifest.file_bytes_in_block(block.name.block_index)
         block.view.changes += 1
+
+
+def _reconsider(view: DatasetView) -> None:
+    view.todo.extend(sorted(view.unfit))
+    view.unfit.clear()

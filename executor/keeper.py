@@ -46,9 +46,11 @@ log = logging.getLogger(__name__)
 SCRATCH_BYTES_MAX = 32 * 1024 * 1024  # of the tier, kept free for what is read through
 SCRATCH_BYTES_MIN = 8 * 1024 * 1024
 TIER_BYTES_MIN = 16 * 1024 * 1024
-DESCRIPTORS_RESERVED = 1024  # of the process' limit, for what are no blocks
+DESCRIPTORS_RESERVED = 5_120  # of a process' limit, for what are no blocks: connections for the most part
+DESCRIPTORS_OTHER = 256  # of those, for what are no connections
 LISTEN_TIMEOUT_S = 20.0
 FLUSH_TIMEOUT_MS = 2_000
+CONNECTIONS_MAX = 4_096  # of the data server
 HURRY_INTERVAL_MS = 100  # the least time between two heartbeats
 SERVER, FILLER = "stoker.executor.server", "stoker.executor.filler"
 
@@ -172,6 +174,8 @@ class Keeper:
             prepare_directory(config.socket_dir)
             self._build(self._mem_bytes.get())
             port = self._listening.get(timeout=LISTEN_TIMEOUT_S)
+            if not self._fillers.wait_ready(LISTEN_TIMEOUT_S):
+                raise End(1, "TASK_FAILED", "the fillers did not start in time")
             self._send_status("TASK_RUNNING", "")
             log.info("serving on %s:%d, tier of %d bytes", config.host, port, self._cache.capacity_bytes)
             self._spawn(self._tick)
@@ -203,7 +207,9 @@ class Keeper:
                 "the tier has %d bytes, not %d: Mesos or the machine give no more", tier, config.mem_bytes
             )
         scratch = min(SCRATCH_BYTES_MAX, max(SCRATCH_BYTES_MIN, tier // 16), tier // 2)
-        self._cache = Cache(tier - scratch, max(16, raise_descriptor_limit() - DESCRIPTORS_RESERVED))
+        descriptors = raise_descriptor_limit()
+        reserved = min(DESCRIPTORS_RESERVED, descriptors // 2)
+        self._cache = Cache(tier - scratch, descriptors - reserved)
         server = self._start_child(SERVER, self._from_server)
         self._server = server.outbox
         self._manifests = Manifests(
@@ -216,14 +222,15 @@ class Keeper:
             scratch_bytes=scratch,
             on_change=lambda: self._fills.room_came(),
         )
+        self._fillers = Fillers(
+            lambda: self._start_child(FILLER, lambda message, fds: self._fills.on_message(message, fds)),
+            config.filler_count,
+        )
         self._fills = Fills(
             cluster=config.cluster,
             holdings=self._holdings,
             manifests=self._manifests,
-            fillers=Fillers(
-                lambda: self._start_child(FILLER, lambda message, fds: self._fills.on_message(message, fds)),
-                config.filler_count,
-            ),
+            fillers=self._fillers,
             datasets=self._datasets,
             now_ms=_now_ms,
             on_settled=self._hurry.set,
@@ -260,6 +267,7 @@ class Keeper:
                 "path": config.socket_path,
                 "abstract": self._abstract_socket,
                 "parent": os.getpid(),
+                "limits": {"connections_max": min(CONNECTIONS_MAX, reserved - DESCRIPTORS_OTHER)},
             }
         )
 

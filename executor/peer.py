@@ -3,13 +3,18 @@
 Used to copy a block, or ranges of it, from a replica instead of the under store. Anything that goes wrong is a PeerError:
 the caller then asks the next peer or the under store, so there is one attempt, every wait has a time-out, and
 nothing is tried again here.
+
+A peer may take an under store's time to answer, but it greets at once. So one that is silent for ATTENTION_MS is greeted on
+another connection, and given up if that is not answered: it hangs. `Hung` remembers it for a while.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import msgpack
@@ -17,8 +22,11 @@ import msgpack
 from stoker.executor import wire
 from stoker.executor.errors import ExecutorError
 
-CONNECT_TIMEOUT_MS = 2_000
+CONNECT_TIMEOUT_MS = 2_000  # to connect, and again to be greeted
+ATTENTION_MS = 2_000
 SILENCE_TIMEOUT_MS = 30_000
+HUNG_MS = 5_000  # not asked again for so long
+HUNG_MAX = 1_024  # remembered
 FAILED_BYTES_MAX = 4 * 1024 * 1024  # the list of failed ranges that leads an answer
 
 _COUNT = struct.Struct("<I")
@@ -32,6 +40,28 @@ class PeerRefused(PeerError):
     """The peer answered, and the answer is no; the connection is as good as before."""
 
 
+class PeerSilent(PeerError):
+    """The peer hangs, or its host is gone."""
+
+
+class Hung:
+    """Peers that were silent a while ago, so that not every fill waits for them in turn. For any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until: dict[Hashable, float] = {}
+
+    def add(self, peer: Hashable) -> None:
+        with self._lock:
+            self._until.pop(peer, None)
+            self._until[peer] = time.monotonic() + HUNG_MS / 1000
+            while len(self._until) > HUNG_MAX:
+                del self._until[next(iter(self._until))]
+
+    def __contains__(self, peer: Hashable) -> bool:
+        return self._until.get(peer, 0.0) > time.monotonic()
+
+
 class Peer:
     """One connection, after its hello. Not for two threads at once."""
 
@@ -40,18 +70,25 @@ class Peer:
     ) -> None:
         """Connect to `host`:`port` and say `hello`; `timeout_ms` is how long it may be silent, ever.
 
-        :raises PeerError: refused, silent, or another executor's port.
+        :raises PeerSilent: it does not answer. :raises PeerError: refused, or another executor's port.
         """
+        self._host, self._port, self._hello = host, port, hello
         self._address = f"{host}:{port}"
+        self._timeout_ms = timeout_ms
         self._request_id = 0
         try:
             self._socket = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_MS / 1000)
+        except TimeoutError as error:
+            raise PeerSilent(f"{self._address}: {error}") from error
         except OSError as error:
             raise PeerError(f"{self._address}: {error}") from error
         try:
-            self._socket.settimeout(timeout_ms / 1000)
+            self._is_greeted = False
+            self._socket.settimeout(min(CONNECT_TIMEOUT_MS, timeout_ms) / 1000)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._greet(hello)
+            self._is_greeted = True
+            self._socket.settimeout(min(ATTENTION_MS, timeout_ms) / 1000)
         except BaseException:
             self._socket.close()
             raise
@@ -152,11 +189,23 @@ class Peer:
         return bytes(data)
 
     def _receive_into(self, view: memoryview) -> None:
-        try:
-            while view:
+        begun = time.monotonic()
+        while view:
+            try:
                 count = self._socket.recv_into(view)
-                if not count:
-                    raise PeerError(f"{self._address} ended the connection")
-                view = view[count:]
-        except OSError as error:
-            raise PeerError(f"{self._address}: {error}") from error
+            except TimeoutError as error:
+                silent_ms = (time.monotonic() - begun) * 1000
+                if not self._is_greeted or silent_ms >= self._timeout_ms:
+                    raise PeerSilent(f"{self._address}: timed out: no byte for {silent_ms:.0f} ms") from error
+                self._check_alive()
+                continue
+            except OSError as error:
+                raise PeerError(f"{self._address}: {error}") from error
+            if not count:
+                raise PeerError(f"{self._address} ended the connection")
+            view = view[count:]
+            begun = time.monotonic()
+
+    def _check_alive(self) -> None:
+        """:raises PeerError: it does not greet any more."""
+        Peer(self._host, self._port, self._hello).close()

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 RETRY_MS_MIN = 200  # of a manifest that no scheduler gave
 RETRY_MS_MAX = 5_000
+OPEN_TIMEOUT_S = 3.0  # for the fillers to open a new dataset's store
 
 
 class Residents:
@@ -78,7 +79,7 @@ class Residents:
                 self._holdings.cache.rules.pop(view.key, None)  # unknown: kept, and the first to go
         for dataset in assignment.datasets:
             self._take(dataset, assignment)
-        self._fills.room_came()
+        self._fills.reconsider()
         return True
 
     def _take(self, dataset: DatasetAssignment, assignment: Assignment) -> None:
@@ -91,21 +92,33 @@ class Residents:
         self._holdings.cache.rules[key] = CacheRules(
             dataset.policy, dataset.priority, dataset.allotment_bytes
         )
-        if is_changed:
-            self._server.put(
-                {
-                    "t": "dataset",
-                    "id": dataset.dataset_id,
-                    "generation": dataset.generation,
-                    "version": dataset.version,
-                    "block_bytes": dataset.block_bytes,
-                    "placement": _placement(self._cluster, dataset),
-                }
-            )
+        if is_changed and view.is_shown:
+            self._show(view)
         if view.plan_inputs() != view.planned and not view.is_planning:
             view.is_planning = True
             self._spawn(self._plan, view)
         self._free_excluded(view)
+
+    def _show(self, view: DatasetView) -> None:
+        """Let callers in, or tell them what is new."""
+        view.is_shown = True
+        dataset = view.assignment
+        self._server.put(
+            {
+                "t": "dataset",
+                "id": dataset.dataset_id,
+                "generation": dataset.generation,
+                "version": dataset.version,
+                "block_bytes": dataset.block_bytes,
+                "placement": _placement(self._cluster, dataset),
+            }
+        )
+
+    def _show_soon(self, view: DatasetView, version: int) -> None:
+        """Show the dataset once a miss could be served at once: until then others serve it better."""
+        self._fills.open_store(view, version, OPEN_TIMEOUT_S)
+        if not view.is_removed:
+            self._show(view)
 
     def _remove(self, view: DatasetView) -> None:
         """The dataset, or this generation of it, is no more: free all of it."""
@@ -126,9 +139,14 @@ class Residents:
                 manifest = self._manifests.get(view, assignment.version)
             except ManifestUnavailable as error:
                 log.warning("%s; again in %d ms", error, delay_ms)
+                if not view.is_shown and not view.is_removed:
+                    self._show(view)  # whoever asks is told why it cannot be read here
                 gevent.sleep(delay_ms / 1000)
                 delay_ms = min(RETRY_MS_MAX, 2 * delay_ms)
                 continue
+            if not view.is_shown:
+                self._show_soon(view, manifest.version)
+                continue  # a newer wish may have come meanwhile
             mine, excluded = get_hub().threadpool.apply(select_mine, (view, manifest))
             if view.is_removed or view.plan_inputs() != inputs:
                 continue

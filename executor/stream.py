@@ -17,7 +17,7 @@ STALL_TIMEOUT_MS = 30_000
 RECEIVE_BYTES = 16 * 1024
 SENDFILE_BYTES_MAX = 4 * 1024 * 1024  # one system call
 # A caller as fast as we are never makes us wait: after so many reads, or bytes, it gives way to the others.
-READS_MAX = 32
+READS_MAX = 64  # two a request
 SENT_BYTES_MAX = 8 * 1024 * 1024
 
 
@@ -57,6 +57,9 @@ class Stream:
         :raises OSError: the connection failed.
         """
         end = self._position + count
+        self._reads += 1
+        if self._reads >= READS_MAX:
+            self._give_way()
         if len(self._buffer) >= end:
             data = self._buffer[self._position : end]
             self._position = end
@@ -67,9 +70,6 @@ class Stream:
         parts = [self._buffer[self._position :]]
         missing = count - len(parts[0])
         self._buffer, self._position = b"", 0
-        self._reads += 1
-        if self._reads >= READS_MAX:
-            self._give_way()
         if timeout_ms == 0:
             timeout_ms = self._stall_timeout_ms
         timer = None if timeout_ms is None else gevent.Timeout.start_new(timeout_ms / 1000)

@@ -120,7 +120,9 @@ class Wants:
                     ):
                         manifest = self._manifests.get(view, want.version)
                 except ManifestUnavailable as error:
-                    code = Failure.CHANGED if error.is_gone else Failure.OVERLOADED
+                    # An old version that no scheduler has stays away; the assigned one is yet to come.
+                    is_final = error.is_gone and want.version != view.assignment.version
+                    code = Failure.CHANGED if is_final else Failure.OVERLOADED
                     self._fail_all(
                         want, code, f"version {want.version} of the dataset cannot be read here: {error}"
                     )

@@ -17,7 +17,15 @@ from typing import Any, Protocol
 import gevent
 
 from stoker.executor.messages import Heartbeat, HeartbeatAnswer, decode_heartbeat, encode
-from stoker.framework.checks import check_key, check_name, check_options, check_paths, check_source, refuse
+from stoker.framework.checks import (
+    check_heartbeat,
+    check_key,
+    check_name,
+    check_options,
+    check_paths,
+    check_source,
+    refuse,
+)
 from stoker.framework.clock import now_ms
 from stoker.framework.core import views
 from stoker.framework.core.actions import Answer
@@ -171,6 +179,8 @@ class Api:
 
     def add_job(self, call: Call) -> Reply:
         body = call.body
+        if body.get("paths") == []:
+            refuse("the body.paths is an empty list", "leave paths out to name the whole dataset")
         name, paths = check_name(body["dataset"]), check_paths(body.get("paths", ()))
         key = check_key(call.headers["Idempotency-Key"]) if "Idempotency-Key" in call.headers else ""
         leadership = self._leadership()
@@ -254,6 +264,7 @@ class Api:
             heartbeat = decode_heartbeat(call.data)
         except (ValueError, TypeError, AttributeError) as error:
             refuse(f"not a heartbeat: {error}")
+        check_heartbeat(heartbeat)
         leadership = self._leadership()
         leadership.loop.peek(lambda catalog, _: _check_sender(catalog, heartbeat))
         answer: HeartbeatAnswer = leadership.loop.ask(lambda reply_id: HeartbeatReceived(heartbeat, reply_id))
@@ -382,8 +393,7 @@ def _check_sender(catalog: Catalog, heartbeat: Heartbeat) -> None:
     launch = catalog.launches.get(heartbeat.launch_id)
     if launch is None:
         return
-    secret = heartbeat.secret if isinstance(heartbeat.secret, str) else ""
-    if not hmac.compare_digest(launch.secret.encode(), secret.encode(errors="replace")):
+    if not hmac.compare_digest(launch.secret.encode(), heartbeat.secret.encode()):
         refuse("the launch's secret is another", status=403, code="wrong_secret")
 
 

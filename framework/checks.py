@@ -1,5 +1,5 @@
-"""What may come in through the API: JSON bodies, names, paths, sources, options. Everything else is refused with what
-is allowed, before anything is changed.
+"""What may come in through the API: JSON bodies, names, paths, sources, options, heartbeats. Everything else is refused
+with what is allowed, before anything is changed.
 
 Bodies are checked against the same schemas that the OpenAPI document shows (a subset of JSON Schema: type, required,
 properties, additionalProperties, items, enum, pattern, minimum, maximum, maxLength, maxItems, maxProperties).
@@ -7,12 +7,14 @@ properties, additionalProperties, items, enum, pattern, minimum, maximum, maxLen
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+from stoker.executor.messages import HEARTBEAT_BYTES_MAX, Heartbeat
 from stoker.framework.errors import Refused
 from stoker.framework.model import NAME, NAME_RULE, PATH_BYTES_MAX, Refusal, Settings
 
@@ -26,11 +28,13 @@ PATHS_MAX = 1_024  # of one job
 PATHS_BYTES_MAX = _LIMITS.job_paths_bytes_max
 KEY_CHARS_MAX = _LIMITS.key_bytes_max
 PATH_RULE = f"relative to the dataset, components joined by '/', none of them empty, '.' or '..', no NUL, at most {PATH_BYTES_MAX} bytes"
+NUMBER_MAX = 2**63 - 1  # in a heartbeat
+BLOCK_INDEX_MAX = 8 * HEARTBEAT_BYTES_MAX  # no bitmap that fits a heartbeat names a later block
 SOURCE_RULE = "SCHEME://..., or an absolute path (the same as file://)"
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _SECRET_NAME = re.compile(
-    r"secret|passw|passphrase|token|credential|(account|access|api|private|sas|shared|client|master)_?key",
+    r"secret|passw|passphrase|token|credential|connection_?string|authorization|(account|access|api|private|sas|shared|client|master)_?key",
     re.IGNORECASE,
 )
 _SECRET_REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+", re.DOTALL)
@@ -226,7 +230,7 @@ def check_source(source: str, allowed_prefixes: Sequence[str]) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme.split("::")[-1]) or not rest:
         refuse(f"{_shown(source)} is not a source", SOURCE_RULE)
-    if ".." in rest.split("/"):
+    if ".." in rest.split("/") or ".." in unquote(rest).split("/"):  # a web server decodes before it resolves
         refuse(f"{_shown(source)} is not a source", "write it without '..'")
     if _password_of(url):
         refuse(
@@ -261,7 +265,8 @@ def _is_under(url: str, prefix: str) -> bool:
         prefix = f"file://{prefix}"
     if not prefix or url == prefix:
         return True
-    return url.startswith(prefix if prefix.endswith("/") else f"{prefix}/")
+    # What follows "::" is a source of its own, which the prefix says nothing about.
+    return url.startswith(prefix if prefix.endswith("/") else f"{prefix}/") and "::" not in url[len(prefix) :]
 
 
 def _password_of(url: str) -> str | None:
@@ -295,6 +300,28 @@ def check_key(key: str) -> str:
     if not key or len(key) > KEY_CHARS_MAX or not key.isascii() or not key.isprintable():
         refuse("the Idempotency-Key is not usable", f"1 to {KEY_CHARS_MAX} printable ASCII characters")
     return key
+
+
+def check_heartbeat(heartbeat: Heartbeat) -> None:
+    """:raises Refused: a field is not of its kind. Its sender may be anyone: nothing is said of its secret here."""
+    _check_message(heartbeat, "the heartbeat")
+
+
+def _check_message(message: Any, where: str) -> None:
+    for field in dataclasses.fields(message):
+        value, kind, what = getattr(message, field.name), str(field.type), f"{where}.{field.name}"
+        if not kind.startswith("tuple["):
+            if (type(value).__name__ if value is not None else "None") not in kind.split(" | "):
+                refuse(f"{what} must be {kind}, not {type(value).__name__}")
+            if type(value) is int and not 0 <= value <= NUMBER_MAX:
+                refuse(f"{what} is {_shown(value)}", f"0 to {NUMBER_MAX}")
+        elif kind == "tuple[int, ...]":
+            for number in value:
+                if type(number) is not int or not 0 <= number <= BLOCK_INDEX_MAX:
+                    refuse(f"{what} holds {_shown(number)}", f"whole numbers, 0 to {BLOCK_INDEX_MAX}")
+        else:
+            for item in value:
+                _check_message(item, what)
 
 
 def is_text(value: str) -> bool:

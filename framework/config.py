@@ -28,9 +28,10 @@ PORT_DEFAULT = 7070
 FAILOVER_TIMEOUT_MS_DEFAULT = (
     14 * 86_400_000
 )  # two weeks: longer than any repair, since after it Mesos kills all
-INSTANCES_MAX = 10_000
-MEM_BYTES_MIN = 16 * 1024 * 1024
-MEM_BYTES_MAX = 64 * 2**40
+_LIMITS = Settings()
+INSTANCES_MAX = _LIMITS.instances_max
+MEM_BYTES_MIN = _LIMITS.executor_mem_bytes_min
+MEM_BYTES_MAX = _LIMITS.executor_mem_bytes_max
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")

@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -122,8 +121,6 @@ class Daemon:
                 self._reason = "this scheduler is stopping"
                 leading.kill()
                 server.stop(timeout=STOP_TIMEOUT_S)
-                if self._has_led:  # else it may be that of the one who has the journal
-                    shutil.rmtree(self._config.scratch, ignore_errors=True)
 
     def _listen(self) -> Any:
         config = self._config
@@ -201,7 +198,7 @@ class Daemon:
             self._leadership = None
             self._metrics.leading.set(0)
             if leadership is not None:
-                leadership.close()
+                leadership.close()  # while the journal is ours: the next scheduler may use the same scratch directory
             journal.close()
 
     def _raise_end(self, leadership: Leadership) -> None:

@@ -74,6 +74,9 @@ class JournalThread:
     def delete_blob(self, digest: str) -> None:
         self._run(self._blobs, self._journal.delete_blob, digest)
 
+    def blob_digests(self) -> list[str]:
+        return self._run(self._blobs, self._journal.blob_digests)
+
     def get_blob_here(self, digest: str) -> bytes | None:
         """As `get_blob`, from a native thread of a pool: never from a greenlet, which would stop the hub."""
         with self._lock:

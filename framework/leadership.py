@@ -7,6 +7,7 @@ nothing is decided any more while the rest goes down. Leaving Mesos is never a T
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import uuid
@@ -34,7 +35,7 @@ from stoker.framework.mesos_shell import Driver, MesosShell
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import EXECUTOR_OVERHEAD_BYTES
 from stoker.framework.translate import Json, framework_to_mesos, launch_environment
-from stoker.zk.errors import Corrupt, TooNew
+from stoker.zk.errors import Corrupt, TooNew, Unavailable
 
 SEED_BYTES = 32
 SNAPSHOT_BYTES_MAX = 1024 * 1024 * 1024
@@ -55,8 +56,8 @@ class Leadership:
         self._config = config
         self._journal = journal
         self._url = url
-        self._workers = ThreadPool(WORKERS_MAX)
         recovered, records = journal.lead()
+        self._workers = ThreadPool(WORKERS_MAX)
         catalog, wall_ms = run_in(self._workers, _replay, recovered.snapshot, records)
         self._catalog: Catalog = catalog
         self._epoch = recovered.epoch
@@ -74,17 +75,23 @@ class Leadership:
             metrics=metrics,
             workers=self._workers,
         )
-        self.manifests = Manifests(os.path.join(config.scratch, "manifests"), journal, self._workers)
-        self._listings = Listings(
-            self.loop,
-            journal,
-            self.manifests,
-            cluster=lambda: catalog.cluster,
-            directory=os.path.join(config.scratch, "listings"),
-            live_digests=lambda: self.loop.read(lambda catalog, _: catalog.manifest_digests()),
-            workers=self._workers,
-            metrics=metrics,
-        )
+        try:
+            self.manifests = Manifests(os.path.join(config.scratch, "manifests"), journal, self._workers)
+            self._listings = Listings(
+                self.loop,
+                journal,
+                self.manifests,
+                cluster=lambda: catalog.cluster,
+                directory=os.path.join(config.scratch, "listings"),
+                live_digests=lambda: self.loop.read(lambda catalog, _: catalog.manifest_digests()),
+                workers=self._workers,
+                metrics=metrics,
+            )
+        except OSError as error:  # a full disk, as a rule the journal's
+            retire(self._workers)
+            raise Unavailable(
+                f"cannot make its scratch directory {config.scratch}: {error.strerror}"
+            ) from error
         self._mesos = MesosShell(
             lambda scheduler: make_driver(scheduler, self._framework()),
             self.loop.put,
@@ -102,6 +109,7 @@ class Leadership:
         )
         self.loop.put_and_wait(began)
         self._warn_of_ignored_fleet()
+        self._listings.sweep()
         self._mesos.start()
         log.info(
             "leading epoch=%d cluster=%s framework_id=%s datasets=%d jobs=%d",
@@ -117,6 +125,9 @@ class Leadership:
         self.loop.stop()
         self._mesos.stop()
         self._listings.close()
+        self.manifests.close()
+        with contextlib.suppress(OSError):  # not empty: it holds what is not ours
+            os.rmdir(self._config.scratch)
         retire(self._workers)
 
     @property

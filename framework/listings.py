@@ -6,7 +6,7 @@ nothing. A listing that dies is reported as failed; one that is not wanted any m
 stale.
 
 Blobs that no manifest in the catalog names are deleted by `forget_manifest`, never while a listing may be about to name
-them.
+them. What a kill left behind (blobs stored but never named, a forgetting that was cut off) is found by `sweep`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ LISTINGS_MAX = 4  # children at a time
 NICE = 5
 LINE_BYTES_MAX = 64 * 1024
 ERROR_CHARS_MAX = 1_000
+PUT_AGAIN_MS = 500
 _PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,10 @@ class Listings:
         """Delete, soon, the blobs of the manifest `digest` that no manifest of the catalog needs."""
         self._spawn(self._forget, digest)
 
+    def sweep(self) -> None:
+        """Delete, soon, all blobs that no manifest of the catalog needs."""
+        self._spawn(self._sweep)
+
     def _start_waiting(self) -> None:
         while self._waiting and len(self._running) < LISTINGS_MAX and not self._stopped:
             dataset_id, listing = self._waiting.popitem(last=False)
@@ -138,8 +143,8 @@ class Listings:
             self._spawn(self._run, listing)
         self._metrics.listings.set(len(self._running))
 
-    def _spawn(self, function: Callable[..., None], argument: Any) -> None:
-        greenlet = self._loop.spawn(function, argument)
+    def _spawn(self, function: Callable[..., None], *arguments: Any) -> None:
+        greenlet = self._loop.spawn(function, *arguments)
         self._greenlets.add(greenlet)
         greenlet.link(self._greenlets.discard)
 
@@ -156,7 +161,8 @@ class Listings:
                 failed = ListingFinished(
                     action.dataset_id, action.attempt, None, str(error)[:ERROR_CHARS_MAX]
                 )
-                self._loop.put(failed, must=True)
+                while not self._loop.put(failed, must=True) and not self._stopped:
+                    gevent.sleep(PUT_AGAIN_MS / 1000)  # untold, the dataset would be LISTING for ever
         finally:
             _reap(listing)
             run_in(self._workers, shutil.rmtree, directory, True)
@@ -173,7 +179,10 @@ class Listings:
             os.link(
                 self._manifests.path(action.previous), previous
             )  # ours: it may be unmapped and removed meanwhile
-        done = self._follow(listing, self._start_child(listing, out, previous if action.previous else None))
+        lines = self._start_child(listing, out, previous if action.previous else None)
+        if listing.stopped:  # while there was no child to kill yet
+            return
+        done = self._follow(listing, lines)
         if listing.stopped:
             return
         manifested = _manifested(done)
@@ -221,7 +230,7 @@ class Listings:
             if "error" in said:
                 raise ListingFailed(str(said["error"]))
             self._loop.put(
-                ListingProgressed(action.dataset_id, action.attempt, int(said["files"]), int(said["bytes"]))
+                ListingProgressed(action.dataset_id, action.attempt, said["files"], said["bytes"])
             )
         raise ListingFailed(f"the listing process ended without a result ({_how(listing.child.wait())})")
 
@@ -241,7 +250,7 @@ class Listings:
                 live = self._live_digests()
                 if digest in live:
                     return
-                needed = {part for root in live for part in self._manifests.part_digests(root)} | live
+                needed = self._needed(live)
                 parts = self._manifests.part_digests(digest)
                 for unneeded in [*(p for p in parts if p not in needed), digest]:
                     self._journal.delete_blob(unneeded)
@@ -249,6 +258,26 @@ class Listings:
                 log.warning("blobs of manifest %s were not deleted: %s", digest[:12], error)
                 return
         self._manifests.forget(digest)
+
+    def _sweep(self) -> None:
+        with self._storing:
+            try:
+                live, stored = self._live_digests(), set(self._journal.blob_digests())
+                if not live <= stored:  # what its parts are is not known: nothing is deleted
+                    log.error("the journal has no blob for %d manifests of the catalog", len(live - stored))
+                    return
+                unneeded = sorted(stored - self._needed(live))
+                for digest in unneeded:
+                    self._journal.delete_blob(digest)
+            except (JournalError, FrameworkError) as error:
+                log.warning("unneeded blobs were not deleted: %s", error)
+                return
+        if unneeded:
+            log.info("blobs of no manifest deleted=%d", len(unneeded))
+
+    def _needed(self, live: set[str]) -> set[str]:
+        """Return the digests of the root blobs `live` and of their parts."""
+        return {part for root in live for part in self._manifests.part_digests(root)} | live
 
 
 def _manifested(done: dict[str, Any]) -> Manifested:
@@ -274,7 +303,8 @@ def _parse(line: bytes) -> dict[str, Any]:
         said = json.loads(line)
     except ValueError as error:
         raise ListingFailed(f"the listing process said {line[:200]!r}") from error
-    if not isinstance(said, dict) or not ({"done", "error"} & set(said) or {"files", "bytes"} <= set(said)):
+    is_progress = isinstance(said, dict) and all(type(said.get(name)) is int for name in ("files", "bytes"))
+    if not is_progress and not (isinstance(said, dict) and {"done", "error"} & set(said)):
         raise ListingFailed(f"the listing process said {line[:200]!r}")
     return said
 

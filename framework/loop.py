@@ -209,14 +209,11 @@ class Loop:
         except Exception as raised:
             error = raised  # a refusal is told, too, only when what it saw is durable
         if self._frames or self._in_flight:
-            waiting = _Waiting(self._stamp_of_read(), durable=AsyncResult())
-            assert waiting.durable is not None
-            self._frames.append(waiting)
-            self._filled.set()
-            waiting.durable.wait(self._write_timeout_ms / 1000)
-            if not waiting.durable.ready():
+            durable = self._seen_durable()
+            durable.wait(self._write_timeout_ms / 1000)
+            if not durable.ready():
                 raise NotLeading("the journal does not answer")
-            waiting.durable.get()
+            durable.get()
         if error is not None:
             raise error
         return value
@@ -415,8 +412,15 @@ class Loop:
     def _is_queued(self, reply_id: int) -> bool:
         return any(getattr(queued.event, "reply_id", 0) == reply_id for queued in self._queue)
 
-    def _stamp_of_read(self) -> Stamp:
-        return Stamp(0, now_ms(), self._clock.wall_ms())
+    def _seen_durable(self) -> AsyncResult:
+        """Return what is set once all that is decided now is durable: one for all reads between two frames."""
+        last = self._frames[-1] if self._frames else None
+        if last is None or last.durable is None or last.records or last.actions:
+            last = _Waiting(Stamp(0, now_ms(), self._clock.wall_ms()), durable=AsyncResult())
+            self._frames.append(last)
+            self._filled.set()
+        assert last.durable is not None
+        return last.durable
 
 
 def _outcome_of(asked: _Asked) -> Exception:

@@ -84,6 +84,10 @@ class Manifests:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path(digest))
 
+    def close(self) -> None:
+        """Remove all mapped files; whoever still holds a Manifest goes on reading it."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
     def _map_once(self, digest: str) -> Manifest:
         waiting = self._mapping.get(digest)
         if waiting is not None:

@@ -182,7 +182,7 @@ class Settings:
     slots_frame_max: int = 1_000
     instances_max: int = 10_000
     executor_mem_bytes_min: int = 16 * 1024 * 1024
-    executor_mem_bytes_max: int = 2**50
+    executor_mem_bytes_max: int = 64 * 2**40
     slot_out_ms: int = 300_000  # a slot without an executor for longer is out of placement
     replicas_max: int = 16
     priority_max: int = 1_000

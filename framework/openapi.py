@@ -141,6 +141,17 @@ SCHEMAS: dict[str, Any] = {
         homes={"type": "string", "contentEncoding": "base64"},
         slots={"type": "array", "items": FREE},
     ),
+    "Plan": _object(
+        fits=FLAG,
+        bytes=NUMBER,
+        files=NUMBER,
+        blocks=NUMBER,
+        free_bytes=NUMBER,
+        capacity_bytes=NUMBER,
+        slots={"type": "array", "items": _object(slot=NUMBER, bytes=NUMBER, free_bytes=NUMBER)},
+        reason=MAYBE_TEXT,
+    ),
+    "JobOrPlan": {"oneOf": [_ref("Job"), _object(plan=_ref("Plan"))]},
     "Alive": _object(alive=FLAG),
     "Health": _object(state=TEXT),
     "Datasets": _list_of("datasets", "Dataset"),
@@ -183,7 +194,8 @@ def _operation(route: Route) -> dict[str, Any]:
         str(status): {"description": meaning or "as asked", "content": {route.media_type: _media(schema)}}
         for status, (meaning, schema) in route.answers.items()
     }
-    for status in route.errors:
+    too_large = (413,) if "requestBody" in operation else ()
+    for status in sorted({*route.errors, *too_large}):
         answers[str(status)] = {
             "description": _ERROR_MEANS[status],
             "content": {"application/json": {"schema": _ref("Error")}},

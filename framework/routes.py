@@ -103,6 +103,7 @@ NEW_JOB: Schema = {
             "type": "array",
             "items": {"type": "string", "maxLength": PATH_BYTES_MAX},
             "maxItems": PATHS_MAX,
+            "description": "files or directories, relative to the dataset; left out: all of it",
         },
         "fit": {"type": "boolean", "description": "if not all of it fits, load what does"},
         "plan": {"type": "boolean", "description": "say what it would take, and change nothing"},
@@ -209,7 +210,7 @@ ROUTES: tuple[Route, ...] = (
         "Load or free a dataset, or some paths of it",
         {
             201: ("accepted", "Job"),
-            200: ("the job of this key, as it is now; or, with `plan`, the plan", "Job"),
+            200: ("the job of this key, as it is now; or, with `plan`, the plan", "JobOrPlan"),
         },
         body=NEW_JOB,
         headers=(KEY,),

@@ -50,6 +50,11 @@ class LocalBlobs:
             return
         self._disk.unlink(self._path(digest))
 
+    def digests(self) -> list[str]:
+        """Return what is stored, sorted."""
+        found = (name for _, _, names in os.walk(self._directory, onerror=_raise) for name in names)
+        return sorted(name for name in found if _DIGEST.fullmatch(name))
+
     def discard_partial(self) -> None:
         """Take away what an interrupted `put` left."""
         for folder, _, names in os.walk(self._directory):
@@ -66,3 +71,7 @@ class LocalBlobs:
                 return file.read(BLOB_BYTES_MAX + 1)
         except FileNotFoundError:
             return None
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -68,6 +68,10 @@ class Journal(Protocol):
         """Forget a blob; unknown digests are no error."""
         ...
 
+    def blob_digests(self) -> list[str]:
+        """Return the digests of all stored blobs, sorted. :raises Unavailable: ..."""
+        ...
+
     def close(self) -> None:
         """Release the journal; idempotent."""
         ...

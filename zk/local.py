@@ -174,6 +174,11 @@ class LocalJournal:
             self._check_fence()
             self._blobs.delete(digest)
 
+    def blob_digests(self) -> list[str]:
+        """See Journal.blob_digests."""
+        with self._translated("list the blobs", is_final=False):
+            return self._blobs.digests()
+
     def close(self) -> None:
         """See Journal.close."""
         self._is_over = True
@@ -295,7 +300,9 @@ class LocalJournal:
                 self._disk.unlink(path)
 
     def _check_leading(self) -> Term:
-        assert self._term is not None and not self._is_over, "not leading"
+        assert self._term is not None, "lead first"
+        if self._is_over:  # a failed append, fenced or closed: blobs may be on their way in other threads
+            raise Unavailable(f"the journal in {self._directory} is given up")
         return self._term
 
     def _check_fence(self) -> None:

@@ -28,7 +28,7 @@ from stoker.executor.core.extents import Extents, Range, subtract
 
 MISS_UNIT_BYTES = 4 * 1024 * 1024  # a miss fetches the whole file up to here, else the range aligned to this
 MISS_JOB_BYTES_MAX = 8 * 1024 * 1024  # of one job for readers, so that each of them is answered soon
-WANTED_JOB_BYTES_MAX = 256 * 1024 * 1024
+WANTED_JOB_BYTES_MAX = 16 * 1024 * 1024  # a reader may have to wait for the end of one
 RETRIES_MAX = 5  # of what the under store refused; then the block is settled without it
 RETRY_MS_MIN = 500
 RETRY_MS_MAX = 15_000

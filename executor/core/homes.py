@@ -54,21 +54,17 @@ def sources(
 ) -> list[Source]:
     """Return whom to ask for a block before the under store, best first.
 
-    The first living home reads the under store for all: the others ask it, and it may fetch for them. That order has no
-    circle. Whoever else lives is asked only for what it holds: the first home, relaunched, copies from a replica.
+    The first living home reads the under store for all homes: the others ask it, and it may fetch for them. That order has
+    no circle. Whoever else lives is asked only for what it holds: the first home, relaunched, copies from a replica. Who is
+    no home is asked by readers that had no answer from the homes, so it does not wait for one either.
     """
     homes = [int(p) for p in table[:, block_index % table.shape[1]] if p != NO_HOME and p < len(slots)]
     living = [p for p in homes if p == position or slots[p].port]
     found = []
     for rank, home in enumerate(living):
         if home != position:
-            found.append(Source(slots[home], local_only=rank > 0 or not _may_fetch(living, position)))
+            found.append(Source(slots[home], local_only=rank > 0 or position not in homes))
     return found[:PEERS_MAX]
-
-
-def _may_fetch(living: list[int], position: int) -> bool:
-    """Whether the first living home may fetch for us: it is not we."""
-    return bool(living) and living[0] != position
 
 
 def find_position(slots: tuple[SlotAddress, ...], slot_id: int) -> int:

@@ -75,8 +75,11 @@ class UnderStore(Protocol):
         """
         ...
 
-    def read(self, pieces: Sequence[Piece]) -> Reading:
-        """Return the reading of `pieces`: concurrent inside, bounded in requests and in bytes that wait to be taken."""
+    def read(self, pieces: Sequence[Piece], *, urgent: bool = False) -> Reading:
+        """Return the reading of `pieces`: concurrent inside, bounded in requests and in bytes that wait to be taken.
+
+        `urgent`: a reader waits for it; it goes before readings that are not.
+        """
         ...
 
 

@@ -3,7 +3,7 @@
 There is no condition to send with a read, so the fingerprint (the store's checksum or version where `info` has one, and
 modification time and size) is compared after the bytes were read.
 
-fsspec's synchronous file systems (sftp, ftp, hdfs, ...) are not made for several threads, so each of WORKERS_MAX threads
+fsspec's synchronous file systems (sftp, ftp, hdfs, ...) are not made for several threads, so each worker's thread
 has an instance of its own; asynchronous ones (gcs, abfs, ...) run a batch at once on fsspec's loop.
 """
 
@@ -33,6 +33,7 @@ from stoker.executor.under_stores.options import Options
 from stoker.executor.under_stores.remote import ATTEMPTS_MAX, READING_BYTES_MAX, pause_ms
 
 WORKERS_MAX = 8
+URGENT_WORKERS_MAX = 4  # besides: what a reader waits for does not stand in line behind a load
 BATCH_PIECES_MAX = 16
 TIMEOUT_MS = 120_000  # of a batch of reads, or of one directory's listing
 # What file systems call a version or checksum, in the order of trust.
@@ -64,6 +65,9 @@ class GenericStore:
         self._own = threading.local()
         self._stopped = threading.Event()  # never set: only for pauses that a process end does not wait for
         self._workers = concurrent.futures.ThreadPoolExecutor(WORKERS_MAX, thread_name_prefix="under-store")
+        self._urgent_workers = concurrent.futures.ThreadPoolExecutor(
+            URGENT_WORKERS_MAX, thread_name_prefix="under-store-urgent"
+        )
         self._is_file: bool | None = None  # whether the source is one file; found on first use
         self._open()
 
@@ -80,8 +84,8 @@ class GenericStore:
                 self._options.redact(f"cannot list {self._source}: {_reason(error)}")
             ) from error
 
-    def read(self, pieces: Sequence[Piece]) -> GenericReading:
-        return GenericReading(self._workers, self._read_batch, pieces)
+    def read(self, pieces: Sequence[Piece], *, urgent: bool = False) -> GenericReading:
+        return GenericReading(self._urgent_workers if urgent else self._workers, self._read_batch, pieces)
 
     def _open(self) -> tuple[Any, str]:
         """Return this thread's file system and the source's path in it."""

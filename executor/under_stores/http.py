@@ -91,8 +91,8 @@ class HttpStore:
         except (Transient, _Refused, Gone) as error:
             raise UnderStoreError(self._redact(f"cannot list {self._source}: {error}")) from error
 
-    def read(self, pieces: Sequence[Piece]) -> RemoteReading:
-        return RemoteReading(self._fs.loop, self._health, self._fetch, pieces)
+    def read(self, pieces: Sequence[Piece], *, urgent: bool = False) -> RemoteReading:
+        return RemoteReading(self._fs.loop, self._health, self._fetch, pieces, urgent=urgent)
 
     async def _ask_root(self) -> str:
         """Return the address of the source's index page, or "" for a single file."""

@@ -75,7 +75,7 @@ class LocalStore:
                     )
                 )
 
-    def read(self, pieces: Sequence[Piece]) -> LocalReading:
+    def read(self, pieces: Sequence[Piece], *, urgent: bool = False) -> LocalReading:
         check_pieces(pieces)
         return LocalReading(os.path.dirname(self._root) if os.path.isfile(self._root) else self._root, pieces)
 

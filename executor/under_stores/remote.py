@@ -2,7 +2,7 @@
 
 A store gives one coroutine that fetches one piece; all else is here, the same for every store:
 
- - at most REQUESTS_MAX requests of a store are under way, and a reading holds at most READING_BYTES_MAX that were asked
+ - at most REQUESTS_MAX requests of a store are under way, those that readers wait for (*urgent*) go first, and a reading holds at most READING_BYTES_MAX that were asked
    for and not yet taken, so a slow caller slows the store down and not the memory up;
  - a *transient* error (a time-out, a cut connection, 429, 5xx) is tried again, ATTEMPTS_MAX times in all, with a growing
    random pause; anything else fails the piece at once;
@@ -13,10 +13,12 @@ A store gives one coroutine that fetches one piece; all else is here, the same f
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
+import contextlib
 import queue
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
 from stoker.executor.under_stores.base import Outcome, Piece, ReadFailure, check_pieces, unreadable
@@ -42,20 +44,56 @@ class Transient(Exception):
         self.retry_after_ms = retry_after_ms
 
 
+class Turns:
+    """Lets so many in at a time, and of those who wait the urgent first. Lives on the loop."""
+
+    def __init__(self, turns_max: int) -> None:
+        self._free = turns_max
+        self._urgent: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._others: collections.deque[asyncio.Future[None]] = collections.deque()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, *, urgent: bool) -> AsyncIterator[None]:
+        if self._free:
+            self._free -= 1
+        else:
+            mine = asyncio.get_running_loop().create_future()
+            (self._urgent if urgent else self._others).append(mine)
+            try:
+                await mine
+            except asyncio.CancelledError:
+                if not mine.cancelled():
+                    self._pass_on()  # it had come, just then
+                raise
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        for waiting in (self._urgent, self._others):
+            while waiting:
+                following = waiting.popleft()
+                if not following.done():
+                    following.set_result(None)
+                    return
+        self._free += 1
+
+
 class Health:
-    """Whether the store answers at all; and the count of requests under way. Lives on the loop."""
+    """Whether the store answers at all; and the turns of its requests. Lives on the loop."""
 
     def __init__(self) -> None:
-        self.requests = asyncio.Semaphore(REQUESTS_MAX)
+        self._turns = Turns(REQUESTS_MAX)
         self._lost_in_a_row = 0
 
-    async def attempt(self, request: Callable[[], Awaitable[_T]]) -> _T:
+    async def attempt(self, request: Callable[[], Awaitable[_T]], *, urgent: bool = False) -> _T:
         """Return what `request` returns, tried again after each Transient. :raises Transient: the last one."""
         attempt = 0
         while True:
             attempt += 1
             try:
-                async with self.requests:
+                async with self._turns.turn(urgent=urgent):
                     result = await request()
             except Transient as error:
                 if attempt >= self._attempts():
@@ -104,12 +142,19 @@ class RemoteReading:
     is_immediate = False
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, health: Health, fetch: Fetch, pieces: Sequence[Piece]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        health: Health,
+        fetch: Fetch,
+        pieces: Sequence[Piece],
+        *,
+        urgent: bool = False,
     ) -> None:
         check_pieces(pieces)
         self._loop = loop
         self._health = health
         self._fetch = fetch
+        self._urgent = urgent
         self._pieces = pieces
         self._left = len(pieces)
         self._taken_bytes = 0
@@ -188,7 +233,7 @@ class RemoteReading:
     async def _one(self, index: int, piece: Piece) -> None:
         outcome: Outcome
         try:
-            outcome = await self._health.attempt(lambda: self._fetch(piece))
+            outcome = await self._health.attempt(lambda: self._fetch(piece), urgent=self._urgent)
         except Transient as error:
             outcome = unreadable(piece, str(error))
         self._arrived.put((index, outcome))

@@ -95,8 +95,8 @@ class S3Store:
         except (Transient, _Refused) as error:
             raise UnderStoreError(self._redact(f"cannot list {self._source}: {error}")) from error
 
-    def read(self, pieces: Sequence[Piece]) -> RemoteReading:
-        return RemoteReading(self._fs.loop, self._health, self._fetch, pieces)
+    def read(self, pieces: Sequence[Piece], *, urgent: bool = False) -> RemoteReading:
+        return RemoteReading(self._fs.loop, self._health, self._fetch, pieces, urgent=urgent)
 
     @property
     def _prefix(self) -> str:

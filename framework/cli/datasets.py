@@ -13,8 +13,9 @@ from stoker.client.errors import ApiError
 from stoker.executor.units import format_bytes
 from stoker.framework.cli.common import api_command
 from stoker.framework.cli.output import Output, fail
-from stoker.framework.model import Policy, Tier
+from stoker.framework.model import Policy, Settings, Tier
 
+_LIMITS = Settings()
 POLL_INTERVAL_S = 0.2
 
 
@@ -38,7 +39,7 @@ def dataset() -> None:
     "--replicas",
     default=1,
     show_default=True,
-    type=click.IntRange(1, 16),
+    type=click.IntRange(1, _LIMITS.replicas_max),
     help="copies of each block, in different slots",
 )
 @click.option(
@@ -49,7 +50,13 @@ def dataset() -> None:
     help="what may be evicted for its misses",
 )
 @click.option("--tier", default="mem", show_default=True, type=click.Choice([str(tier) for tier in Tier]))
-@click.option("--priority", default=0, show_default=True, type=click.IntRange(-100, 100))
+@click.option(
+    "--priority",
+    default=0,
+    show_default=True,
+    type=click.IntRange(-_LIMITS.priority_max, _LIMITS.priority_max),
+    help="higher comes first",
+)
 @click.option("--no-wait", is_flag=True, help="do not wait until the source is listed")
 def add(
     client: Client,
@@ -124,7 +131,8 @@ def _row(view: dict[str, Any]) -> list[str]:
     files = "-" if view["files"] is None else f"{view['files']:,}"
     size = "-" if view["bytes"] is None else format_bytes(view["bytes"])
     cached = "-" if view["cached_ratio"] is None else f"{view['cached_ratio']:.0%}"
-    replicas = f"{view['replicas_actual']}/{view['replicas']}"
+    actual = "-" if view["replicas_actual"] is None else view["replicas_actual"]
+    replicas = f"{actual}/{view['replicas']}"
     return [
         view["name"],
         view["state"],

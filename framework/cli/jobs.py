@@ -113,11 +113,13 @@ def follow(client: Client, output: Output, job: dict[str, Any]) -> dict[str, Any
 
 def _print_outcome(output: Output, job: dict[str, Any]) -> None:
     progress = job["progress"]
-    took_ms = (job["finished_ms"] or 0) - (job["created_ms"] or 0)
-    output.say(
-        f"job {job['id']}: {job['kind']} {job['dataset']} {job['state']}, "
-        f"{progress['files'] or 0:,} files, {format_bytes(progress['bytes'] or 0)} in {took_ms / 1000:.1f} s"
-    )
+    what = f"job {job['id']}: {job['kind']} {job['dataset']} {job['state']}"
+    if job["finished_ms"] is None:
+        output.say(f"{what}, {progress_detail(progress)}")
+    else:
+        took_s = (job["finished_ms"] - job["created_ms"]) / 1000
+        done = f"{progress['files'] or 0:,} files, {format_bytes(progress['bytes'] or 0)}"
+        output.say(f"{what}, {done} in {took_s:.1f} s")
     errors = job["errors"][:ERRORS_SHOWN_MAX]
     if errors:
         output.table("", ["PATH", "CODE", "MESSAGE"], [[e["path"], e["code"], e["message"]] for e in errors])

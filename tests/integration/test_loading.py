@@ -6,7 +6,6 @@ import concurrent.futures
 import functools
 import hashlib
 import multiprocessing
-import os
 import pathlib
 from collections.abc import Iterator
 
@@ -25,11 +24,13 @@ MEBIBYTE = 2**20
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    with local_cluster(
-        tmp_path_factory.mktemp("loading") / "state", "--agents", "2", "--mem", "48MiB"
-    ) as local:
+    state = tmp_path_factory.mktemp("loading") / "state"
+    with (
+        local_cluster(state, "--agents", "2", "--mem", "48MiB") as local,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("STOKER_URL", local.url)
         local.wait_until_running(2)
-        os.environ["STOKER_URL"] = local.url
         yield local
 
 

@@ -78,6 +78,9 @@ class MemoryJournal:
     def delete_blob(self, digest: str) -> None:
         self.blobs.pop(digest, None)
 
+    def blob_digests(self) -> list[str]:
+        return sorted(self.blobs)
+
     def close(self) -> None:
         return
 

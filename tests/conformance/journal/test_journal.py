@@ -143,6 +143,16 @@ def test_blobs_come_back(journals: JournalFactory, size: int) -> None:
     assert journal.get_blob(digest) is None
 
 
+def test_all_blobs_can_be_listed(journals: JournalFactory) -> None:
+    journal = journals.open()
+    journal.lead()
+    assert journal.blob_digests() == []
+    digests = sorted(journal.put_blob(b"%d" % number) for number in range(20))
+    assert journal.blob_digests() == digests
+    journal.delete_blob(digests[3])
+    assert reopened(journals, journal).blob_digests() == [*digests[:3], *digests[4:]]
+
+
 @pytest.mark.parametrize(
     "digest", ["0" * 64, "", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "\n", "é"]
 )

@@ -103,6 +103,59 @@ def test_who_says_nothing_is_left(listen, monkeypatch: pytest.MonkeyPatch) -> No
         connect(listen(held.append), HELLO, unix=False)
 
 
+def test_who_greets_but_does_not_answer_is_left_after_the_silence(
+    listen, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(connection_module, "ATTENTION_MS", 50)
+    greeted = []
+
+    def speak(opened: socket.socket) -> None:
+        greet(opened)
+        greeted.append(opened)
+
+    connection = connect(listen(speak), HELLO, unix=False, silence_ms=400)
+    with pytest.raises(Silent, match="no byte came for 0.4 s"):
+        connection.receive_bytes(1)
+    assert len(greeted) == 1 + 7, "each time it was silent for so long, but the last"
+    connection.close()
+
+
+def test_who_hangs_is_left_as_soon_as_it_does_not_greet(listen, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(connection_module, "ATTENTION_MS", 50)
+    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_MS", 50)
+    held: list[socket.socket] = []
+
+    def speak(opened: socket.socket) -> None:
+        if not held:
+            greet(opened)
+        held.append(opened)
+
+    at = listen(speak)
+    views = [memoryview(bytearray(10)) for _ in range(2)]
+    pieces = [Piece(0, 0, 10, view, 0) for view in views]
+    for receive in (lambda c: c.receive_bytes(10), lambda c: c.receive_ranges(pieces)):
+        held.clear()
+        connection = connect(at, HELLO, unix=False)
+        with pytest.raises(Silent, match="no byte came for 0.05 s"):
+            receive(connection)
+        connection.close()
+
+
+def test_who_is_another_now_is_told_apart_from_who_hangs(listen, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(connection_module, "ATTENTION_MS", 50)
+    status = iter([wire.HelloStatus.OK, wire.HelloStatus.LAUNCH])
+    held = []
+
+    def speak(opened: socket.socket) -> None:
+        greet(opened, next(status))
+        held.append(opened)
+
+    connection = connect(listen(speak), HELLO, unix=False)
+    with pytest.raises(HelloRefused):
+        connection.receive_into(memoryview(bytearray(10)))
+    connection.close()
+
+
 @pytest.mark.parametrize(
     "said, what",
     [

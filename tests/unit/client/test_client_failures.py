@@ -317,11 +317,9 @@ def test_a_hanging_executor_is_left_for_another(
     import os
     import signal
 
-    from stoker.client import batch, connection
+    from stoker.client import connection
 
-    for module in (batch, connection):
-        monkeypatch.setattr(module, "SILENCE_MS", 300)
-    monkeypatch.setattr(connection.connect, "__kwdefaults__", {"silence_ms": 300})
+    monkeypatch.setattr(connection, "ATTENTION_MS", 300)
     monkeypatch.setattr(connection, "CONNECT_TIMEOUT_MS", 300)
     monkeypatch.setenv("STOKER_TRANSPORT", "tcp")
     reader = Client().dataset("ds")
@@ -332,3 +330,21 @@ def test_a_hanging_executor_is_left_for_another(
     assert_reads_all(reader, both)
     assert time.monotonic() - began < 5
     cluster.executors[0].kill()
+
+
+def test_executors_that_are_slow_but_greet_are_waited_for(
+    cluster: Cluster, dataset: ScriptedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A miss takes an under store's time: nobody else would be faster."""
+    from stoker.client import connection
+
+    monkeypatch.setattr(connection, "ATTENTION_MS", 100)
+    monkeypatch.setenv("STOKER_TRANSPORT", "tcp")
+    reader = Client().dataset("ds")
+    for executor in cluster.executors:
+        executor.command(t="set", delay_s=0.8)
+    paths = list(dataset.files)
+    assert [bytes(data) for data in reader.read_many(paths)] == [dataset.files[path] for path in paths]
+    counts = [executor.command(t="stats")["counts"] for executor in cluster.executors]
+    assert [count["read"] for count in counts] == [1, 1], "each was asked once"
+    assert all(count["hello"] > 4 for count in counts), "and greeted again while it was silent"

@@ -26,7 +26,7 @@ from stoker.executor.fill_job import (
 )
 from stoker.executor.fill_progress import PROGRESS_EXTENTS
 from stoker.executor.manifest import FileRow
-from stoker.executor.peer import Peer
+from stoker.executor.peer import Hung, Peer
 from stoker.executor.under_store import PIECE_BYTES_MAX, Piece, open_under_store
 from stoker.executor.wire import Failure
 from support.executors import CLUSTER, INCARNATION, LAUNCH, DataServer, running_data_server
@@ -441,6 +441,7 @@ class TestAJob:
                 listed.manifest,
                 store=lambda: open_under_store(listed.source, {}),
                 connect=lambda address: cast(Peer, peer),
+                hung=Hung(),
                 turns=Turns(),
                 fd=block.fd,
                 send=block.take,

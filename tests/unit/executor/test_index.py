@@ -1,8 +1,7 @@
-"""The block index and block files."""
+"""The block index at the end of a block's file."""
 
 from __future__ import annotations
 
-import errno
 import os
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout
-from stoker.executor.store import MemTier, file_bytes
+from stoker.executor.store import MemTier
 
 NAME = BlockName(3, 1, 9)
 CLUSTER = bytes(range(16))
@@ -32,7 +31,7 @@ def test_a_new_block_has_its_name_and_nothing_else(fd: int) -> None:
     assert index.read_header(fd, LAYOUT) == (CLUSTER, NAME, BYTES)
     assert not index.is_valid(fd, LAYOUT, 0, 1)
     assert index.known_pages(fd, LAYOUT) == [False] * 4
-    assert os.fstat(fd).st_size == LAYOUT.file_bytes <= file_bytes(BYTES)
+    assert os.fstat(fd).st_size == LAYOUT.file_bytes
 
 
 def test_a_file_that_is_no_block_is_refused() -> None:
@@ -63,21 +62,3 @@ def test_known_bits_are_set_and_cleared(fd: int) -> None:
     index.mark_known(fd, LAYOUT, [(1, 2)], known=False)
     assert index.known_pages(fd, LAYOUT) == [True, False, True, True]
     assert index.are_known(fd, LAYOUT, 2, 4) and not index.are_known(fd, LAYOUT, 0, 4)
-
-
-def test_a_sealed_block_cannot_be_written_by_anybody(fd: int) -> None:
-    os.pwrite(fd, b"data", 0)
-    tier = MemTier(CLUSTER)
-    with pytest.raises(OSError) as cut:
-        os.ftruncate(fd, 5)  # not even before it is full
-    assert cut.value.errno == errno.EPERM
-    tier.seal(fd)
-    tier.seal(fd)
-    reopened = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
-    with pytest.raises(OSError):
-        os.open(f"/proc/self/fd/{reopened}", os.O_RDWR | os.O_TRUNC)
-    with pytest.raises(OSError) as written:
-        os.pwrite(fd, b"evil", 0)
-    assert written.value.errno == errno.EPERM
-    assert os.pread(fd, 4, 0) == b"data"
-    os.close(reopened)

@@ -431,17 +431,20 @@ def test_a_manifest_that_comes_late_or_wrong_holds_up_readers_but_breaks_nothing
     scheduler.assign(dataset.assignment(wanted=ALL, wanted_version=1))
     with running_executor(scheduler) as executor:
         client = executor.wait_dataset()
-        failed, _ = client.read_failing(*dataset.ranges("a/0001.bin"))  # no such manifest: 404
-        assert "version 1" in failed[0][1]
-        scheduler.bundles["set", 1] = other.bundle  # another digest than was assigned
-        failed, _ = client.read_failing(*dataset.ranges("a/0001.bin"))
-        assert failed[0][0] == Failure.OVERLOADED
-        scheduler.bundles["set", 1] = b"\x05\0\0\0garbage"
-        assert client.read_failing(*dataset.ranges("a/0001.bin"))[0][0][0] == Failure.OVERLOADED
+        wrong = {"HTTP 404": None, "a scheduler gave dataset": other.bundle, "bundle": b"\x05\0\0\0garbage"}
+        for reason, body in wrong.items():
+            if body is not None:
+                scheduler.bundles["set", 1] = body
+            failed, _ = client.read_failing(*dataset.ranges("a/0001.bin"))
+            assert failed[0][0] == Failure.OVERLOADED and reason in failed[0][1]
         scheduler.serve(dataset)
         scheduler.wait_full(dataset.manifest.block_count)
         check_all(client, dataset)
         client.close()
+        stranger = executor.connect(dataset_version=9)  # of a version that nobody has any more
+        failed, _ = stranger.read_failing((10**6, 0, 1))
+        assert failed[0][0] == Failure.CHANGED and "version 9" in failed[0][1]
+        stranger.close()
 
 
 def test_a_damaged_block_is_dropped_and_fetched_again(tmp_path: Path, scheduler: FakeScheduler) -> None:
@@ -477,7 +480,7 @@ def damage(pid: int, block: int, offset: int) -> None:
     raise AssertionError("no such block is open")
 
 
-def test_an_executor_that_is_no_home_reads_through_and_keeps_nothing(
+def test_an_executor_that_is_no_home_keeps_nothing_and_takes_what_homes_hold(
     tmp_path: Path, scheduler: FakeScheduler
 ) -> None:
     dataset = make_files(tmp_path, big=6 * MIB)
@@ -490,8 +493,21 @@ def test_an_executor_that_is_no_home_reads_through_and_keeps_nothing(
         scheduler.assign(dataset.assignment(homes=homes), slots=2)
         client = second.wait_dataset()
         check_all(client, dataset)
+        size = dataset.manifest.total_bytes
+
+        def read_by_second() -> tuple[int, bool]:
+            """Return (bytes from the under store, whether all was copied too)."""
+            told = scheduler.residency(launch=2)
+            return (told.filled_bytes, told.copied_bytes >= size) if told else (0, False)
+
         scheduler.wait(
-            lambda: scheduler.last(2).used_bytes == 0 and scheduler.last(1).used_bytes > 0, "kept at home"
+            lambda: read_by_second() == (size, False) and scheduler.last(2).used_bytes == 0, "read through"
+        )
+        scheduler.assign(dataset.assignment(homes=homes, wanted=ALL, wanted_version=1), slots=2)
+        scheduler.wait_full(dataset.manifest.block_count, launch=1)
+        check_all(client, dataset)
+        scheduler.wait(
+            lambda: read_by_second() == (size, True) and scheduler.last(2).used_bytes == 0, "copied"
         )
         client.close()
 

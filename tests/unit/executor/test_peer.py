@@ -14,9 +14,10 @@ import msgpack
 import pytest
 from crc32c import crc32c
 
+from stoker.executor import peer as peer_module
 from stoker.executor import wire
 from stoker.executor.block import PAGE_BYTES
-from stoker.executor.peer import Peer, PeerError, PeerRefused
+from stoker.executor.peer import Hung, Peer, PeerError, PeerRefused, PeerSilent
 from support.executors import DataServer, running_data_server
 
 BLOCK_BYTES = 1024 * 1024
@@ -182,3 +183,53 @@ class TestWhoeverElseAnswers:
             threading.Timer(0.1, peer.close).start()
             with pytest.raises(PeerError):
                 peer.read(0, [(0, 100)], memoryview(bytearray(100)), local_only=True)
+
+
+class TestWhoeverIsSilent:
+    """A peer may take an under store's time to answer, but it greets at once."""
+
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(peer_module, "ATTENTION_MS", 50)
+
+    def serve(self, listener: socket.socket, greetings_max: int, delay_s: float) -> None:
+        """Greet so many, and answer the first after a while."""
+        with contextlib.suppress(OSError):
+            opened = [listener.accept()[0]]
+            opened[0].recv(65536)
+            opened[0].sendall(accept())
+            opened[0].recv(65536)
+            threading.Timer(delay_s, opened[0].sendall, (answer(b"x" * 100),)).start()
+            while len(opened) < greetings_max:
+                opened.append(listener.accept()[0])
+                opened[-1].recv(65536)
+                opened[-1].sendall(accept())
+
+    def test_who_greets_is_waited_for(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=self.serve, args=(listener, 1000, 0.5), daemon=True).start()
+            buffer = memoryview(bytearray(100))
+            with Peer("127.0.0.1", listener.getsockname()[1], hello()) as peer:
+                assert peer.read(0, [(0, 100)], buffer, local_only=False) == []
+            assert bytes(buffer) == b"x" * 100
+
+    def test_who_does_not_is_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(peer_module, "CONNECT_TIMEOUT_MS", 200)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=self.serve, args=(listener, 2, 5), daemon=True).start()
+            begun = time.monotonic()
+            with Peer("127.0.0.1", listener.getsockname()[1], hello()) as peer:
+                with pytest.raises(PeerSilent):
+                    peer.read(0, [(0, 100)], memoryview(bytearray(100)), local_only=False)
+            assert time.monotonic() - begun < 3
+
+    def test_who_hangs_is_remembered_for_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        hung = Hung()
+        hung.add("a")
+        assert "a" in hung and "b" not in hung
+        monkeypatch.setattr(peer_module, "HUNG_MS", 0)
+        hung.add("a")
+        assert "a" not in hung
+        for number in range(2 * peer_module.HUNG_MAX):
+            hung.add(number)
+        assert len(hung._until) == peer_module.HUNG_MAX

@@ -137,6 +137,32 @@ class TestRemoteReading:
             }
         assert most == remote.REQUESTS_MAX
 
+    def test_what_a_reader_waits_for_goes_before_a_load(self, loop: asyncio.AbstractEventLoop) -> None:
+        order: list[str] = []
+        is_full = threading.Event()
+        go_on = asyncio.Event()
+
+        async def fetch(piece: Piece) -> bytes:
+            order.append(piece.path)
+            if len(order) == remote.REQUESTS_MAX:
+                is_full.set()
+            await go_on.wait()
+            return b"x"
+
+        health = Health()
+        load = RemoteReading(loop, health, fetch, pieces(3 * remote.REQUESTS_MAX))
+        assert is_full.wait(10)
+        urgent = RemoteReading(loop, health, fetch, [Piece("urgent", 0, 1, 1, 0, b"")], urgent=True)
+        given_up = RemoteReading(loop, health, fetch, [Piece("given up", 0, 1, 1, 0, b"")], urgent=True)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result(10)
+        given_up.cancel()
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result(10)
+        loop.call_soon_threadsafe(go_on.set)
+        assert list(urgent) == [(0, b"x")]
+        assert len(list(load)) == 3 * remote.REQUESTS_MAX
+        assert order[remote.REQUESTS_MAX] == "urgent" and "given up" not in order
+        assert len(list(RemoteReading(loop, health, fetch, pieces(500)))) == 500, "no turn was lost"
+
     def test_bytes_that_nobody_took_are_bounded(self, loop: asyncio.AbstractEventLoop) -> None:
         fetched = 0
         is_full = threading.Event()

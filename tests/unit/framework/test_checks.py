@@ -231,8 +231,17 @@ def test_a_prefix_ends_at_a_component() -> None:
     assert check_source("/data/a", allowed) == "file:///data/a"
     assert check_source("/data", allowed) == "file:///data"
     assert check_source("s3://bucket/a", allowed) == "s3://bucket/a"
-    for source in ("/database", "/data/../etc", "s3://bucket2/a", "http://h/", "simplecache::file:///data/x"):
+    for source in (
+        "/database",
+        "/data/../etc",
+        "/data/%2e%2E/etc",
+        "s3://bucket2/a",
+        "s3://bucket/a::file:///etc",
+        "http://h/",
+        "simplecache::file:///data/x",
+    ):
         refusal_of(check_source, source, allowed)
+    assert check_source("simplecache::s3://b/x", ("simplecache::s3://b",)) == "simplecache::s3://b/x"
     assert check_source("/data/x", ("/data",)) == "file:///data/x"
 
 
@@ -244,6 +253,7 @@ def test_a_prefix_ends_at_a_component() -> None:
         {"password": "x"},
         {"token": "ghp_1"},
         {"account_key": "x"},
+        {"connection_string": "AccountKey=x"},
     ],
 )
 def test_a_secret_is_never_taken_written_out(options: dict[str, str]) -> None:

@@ -147,6 +147,8 @@ def test_blobs_are_stored_before_the_listing_is_said_to_be_finished(rig: Rig) ->
         ("say []", "[]"),
         ('say {"done": {}}', "lacks"),
         ('say {"done": 5}', "lacks"),
+        ('say {"files": null, "bytes": 1}', "null"),
+        ('say {"files": 1}', "files"),
         ("exit 3", "exit code 3"),
         ("exit 0", "without a result"),
     ],
@@ -224,6 +226,29 @@ def test_a_stopped_listing_says_nothing_and_leaves_nothing(rig: Rig) -> None:
     assert rig.loop.ends() == []
 
 
+def test_a_listing_that_is_stopped_before_its_child_runs_starts_none(rig: Rig) -> None:
+    rig.start(f"wait {rig.directory}")
+    rig.listings.stop(1)  # its greenlet has not run yet
+    with gevent.Timeout(20):
+        while rig.listings._greenlets:
+            gevent.sleep(0.01)
+    assert rig.loop.ends() == []
+
+
+def test_an_end_that_finds_the_queue_full_is_told_later(rig: Rig) -> None:
+    put, refused = rig.loop.put, []
+
+    def refuse_once(event: Any, *, must: bool = False) -> bool:
+        if isinstance(event, ListingFinished) and not refused:
+            refused.append(event)
+            return False
+        return put(event, must=must)
+
+    rig.loop.put = refuse_once  # type: ignore[method-assign]
+    rig.start("exit 3")
+    assert rig.wait_ends(1) == refused
+
+
 def test_closing_ends_the_children(rig: Rig) -> None:
     rig.start(f"wait {rig.directory}")
     with gevent.Timeout(20):
@@ -255,3 +280,34 @@ def test_blobs_that_a_living_manifest_shares_are_kept(rig: Rig) -> None:
     rig.listings.forget_manifest(digests[1])
     gevent.sleep(0.1)
     assert set(rig.journal.blobs) == kept, "it is named by the catalog: nothing of it goes"
+
+
+def test_a_sweep_deletes_what_no_manifest_needs(rig: Rig) -> None:
+    """A scheduler was killed between storing and naming, or between naming no more and deleting."""
+    digests = []
+    for attempt, paths in enumerate((["a"], ["b", "c"]), start=1):
+        rig.start(f"copy {rig.made(str(attempt), paths)}", attempt=attempt)
+        end = rig.wait_ends(attempt)[-1]
+        assert end.manifested is not None
+        digests.append(end.manifested.digest)
+    rig.live = {digests[1]}
+    kept = {digests[1], *rig.manifests.part_digests(digests[1])}
+    assert set(rig.journal.blobs) > kept
+    rig.listings.sweep()
+    with gevent.Timeout(10):
+        while set(rig.journal.blobs) != kept:
+            gevent.sleep(0.01)
+
+
+def test_a_sweep_deletes_nothing_while_a_manifest_is_missing(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.start(f"copy {rig.made('m', ['a'])}")
+    rig.wait_ends(1)
+    stored = set(rig.journal.blobs)
+    rig.live = {"0" * 64}
+    rig.listings.sweep()
+    with gevent.Timeout(10):
+        while "no blob for 1 manifests" not in caplog.text:
+            gevent.sleep(0.01)
+    assert set(rig.journal.blobs) == stored

@@ -149,6 +149,20 @@ def test_a_read_waits_until_what_it_saw_is_durable(rigs: Any) -> None:
     assert writer.get(timeout=1) == (201, 1)
 
 
+def test_reads_that_wait_for_the_same_take_one_place(rigs: Any) -> None:
+    """Else a journal that hangs would let them pile up without bound."""
+    rig = rigs(SlowJournal(0.2))
+    writer = gevent.spawn(rig.cancel, "a")
+    with gevent.Timeout(5):
+        while not rig.loop._in_flight:
+            gevent.sleep(0.001)
+    reads = [gevent.spawn(rig.loop.read, lambda catalog, fleet: len(catalog.done)) for _ in range(50)]
+    gevent.sleep(0)
+    assert len(rig.loop._frames) == 1
+    gevent.joinall([writer, *reads], timeout=5)
+    assert [read.value for read in reads] == [1] * 50
+
+
 def test_a_read_that_raises_also_waits(rigs: Any) -> None:
     journal = SlowJournal(0.1)
     rig = rigs(journal)

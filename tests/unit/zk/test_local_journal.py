@@ -380,8 +380,14 @@ def test_a_full_disk_ends_leadership_and_leaves_a_clean_tail(free: int, tmp_path
     with pytest.raises(Unavailable, match="cannot append to the journal in .*: No space left on device"):
         journal.append(6, [b"next" * 10])
     assert last.stat().st_size == size
-    with pytest.raises(AssertionError):
-        journal.append(6, [b"next"])
+    for call in (
+        lambda: journal.append(6, [b"next"]),
+        lambda: journal.put_blob(b"blob"),
+        lambda: journal.delete_blob("0" * 64),
+        lambda: journal.write_snapshot(6, b"state"),
+    ):
+        with pytest.raises(Unavailable, match="given up"):  # told apart from a mistake of the caller's
+            call()
     journal.close()
     recover(tmp_path, RECORDS)
 
