@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import stat
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 from stoker.executor.manifest import Manifest, ManifestError, map_manifest, open_bundle, write_mapped
@@ -70,14 +72,19 @@ class ManifestCache:
         base = self._wanted_directory
         wanted = os.path.join(base, "manifests")
         try:
-            for each in (base, wanted):
+            for each, mode in (
+                (base, 0o755),
+                (wanted, 0o700),
+            ):  # other users' clients look for sockets in `base`
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(each, 0o700)
+                    os.mkdir(each, mode)
             if not (_is_ours(base, 0o022) and _is_ours(wanted, 0o077)):
                 raise PermissionError(f"{wanted} is not this user's alone")
             self._directory = wanted
         except OSError:
+            # This process' own, and gone with it: others cannot find it, so it would only pile up.
             self._directory = tempfile.mkdtemp(prefix="stoker-manifests-")
+            weakref.finalize(self, _remove, self._directory, os.getpid())
         return self._directory
 
     def _collect(self, kept: str) -> None:
@@ -133,6 +140,11 @@ def _map(path: str, digest: str) -> Manifest | None:
             os.unlink(path)
         return None
     return found
+
+
+def _remove(directory: str, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child uses it too
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager

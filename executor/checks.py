@@ -16,12 +16,12 @@ def find_bad_pages(fd: int, layout: BlockLayout, start: int, stop: int) -> list[
     Reads a page at a time; blocks the thread, without the interpreter's lock for the most part.
     """
     first, last = start // PAGE_BYTES, -(-stop // PAGE_BYTES)
-    known = index.known_pages(fd, layout)
+    known = index.known_pages(fd, layout, first, last)
     crcs = index.read_crcs(fd, layout, first, last)
     buffer = bytearray(PAGE_BYTES)
     bad = []
     for page in range(first, last):
-        if not known[page]:
+        if not known[page - first]:
             continue
         length = min(PAGE_BYTES, layout.data_bytes - page * PAGE_BYTES)
         view = memoryview(buffer)[:length]

@@ -55,6 +55,10 @@ COPY_BYTES_MAX = (
     16 * 1024
 )  # up to here one pread and one send are cheaper than a header and a sendfile (measured)
 GATHER_BYTES = 256 * 1024  # small ranges of a batch are gathered into sends of about this size
+CHECK_BYTES = 1024 * 1024  # checked against their checksums before others have their turn
+GROUPS_AHEAD_MAX = (
+    64  # groups of one request that the keeper is asked for at once: WANTS_MAX is for all callers
+)
 
 _READ, _RETURNED = int(Op.READ), int(Op.RETURNED)
 
@@ -328,12 +332,10 @@ class Connection:
         failures: dict[int, tuple[int, str]] = {}
         segments, groups = self._plan(ranges, failures, local_only=bool(flags & ReadFlag.LOCAL_ONLY))
         try:
-            for group in groups:
-                self._state.misses.ask(group)
             self._settle(groups, failures)
             if flags & ReadFlag.CHECK:
                 self._check(segments, failures)
-            self._send_many(request_id, segments, failures, sum(r[2] for r in ranges), ranges)
+            self._send_many(request_id, segments, groups, failures, ranges)
         finally:
             for segment in segments:
                 if segment.entry is not None:
@@ -371,13 +373,20 @@ class Connection:
 
     def _settle(self, groups: list[Group], failures: dict[int, tuple[int, str]]) -> None:
         """Wait for the groups, as far as that can be done before the answer begins (see the module)."""
-        for group in groups:
+        for number, group in enumerate(groups):
+            self._ask_ahead(groups, number)
             group.wait()
             if group.scratch:
                 break
         for group in groups:
             for item, failure in group.failures.items():
                 failures.setdefault(group.range_numbers[item], failure)
+
+    def _ask_ahead(self, groups: list[Group], number: int) -> None:
+        """See that the keeper was asked for group `number` and those that follow it soon."""
+        for group in groups[number : number + GROUPS_AHEAD_MAX]:
+            if not group.want:
+                self._state.misses.ask(group)
 
     def _check(self, segments: list[_Segment], failures: dict[int, tuple[int, str]]) -> None:
         for segment in segments:
@@ -386,7 +395,7 @@ class Connection:
                 entry = segment.group.places[segment.item]
             if entry is None or segment.range_number in failures:
                 continue
-            bad = find_bad_pages(entry.fd, entry.layout, segment.start, segment.start + segment.length)
+            bad = self._find_bad(entry, segment.start, segment.start + segment.length)
             if bad:
                 failures[segment.range_number] = (
                     Failure.CORRUPT,
@@ -394,15 +403,25 @@ class Connection:
                 )
                 self._state.misses.report_corrupt(entry.holding, bad)
 
+    def _find_bad(self, entry: Entry, start: int, stop: int) -> list[int]:
+        bad: list[int] = []
+        while start < stop:
+            end = min(stop, (start // CHECK_BYTES + 1) * CHECK_BYTES)
+            bad += find_bad_pages(entry.fd, entry.layout, start, end)
+            self._stream.note_work(end - start)
+            start = end
+        return bad
+
     def _send_many(
         self,
         request_id: int,
         segments: list[_Segment],
+        groups: list[Group],
         failures: dict[int, tuple[int, str]],
-        total: int,
         ranges: list[tuple[int, int, int]],
     ) -> None:
         names = b""
+        total = sum(length for _, _, length in ranges)
         if failures:
             rows = [[n, int(code), message] for n, (code, message) in sorted(failures.items())]
             packed = msgpack.packb(rows)
@@ -414,12 +433,15 @@ class Connection:
         with self._turn:
             out = _Gatherer(self._stream, header)
             last: Group | None = None
+            number = -1  # of the group; segments and groups are in the same order
             for segment in segments:
                 if segment.group is not None and segment.group is not last:
                     if last is not None and last.scratch:
                         out.flush()  # what it holds must be sent before the next scratch is given
                         self._state.misses.release(last)
                     last = segment.group
+                    number += 1
+                    self._ask_ahead(groups, number)
                 if segment.range_number not in failures:
                     entry = segment.entry or self._place_of(segment, out)
                     out.add(entry.fd, segment.start, segment.length)
@@ -537,3 +559,4 @@ class _Gatherer:
             data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts, self._bytes = [], 0
             self._stream.send(data, more=more)
+            self._stream.note_work(len(data))

@@ -155,7 +155,8 @@ class Manifests:
         self._directory = directory
         self._spawn = spawn
         self._fetch = fetch
-        self._old: list[tuple[DatasetView, int, str]] = []
+        self._old: list[tuple[DatasetView, str]] = []
+        self._files = 0
         os.makedirs(directory, exist_ok=True)
 
     def get(self, view: DatasetView, version: int) -> Manifest:
@@ -180,17 +181,17 @@ class Manifests:
 
     def forget(self, view: DatasetView) -> None:
         """Forget a dataset's manifests; their files go with `sweep`."""
-        self._old += [(view, version, path) for version, (_, path) in view.manifests.items()]
+        self._old += [(view, path) for _, path in view.manifests.values()]
         view.manifests.clear()
         view.manifest = None
 
     def sweep(self) -> None:
         """Unlink the files of forgotten manifests, but those that a filler may be about to open."""
         kept = []
-        for view, version, path in self._old:
+        for view, path in self._old:
             if view.job_count:
-                kept.append((view, version, path))
-            elif version not in view.manifests:  # else it was fetched again meanwhile
+                kept.append((view, path))
+            else:
                 _unlink(path)
         self._old = kept
 
@@ -207,7 +208,9 @@ class Manifests:
     def _fetch_and_map(self, view: DatasetView, version: int) -> Manifest:
         assignment = view.assignment
         root, parts = self._fetch(assignment.name, version)
-        path = os.path.join(self._directory, f"{view.key[0]}.{view.key[1]}.{version}.manifest")
+        # A name is not used again: the file of a dataset that left and came back may still wait for `sweep`.
+        self._files += 1
+        path = os.path.join(self._directory, f"{view.key[0]}.{view.key[1]}.{version}-{self._files}.manifest")
         pool = get_hub().threadpool
         pool.apply(write_mapped, (root, parts.__getitem__, path))
         manifest: Manifest = pool.apply(map_manifest, (path,))
@@ -231,7 +234,7 @@ class Manifests:
         for version in kept[VERSIONS_KEPT_MAX:]:
             is_used = view.manifest is not None and view.manifest.version == version
             if version != view.assignment.version and not is_used:
-                self._old.append((view, version, view.manifests.pop(version)[1]))
+                self._old.append((view, view.manifests.pop(version)[1]))
 
 
 def select_mine(view: DatasetView, manifest: Manifest) -> tuple[Int64s, bytes]:

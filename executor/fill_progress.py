@@ -112,7 +112,7 @@ def write_checksums(fd: int, layout: BlockLayout, runs: Sequence[Sequence[int]])
 def checksum_unknown_pages(fd: int, layout: BlockLayout) -> list[list[int]]:
     """Write the checksums of the pages whose known bit is not set; return those pages as runs [first, stop)."""
     check_block_file(fd, layout)
-    known = index.known_pages(fd, layout)
+    known = index.known_pages(fd, layout, 0, layout.page_count)
     runs = runs_of([page for page in range(layout.page_count) if not known[page]])
     write_checksums(fd, layout, runs)
     return runs

@@ -4,7 +4,7 @@ Started by the keeper as `python -m stoker.executor.filler FD`, FD being its end
 monkey-patched (fsspec's loop would not survive it), and decides nothing: which block, which ranges and from whom is
 the keeper's to say. What it learns of a block's bytes goes to the keeper as "filled" messages, see fill_job.py.
 
-    keeper -> filler   dataset, fill + the block's descriptor, checksum + the block's descriptor, cancel
+    keeper -> filler   dataset, forget, fill + the block's descriptor, checksum + the block's descriptor, cancel
     filler -> keeper   ready, once; opened {key}, for each dataset; filled ..., then one done per fill or checksum
 
 A store is opened as soon as its dataset is heard of: the libraries behind it take longer to load than a miss should take.
@@ -39,7 +39,7 @@ from stoker.executor.under_store import ReadFailure, UnderStore, UnderStoreError
 from stoker.executor.wire import Failure
 
 FILLER_JOBS_MAX = 4  # at once; more than twice as many waiting is the keeper's mistake
-VERSIONS_MAX = 256  # dataset versions whose manifest and store are kept open
+STORES_MAX = 256  # kept open; the keeper bounds the dataset versions
 OPENERS_MAX = 4  # stores opened at once, ahead of their first fill
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Stores:
         with self._lock:
             opened = self._stores.setdefault(key, _Opened())
             self._stores.move_to_end(key)
-            while len(self._stores) > VERSIONS_MAX:
+            while len(self._stores) > STORES_MAX:
                 self._stores.popitem(last=False)  # fills under way keep theirs
         with opened.lock:
             if opened.store is None:
@@ -107,7 +107,7 @@ class Filler:
         self._stores = Stores()
         self._turns = Turns()
         self._hung = Hung()
-        self._datasets: OrderedDict[tuple[int, int, int], Dataset] = OrderedDict()
+        self._datasets: dict[tuple[int, int, int], Dataset] = {}
         self._lock = threading.Lock()
         self._jobs: dict[Any, FillJob | None] = {}  # accepted and not done; None: not begun, or a checksum
         self._cancelled: set[Any] = set()
@@ -131,6 +131,8 @@ class Filler:
         match message.get("t"):
             case "dataset":
                 self._learn(message)
+            case "forget":
+                self._datasets.pop(tuple(message["key"]), None)  # jobs under way keep theirs
             case "cancel":
                 self._cancel(message["job"])
             case "fill":
@@ -145,9 +147,6 @@ class Filler:
     def _learn(self, message: dict[str, Any]) -> None:
         key = (message["id"], message["generation"], message["version"])
         dataset = self._datasets[key] = Dataset(message, self._stores.open)
-        self._datasets.move_to_end(key)
-        while len(self._datasets) > VERSIONS_MAX:
-            self._datasets.popitem(last=False)
         self._openers.submit(self._open, dataset, key)
 
     def _open(self, dataset: Dataset, key: tuple[int, int, int]) -> None:
@@ -165,7 +164,7 @@ class Filler:
             os._exit(0)  # the keeper is gone
 
     def _submit(
-        self, work: Callable[[dict[str, Any], int], None], message: dict[str, Any], fds: list[int]
+        self, work: Callable[[Dataset, dict[str, Any], int], None], message: dict[str, Any], fds: list[int]
     ) -> None:
         if len(fds) != 1:
             raise ChannelError(f"a {message['t']} message with {len(fds)} descriptors; exactly 1 is needed")
@@ -173,12 +172,19 @@ class Filler:
             assert len(self._jobs) < 3 * FILLER_JOBS_MAX, "the keeper sends more fills than it may"
             assert message["job"] not in self._jobs, message["job"]
             self._jobs[message["job"]] = None
-        self._pool.submit(self._work, work, message, fds[0])
+        dataset = self._datasets[message["id"], message["generation"], message["version"]]
+        self._pool.submit(self._work, work, dataset, message, fds[0])
 
-    def _work(self, work: Callable[[dict[str, Any], int], None], message: dict[str, Any], fd: int) -> None:
+    def _work(
+        self,
+        work: Callable[[Dataset, dict[str, Any], int], None],
+        dataset: Dataset,
+        message: dict[str, Any],
+        fd: int,
+    ) -> None:
         """A job's thread. Our own mistakes end the process: the keeper then ends the executor."""
         try:
-            work(message, fd)
+            work(dataset, message, fd)
         except OSError as error:
             if isinstance(error, BrokenPipeError | ConnectionResetError):
                 os._exit(0)  # the keeper is gone
@@ -190,9 +196,8 @@ class Filler:
         finally:
             os.close(fd)
 
-    def _fill(self, message: dict[str, Any], fd: int) -> None:
+    def _fill(self, dataset: Dataset, message: dict[str, Any], fd: int) -> None:
         job_id = message["job"]
-        dataset = self._dataset(message)
         job = FillJob(
             _order(message),
             dataset.manifest(),
@@ -213,16 +218,13 @@ class Filler:
             job.fail_all(ReadFailure(Failure.UNDER_STORE, one_line(error)))
         self._done(job_id, job.failures.as_list())
 
-    def _checksum(self, message: dict[str, Any], fd: int) -> None:
+    def _checksum(self, dataset: Dataset, message: dict[str, Any], fd: int) -> None:
         """Compute the checksums of the pages that have none yet: what several fills wrote together."""
-        length = self._dataset(message).manifest().block_length(message["index"])
+        length = dataset.manifest().block_length(message["index"])
         pages = checksum_unknown_pages(fd, block_layout(length))
         told = {"extents": [], "filled_bytes": 0, "copied_bytes": 0, "crc_pages": pages}
         self._channel.send({"t": "filled", "job": message["job"], **told})
         self._done(message["job"], [])
-
-    def _dataset(self, message: dict[str, Any]) -> Dataset:
-        return self._datasets[message["id"], message["generation"], message["version"]]
 
     def _done(self, job_id: Any, failed: list[list[Any]]) -> None:
         with self._lock:

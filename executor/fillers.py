@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from stoker.executor.holdings import Block
 from stoker.executor.manifest import Manifest
 
 FILLER_JOBS_MAX = 4  # of one filler at a time
+VERSIONS_MAX = 256  # dataset versions that a filler keeps open
 WANTED_JOBS_MAX = 3  # of these for wanted residency: a reader's miss always finds a place soon
 
 assert WANTED_JOBS_MAX < FILLER_JOBS_MAX
@@ -21,7 +23,17 @@ assert WANTED_JOBS_MAX < FILLER_JOBS_MAX
 class Job:
     """A fill or a checksum that a filler does; `ranges` is what it may make valid."""
 
-    __slots__ = ("block", "filler", "is_cancelled", "is_checksum", "manifest", "number", "owned", "ranges")
+    __slots__ = (
+        "block",
+        "filler",
+        "is_cancelled",
+        "is_checksum",
+        "is_stale",
+        "manifest",
+        "number",
+        "owned",
+        "ranges",
+    )
 
     def __init__(
         self,
@@ -41,6 +53,7 @@ class Job:
         self.owned = Extents(ranges)
         self.is_checksum = is_checksum
         self.is_cancelled = False
+        self.is_stale = False  # a checksum of pages that a fill has begun to write to since
 
 
 class FillerLink:
@@ -49,14 +62,18 @@ class FillerLink:
     def __init__(self, child: Child) -> None:
         self.child = child
         self.jobs: set[int] = set()
-        self.told: dict[tuple[int, int, int], str] = {}
+        self.told: OrderedDict[tuple[int, int, int], str] = OrderedDict()
 
     def tell_dataset(self, message: dict[str, Any]) -> None:
-        """Tell of a dataset version, unless it knows."""
+        """Tell of a dataset version, unless it knows; of too many it forgets the one that was not needed for longest."""
         key = (message["id"], message["generation"], message["version"])
         if self.told.get(key) != message["manifest"]:
             self.told[key] = message["manifest"]
             self.child.outbox.put(message)
+        self.told.move_to_end(key)
+        if len(self.told) > VERSIONS_MAX:
+            forgotten, _ = self.told.popitem(last=False)
+            self.child.outbox.put({"t": "forget", "key": list(forgotten)})
 
 
 class _Pending:

@@ -66,6 +66,7 @@ class Fills:
         self._next_job = 1
         self._ready: deque[Block] = deque()  # blocks with ranges that readers wait for
         self._checks: deque[Block] = deque()  # full blocks without all checksums
+        self._unsealed: set[Block] = set()  # full blocks that could not be sealed just then
         self._reconsider_ms = 0
         self._is_pumping = False
         self._is_asked = False
@@ -138,6 +139,9 @@ class Fills:
             self._reconsider_ms = now_ms + RECONSIDER_INTERVAL_MS
             if any(not held.wanted for held in self._holdings.cache.held.values()):
                 self.reconsider()
+        unsealed, self._unsealed = self._unsealed, set()
+        for block in unsealed:
+            self.finish(block)
         self.pump()
 
     def room_came(self) -> None:
@@ -193,6 +197,7 @@ class Fills:
                 self._start(link, block, version, taken, urgent=True)
                 return True
             self.update_busy(block)
+            self.finish(block)  # it may only have waited for these
         while self._checks:
             block = self._checks.popleft()
             if block.state.version not in block.view.manifests:
@@ -268,6 +273,8 @@ class Fills:
         if block.state.valid and not block.is_full:
             pages = [(start // PAGE_BYTES, -(-stop // PAGE_BYTES)) for start, stop in ranges]
             index.mark_known(block.fd, block.layout, pages, known=False)
+        for number in block.jobs - {job.number}:
+            self._jobs[number].is_stale |= self._jobs[number].is_checksum
         block.state.begin(ranges)
         view.changes += 1
         self._tell_dataset(link, view, version)
@@ -348,17 +355,17 @@ class Fills:
         fresh = [
             part for start, stop in message["extents"] for part in block.state.filled(start, stop, job.owned)
         ]
-        if fresh:
+        if fresh and not block.is_scratch:  # nobody asks a scratch block's index what is valid
             self._holdings.mark_filled(block, fresh)
             self._count(job, fresh)
-        if message["crc_pages"]:
+        if message["crc_pages"] and not job.is_stale:
             index.mark_known(block.fd, block.layout, [(first, stop) for first, stop in message["crc_pages"]])
         self.check_waiters(block)
 
     def _count(self, job: Job, fresh: list[Range]) -> None:
         """Count the bytes of files, of the assigned version, that became valid."""
         block, manifest = job.block, job.block.view.manifest
-        if block.is_scratch or manifest is None or block.name.block_index >= manifest.block_count:
+        if manifest is None or block.name.block_index >= manifest.block_count:
             return
         for start, stop in fresh:
             files = block.view.files(manifest, block.name.block_index, start, stop)
@@ -390,17 +397,16 @@ class Fills:
     def _take_failures(self, job: Job, failed: list[Any]) -> None:
         state = job.block.state
         failures = [] if job.is_cancelled else self._named(job, failed)
-        state.end(job.ranges, failures, final=Failure.CHANGED, now_ms=self._now_ms())
+        now_ms, version = self._now_ms(), job.manifest.version
+        state.end(job.ranges, failures, final=Failure.CHANGED, now_ms=now_ms, version=version)
         if not job.is_cancelled:
             left = state.missing(job.ranges)
             if left:  # the filler said neither that it is there nor why not
                 what = "the filler ended without it"
                 silent = [FileFailed(-1, "", Failure.INTERNAL, what, start, stop) for start, stop in left]
-                state.end([], silent, final=Failure.CHANGED, now_ms=self._now_ms())
+                state.end([], silent, final=Failure.CHANGED, now_ms=now_ms)
         for failure in failures:
-            job.block.view.note_failure(
-                job.block.name.block_index, job.manifest.version, failure, self._now_ms()
-            )
+            job.block.view.note_failure(job.block.name.block_index, version, failure, now_ms)
             if failure.message:
                 log.warning(
                     "dataset %s: %s: %s", job.block.view.assignment.name, failure.path, failure.message
@@ -422,14 +428,20 @@ class Fills:
         return failures
 
     def finish(self, block: Block) -> None:
-        """Seal a block that has become full, or have its last checksums computed."""
-        if block.is_full or block.is_leaving or block.jobs or block.is_checking or not block.state.is_full:
+        """Seal a block that has become full, or have its last checksums computed.
+
+        Not while anything may still be written to it: readers of an earlier version may wait for files that it needs no more.
+        """
+        is_busy = block.jobs or block.queued or block.is_checking
+        if block.is_full or block.is_leaving or is_busy or not block.state.is_full:
             return
         if not index.are_known(block.fd, block.layout, 0, block.layout.page_count):
             block.is_checking = True
             self._checks.append(block)
             return
-        self._holdings.seal(block)
+        if not self._holdings.seal(block):
+            self._unsealed.add(block)
+            return
         manifest = block.view.manifest
         if manifest is not None and block.name.block_index < manifest.block_count:
             block.cached_bytes = manifest.file_bytes_in_block(block.name.block_index)

@@ -136,23 +136,35 @@ class Holdings:
         self._scratch_waiting.append(ticket)
         try:
             ticket[1].wait(timeout_s)
-        finally:
-            is_served = ticket not in self._scratch_waiting
-            if not is_served:
-                self._scratch_waiting.remove(ticket)
-                self._serve_scratch()
-        return is_served
+        except BaseException:
+            if not self._leave_line(ticket):
+                self.release_scratch(charge)  # it had come, just then
+            raise
+        return not self._leave_line(ticket)
+
+    def _leave_line(self, ticket: tuple[int, Event]) -> bool:
+        """Return whether the ticket still stood in line, where it stands no more."""
+        if ticket not in self._scratch_waiting:
+            return False
+        self._scratch_waiting.remove(ticket)
+        self._serve_scratch()
+        return True
 
     def release_scratch(self, charge: int) -> None:
         """Give back what was acquired and not used."""
         self.scratch_used_bytes -= charge
         self._serve_scratch()
 
-    def seal(self, block: Block) -> None:
-        """The block is full, and all its checksums are known: readers may have its descriptor from now on."""
-        self._tier.seal(block.fd)
+    def seal(self, block: Block) -> bool:
+        """The block is full, and all its checksums are known: readers may have its descriptor from now on.
+
+        False: it cannot be sealed just now.
+        """
+        if not self._tier.seal(block.fd):
+            return False
         block.is_full = True
         self._server.put({"t": "full", "holding": block.holding, "full_from": block.state.version})
+        return True
 
     def let_go(self, block: Block, now_ms: int, why: str) -> None:
         """Begin to free a kept block; idempotent. Its waiters are told, its jobs must be cancelled by the caller."""

@@ -46,10 +46,11 @@ def are_known(fd: int, layout: BlockLayout, first: int, stop: int) -> bool:
     return _all_set(fd, layout.known_offset, first, stop)
 
 
-def known_pages(fd: int, layout: BlockLayout) -> list[bool]:
-    """Return, a page, whether its checksum is there."""
-    data = os.pread(fd, -(-layout.page_count // 8), layout.known_offset)
-    return [bool(data[page // 8] >> (page % 8) & 1) for page in range(layout.page_count)]
+def known_pages(fd: int, layout: BlockLayout, first: int, stop: int) -> list[bool]:
+    """Return, for each of pages [first, stop), whether its checksum is there."""
+    begin, end = first // 8, -(-stop // 8)
+    data = os.pread(fd, end - begin, layout.known_offset + begin)
+    return [bool(data[page // 8 - begin] >> (page % 8) & 1) for page in range(first, stop)]
 
 
 def read_crcs(fd: int, layout: BlockLayout, first: int, stop: int) -> tuple[int, ...]:

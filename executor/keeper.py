@@ -31,8 +31,13 @@ from stoker.executor.datasets import DatasetView, Manifests
 from stoker.executor.fillers import Fillers
 from stoker.executor.fills import Fills
 from stoker.executor.holdings import Holdings
-from stoker.executor.machine import available_bytes, cgroup_bytes, mesos_mem_bytes, tier_bytes
-from stoker.executor.messages import HEARTBEAT_INTERVAL_MS, Heartbeat, HeartbeatAnswer
+from stoker.executor.machine import available_bytes, cgroup_bytes, mesos_mem_bytes, share_memory
+from stoker.executor.messages import (
+    HEARTBEAT_INTERVAL_MS,
+    HEARTBEAT_INTERVAL_MS_MAX,
+    Heartbeat,
+    HeartbeatAnswer,
+)
 from stoker.executor.process import raise_descriptor_limit
 from stoker.executor.report import Reporter
 from stoker.executor.residency import Residents
@@ -43,8 +48,6 @@ from stoker.executor.wants import Wants
 
 log = logging.getLogger(__name__)
 
-SCRATCH_BYTES_MAX = 32 * 1024 * 1024  # of the tier, kept free for what is read through
-SCRATCH_BYTES_MIN = 8 * 1024 * 1024
 TIER_BYTES_MIN = 16 * 1024 * 1024
 DESCRIPTORS_RESERVED = 5_120  # of a process' limit, for what are no blocks: connections for the most part
 DESCRIPTORS_OTHER = 256  # of those, for what are no connections
@@ -190,7 +193,7 @@ class Keeper:
 
     def _build(self, mesos_bytes: int | None) -> None:
         config = self._config
-        tier = tier_bytes(
+        tier, scratch = share_memory(
             config.mem_bytes,
             mesos_bytes=mesos_bytes,
             available_bytes=available_bytes(),
@@ -206,10 +209,9 @@ class Keeper:
             log.warning(
                 "the tier has %d bytes, not %d: Mesos or the machine give no more", tier, config.mem_bytes
             )
-        scratch = min(SCRATCH_BYTES_MAX, max(SCRATCH_BYTES_MIN, tier // 16), tier // 2)
         descriptors = raise_descriptor_limit()
         reserved = min(DESCRIPTORS_RESERVED, descriptors // 2)
-        self._cache = Cache(tier - scratch, descriptors - reserved)
+        self._cache = Cache(tier, descriptors - reserved)
         server = self._start_child(SERVER, self._from_server)
         self._server = server.outbox
         self._manifests = Manifests(
@@ -355,6 +357,7 @@ class Keeper:
     def _beat(self, port: int) -> None:
         whole = True
         while True:
+            interval_ms = HEARTBEAT_INTERVAL_MS
             self._hurry.clear()
             answer = self._schedulers.heartbeat(self._heartbeat(port, whole=whole))
             if answer is not None and answer.sequence == self._sequence and answer.status == "ok":
@@ -363,8 +366,9 @@ class Keeper:
             if answer is not None:
                 whole |= answer.want_whole
                 self._take_answer(answer)
+                interval_ms = min(max(answer.interval_ms, HURRY_INTERVAL_MS), HEARTBEAT_INTERVAL_MS_MAX)
             gevent.sleep(HURRY_INTERVAL_MS / 1000)
-            self._hurry.wait((HEARTBEAT_INTERVAL_MS - HURRY_INTERVAL_MS) / 1000)
+            self._hurry.wait((interval_ms - HURRY_INTERVAL_MS) / 1000)
 
     def _heartbeat(self, port: int, *, whole: bool) -> Heartbeat:
         config, cache = self._config, self._cache

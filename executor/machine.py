@@ -1,30 +1,47 @@
-"""How much memory the MEM tier may really take: what was asked, bounded by what Mesos gave and what the machine has."""
+"""How the memory is shared out: the MEM tier gets what was asked, bounded by what Mesos gave and what the machine has.
+
+Beside the tier live the executor's processes, and the *scratch*: blocks that are read through and not kept. Both are in the
+overhead that Mesos is asked for on top of the tier; where less was given, it is the tier that gets less.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
-PROCESSES_BYTES = 192 * 1024 * 1024  # what keeper, data server and fillers need beside the tier
+PROCESSES_BYTES = 192 * 1024 * 1024  # what keeper, data server and fillers need beside the blocks
+SCRATCH_BYTES_MAX = 32 * 1024 * 1024
+SCRATCH_BYTES_MIN = 8 * 1024 * 1024
 CGROUP_ROOT = "/sys/fs/cgroup"
 _UNLIMITED = 2**60  # cgroup v1 writes a number near 2**63 for "none"
 
 
-def tier_bytes(
+class Memory(NamedTuple):
+    """Bytes for blocks; together never more than was given, less PROCESSES_BYTES."""
+
+    tier_bytes: int
+    scratch_bytes: int
+
+
+def share_memory(
     asked_bytes: int, *, mesos_bytes: int | None, available_bytes: int, cgroup_bytes: int | None
-) -> int:
-    """Return the tier's bytes, at least 0.
+) -> Memory:
+    """Return the tier's bytes, at most `asked_bytes`, and the scratch's; at least 0 each.
 
-    `mesos_bytes` and `cgroup_bytes` are for the whole executor, so its processes come off them first.
+    The other arguments bound the whole executor, so its processes come off them first.
 
-    >>> tier_bytes(10 << 30, mesos_bytes=(10 << 30) + (256 << 20), available_bytes=2 << 30, cgroup_bytes=None) >> 20
-    1856
+    >>> share_memory(1 << 30, mesos_bytes=(1 << 30) + (256 << 20), available_bytes=8 << 30, cgroup_bytes=None)
+    Memory(tier_bytes=1073741824, scratch_bytes=33554432)
+    >>> share_memory(1 << 30, mesos_bytes=1 << 30, available_bytes=8 << 30, cgroup_bytes=None).tier_bytes >> 20
+    800
     """
-    bounds = [asked_bytes, available_bytes - PROCESSES_BYTES]
-    bounds += [bound - PROCESSES_BYTES for bound in (mesos_bytes, cgroup_bytes) if bound is not None]
-    return max(0, min(bounds))
+    given = min(bound for bound in (available_bytes, mesos_bytes, cgroup_bytes) if bound is not None)
+    room = max(0, given - PROCESSES_BYTES)
+    tier = min(asked_bytes, room)
+    scratch = min(SCRATCH_BYTES_MAX, max(SCRATCH_BYTES_MIN, tier // 16), room // 2)
+    return Memory(min(tier, room - scratch), scratch)
 
 
 def available_bytes() -> int:

@@ -1,6 +1,7 @@
 """What executors and the leader tell each other: heartbeats up, assignments down, as msgpack over HTTP.
 
-An executor POSTs a `Heartbeat` to `/v1/executors/heartbeat` of the leader every HEARTBEAT_INTERVAL_MS. The answer says
+An executor POSTs a `Heartbeat` to `/v1/executors/heartbeat` of the leader every HEARTBEAT_INTERVAL_MS, sooner where it has
+news that somebody may wait for, or where the leader asks for it. The answer says
 whether it still has a place, which schedulers there are, and, when the executor's is older, the `Assignment`: all that
 this executor should know and hold. An assignment is a wish, not a command list: the executor finds by itself what is
 missing, so nothing is owed after a loss. It refuses an assignment or an answer of a lower epoch than it has seen.
@@ -17,6 +18,9 @@ from typing import Any, TypeVar
 import msgpack
 
 HEARTBEAT_INTERVAL_MS = 1_000
+HEARTBEAT_INTERVAL_MS_MAX = (
+    2_500  # whatever the leader asks for: it must not take a quiet executor for a lost one
+)
 HEARTBEAT_BYTES_MAX = 4 * 1024 * 1024
 HEARTBEAT_CHANGES_MAX = 4_096  # added + removed blocks of one dataset; beyond that the whole bitmap is sent
 FAILURES_MAX = 100  # named failures of one dataset in a heartbeat; the rest is only counted
@@ -158,6 +162,7 @@ class HeartbeatAnswer:
     want_whole: bool
     schedulers: tuple[str, ...]  # http://host:port, the leader first
     assignment: Assignment | None = None
+    interval_ms: int = HEARTBEAT_INTERVAL_MS  # until the next one
 
 
 NO_HOME = 0xFFFF

@@ -166,8 +166,11 @@ class Residents:
         view.manifest = manifest
         for block_index, block in self._holdings.of_dataset(view.key).items():
             self._holdings.cache.held[block.holding].wanted = block_index in view.mine_set
-            if is_new_version and not block.is_full:
-                _renew(block, view, manifest)
+            if is_new_version and block_index < manifest.block_count:
+                if block.is_full:
+                    block.cached_bytes = manifest.file_bytes_in_block(block_index)
+                else:
+                    _renew(block, view, manifest)
             if is_new_wish:
                 block.state.forgive()
             self._fills.finish(block)
@@ -221,17 +224,14 @@ def _placement(cluster: bytes, dataset: DatasetAssignment) -> dict[str, object]:
 
 def _renew(block: Block, view: DatasetView, manifest: Manifest) -> None:
     """Bring a block that is not full to a newer version: what is needed of it may be less."""
-    if block.name.block_index >= manifest.block_count:
-        return
     state = block.state
     files = view.files(manifest, block.name.block_index)
     state.needed, state.version = files.needed(), manifest.version
     state.retry()
     state.changed_rows.clear()
-    state.notes.clear()
-    for (
-        start,
-        stop,
-    ) in state.needed:  # what changed in an earlier version is fetched anew only where this one has a file
+    # What changed in an earlier version is fetched anew only where this one has a file; its readers are still told why.
+    for start, stop in state.needed:
         state.changed.remove(start, stop)
+    state.forget_notes()
+    state.notes = {start: note._replace(row=-1) for start, note in state.notes.items()}
     block.cached_bytes = sum(files.file_bytes(start, stop) for start, stop in state.valid)

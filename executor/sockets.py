@@ -31,17 +31,26 @@ def socket_name(cluster: bytes, slot_id: int, launch_id: int) -> str:
 
 
 def prepare_directory(path: str) -> None:
-    """Make the socket directory, mode 0755, and remove sockets of dead executors from it.
+    """Make the socket directory and remove sockets of dead executors from it.
 
-    :raises OSError: it is not a directory of this user, or cannot be made; the text says what to do.
+    Any user may look into the default one; the mode of another is the operator's.
+
+    :raises OSError: it is not a directory that only this user may write to, or cannot be made; the text says what to do.
     """
+    is_new = False
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o755)
-        os.chmod(path, 0o755)
+        is_new = True
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise OSError(
             f"{path} is not a directory of user {os.getuid()}: remove it, or set STOKER_SOCKET_DIR to another directory"
+        )
+    if is_new or path == socket_directory(None):
+        os.chmod(path, 0o755)  # whatever the umask was, or a client of this user that was here first
+    elif found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+        raise OSError(
+            f"other users may replace the sockets in {path}: chmod go-w, or set STOKER_SOCKET_DIR to another directory"
         )
     clean_directory(path)
 

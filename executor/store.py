@@ -1,18 +1,23 @@
 """Block files of the MEM tier: memfds, sealed once full.
 
 Nothing of them stays after SIGKILL, no mount bounds them, and their memory counts where Mesos gave it. A file cannot grow
-or shrink from its birth on; a sealed one cannot be written by anybody who was passed its descriptor. What is kept and what
+or shrink from its birth on; a sealed one cannot be written by anybody who was passed its descriptor. The seal is the one
+against *future* writes (Linux 5.1): no block is ever mapped writable, so it says the same as the older one, which the kernel
+refuses, after a wait, as long as bytes of the file stand in a slow reader's socket (sendfile lends its pages). What is kept and what
 must go is not decided here (stoker.executor.core.cache, .admission): this module makes files. An SSD tier makes the same files in
 a directory.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from typing import Protocol
 
 from stoker.executor.block import BlockName, block_layout, encode_header
+
+F_SEAL_FUTURE_WRITE = 0x0010  # the module fcntl names it from Python 3.12 on
 
 
 class Tier(Protocol):
@@ -22,8 +27,8 @@ class Tier(Protocol):
         """Return the descriptor of a new block's file: all zeros but for its header. :raises OSError: no room."""
         ...
 
-    def seal(self, fd: int) -> None:
-        """Make a full block's file read-only for everybody and for ever. Idempotent."""
+    def seal(self, fd: int) -> bool:
+        """Make a full block's file read-only for everybody and for ever; False: not now, ask again. Idempotent."""
         ...
 
 
@@ -47,10 +52,26 @@ class MemTier:
             raise
         return fd
 
-    def seal(self, fd: int) -> None:
-        wanted = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & wanted != wanted:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, wanted)
+    def seal(self, fd: int) -> bool:
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SEAL:
+            return True
+        try:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return _seal_on_old_kernel(fd)
+        return True
+
+
+def _seal_on_old_kernel(fd: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def file_bytes(data_bytes: int) -> int:

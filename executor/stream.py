@@ -144,9 +144,13 @@ class Stream:
             if sent == 0:
                 raise OSError(f"the file ends at {start}, but {stop} bytes were promised")
             start += sent
-            self._sent_bytes += sent
-            if self._sent_bytes >= SENT_BYTES_MAX:
-                self._give_way()
+            self.note_work(sent)
+
+    def note_work(self, count: int) -> None:
+        """So many bytes were sent, or looked at, for this peer: give way to the others where it has had its share."""
+        self._sent_bytes += count
+        if self._sent_bytes >= SENT_BYTES_MAX:
+            self._give_way()
 
     def finish(self) -> None:
         """Say that nothing more comes, and let the peer read what was sent before the socket is closed."""

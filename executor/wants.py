@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 WANT_DEADLINE_MS = 20_000
 ROOM_WAIT_MS = 300  # for an evicted block's memory; then the miss is served without being kept
-SCRATCH_TRAILER_BYTES = 8 * 1024  # what a scratch block takes beside its ranges: header and checksums
+SCRATCH_TRAILER_BYTES = 8 * 1024  # what a scratch block takes beside its ranges: header, known bits and,
+SCRATCH_CHECKSUM_BYTES = 4 * 1024  # a page of them for each run of ranges
 _PAGE = 4096
 
 
@@ -58,6 +59,7 @@ class _Want:
         self.waits: list[tuple[_Item, Block, Waiter]] = []
         self.scratch: list[Block] = []
         self.pinned: list[Block] = []  # not evicted before the answer
+        self.is_begun = False  # its greenlet has, and lets go of it in the end
 
     def fail(self, number: int, code: int, text: str) -> None:
         data = text.encode()[:FAILURE_MESSAGE_BYTES_MAX]
@@ -85,7 +87,7 @@ class Wants:
         self._datasets = datasets
         self._spawn = spawn
         self._now_ms = now_ms
-        self._greenlets: dict[int, gevent.Greenlet] = {}
+        self._greenlets: dict[int, tuple[gevent.Greenlet, _Want]] = {}
 
     def take(self, message: dict[str, Any]) -> None:
         """Handle "want"; never waits."""
@@ -102,16 +104,19 @@ class Wants:
                 return
             self._tell_known(want)
         greenlet = self._spawn(self._serve, want, view)
-        self._greenlets[want.want] = greenlet
+        self._greenlets[want.want] = greenlet, want
         greenlet.rawlink(lambda _: self._greenlets.pop(want.want, None))
 
     def cancel(self, number: int) -> None:
         """Handle "unwant"."""
-        greenlet = self._greenlets.get(number)
-        if greenlet is not None:
+        greenlet, want = self._greenlets.pop(number, (None, None))
+        if greenlet is not None and want is not None:
             greenlet.kill(block=False)
+            if not want.is_begun:
+                self._let_go(want)
 
     def _serve(self, want: _Want, view: DatasetView) -> None:
+        want.is_begun = True
         try:
             if want.version not in view.manifests:
                 try:
@@ -238,7 +243,7 @@ class Wants:
             wanted = Extents(part for item in items for part in item.files.exact())
             ranges[block_index] = list(wanted)
             pages = Extents((start // _PAGE * _PAGE, -(-stop // _PAGE) * _PAGE) for start, stop in wanted)
-            charges[block_index] = pages.total + SCRATCH_TRAILER_BYTES
+            charges[block_index] = pages.total + SCRATCH_TRAILER_BYTES + SCRATCH_CHECKSUM_BYTES * len(pages)
         charge = sum(charges.values())
         if charge > self._holdings.scratch_bytes or not self._holdings.acquire_scratch(
             charge, self._left_s(want)

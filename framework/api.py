@@ -408,5 +408,6 @@ def _gauge(metrics: Metrics, catalog: Catalog, fleet: Fleet) -> None:
         gauge.clear()
         for state in states:
             gauge.labels(state).inc()
-    metrics.capacity_bytes.set(sum(e["capacity_bytes"] or 0 for e in executors))
-    metrics.used_bytes.set(sum(e["used_bytes"] or 0 for e in executors))
+    heard = [e for e in executors if e["used_bytes"] is not None]  # the others' capacity is a wish
+    metrics.capacity_bytes.set(sum(e["capacity_bytes"] for e in heard))
+    metrics.used_bytes.set(sum(e["used_bytes"] for e in heard))

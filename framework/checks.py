@@ -212,6 +212,8 @@ def check_paths(paths: Sequence[str]) -> tuple[str, ...]:
         refuse(
             f"the paths have more than {PATHS_BYTES_MAX} bytes together",
             "name directories instead of single files",
+            status=413,
+            code="too_large",
         )
     return () if "" in clean else clean
 

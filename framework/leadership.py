@@ -221,8 +221,8 @@ def _replay(snapshot: bytes | None, records: Iterable[tuple[int, bytes]]) -> tup
     return catalog, catalog.wall_ms
 
 
-def _encode_snapshot(state: Any) -> bytes:
-    return bytes(msgpack.packb(state, use_bin_type=True))
+def _encode_snapshot(catalog: Catalog) -> bytes:
+    return bytes(msgpack.packb(catalog.snapshot(), use_bin_type=True))
 
 
 def _decode_snapshot(data: bytes) -> Any:

@@ -229,9 +229,7 @@ class Listings:
                 return dict(said["done"]) if isinstance(said["done"], dict) else {}
             if "error" in said:
                 raise ListingFailed(str(said["error"]))
-            self._loop.put(
-                ListingProgressed(action.dataset_id, action.attempt, said["files"], said["bytes"])
-            )
+            self._loop.put(ListingProgressed(action.dataset_id, action.attempt, said["files"], said["bytes"]))
         raise ListingFailed(f"the listing process ended without a result ({_how(listing.child.wait())})")
 
     def _store(self, directory: str, root_digest: str) -> None:
@@ -304,7 +302,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ListingFailed(f"the listing process said {line[:200]!r}") from error
     is_progress = isinstance(said, dict) and all(type(said.get(name)) is int for name in ("files", "bytes"))
-    if not is_progress and not (isinstance(said, dict) and {"done", "error"} & set(said)):
+    if not isinstance(said, dict) or not (is_progress or {"done", "error"} & set(said)):
         raise ListingFailed(f"the listing process said {line[:200]!r}")
     return said
 

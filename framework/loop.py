@@ -17,7 +17,6 @@ Knows no Mesos, HTTP or child process: `perform` does, and must not block.
 from __future__ import annotations
 
 import collections
-import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -68,7 +67,7 @@ class Core:
     settings: Settings
     decide: Callable[[Any, Any, Stamp, Event, Settings], Frame]
     encode_entry: Callable[[Entry], bytes]
-    encode_snapshot: Callable[[Any], bytes]
+    encode_snapshot: Callable[[Any], bytes]  # of a copy of the catalog, in a native thread
 
 
 @dataclass(slots=True)
@@ -367,7 +366,7 @@ class Loop:
             self._snapshot_value is None
             and self._decided_index - self._snapshot_index >= self._snapshot_records
         ):
-            self._snapshot_index, self._snapshot_value = self._decided_index, self._core.catalog.snapshot()
+            self._snapshot_index, self._snapshot_value = self._decided_index, self._core.catalog.copy()
         if self._snapshot_value is not None and self._next_index >= self._snapshot_index:
             value, self._snapshot_value = self._snapshot_value, None
             self._snapshot_running = True
@@ -427,13 +426,3 @@ def _outcome_of(asked: _Asked) -> Exception:
     if asked.sent:
         return OutcomeUnknown("leadership ended before the journal said that it was written")
     return NotLeading("leadership ended before it was written")
-
-
-@contextlib.contextmanager
-def leading(loop: Loop) -> Iterator[Loop]:
-    """Run `loop` for the block's length."""
-    loop.start()
-    try:
-        yield loop
-    finally:
-        loop.stop()

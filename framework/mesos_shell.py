@@ -33,6 +33,7 @@ from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.core.events import (
     AgentRemoved,
     Disconnected,
+    Event,
     ExecutorEnded,
     OfferRescinded,
     OffersReceived,
@@ -58,6 +59,7 @@ OUTBOX_MAX = 10_000  # calls
 OFFERS_AN_EVENT_MAX = 500  # a big cluster's offers come as many events, so that the hub gets turns
 OFFERS_MAX = 50_000  # raw offers kept; the oldest are forgotten (and with them the chance to use them)
 OVERLOADED_REFUSE_MS = 2_000
+TELL_AGAIN_MS = 100
 RECONCILE_TASKS_MAX = 1_000  # in one call
 SURELY_NOT_SENT = (NotConnected, HttpError, QueueFull, Untranslatable)
 
@@ -105,6 +107,7 @@ class MesosShell:
         self._outbox: Queue[tuple[int, Action]] = Queue(OUTBOX_MAX)
         self._driver = make_driver(self)
         self._sender: gevent.Greenlet | None = None
+        self._is_stopped = False
 
     def start(self) -> None:
         self._sender = self._spawn(self._send_forever)
@@ -112,6 +115,7 @@ class MesosShell:
 
     def stop(self) -> None:
         """Leave Mesos without a TEARDOWN: executors go on, and the framework id stays ours."""
+        self._is_stopped = True
         self._driver.stop()
         if self._sender is not None:
             self._sender.kill()
@@ -139,7 +143,7 @@ class MesosShell:
 
     def disconnected(self, driver: Any) -> None:
         self._offers.clear()
-        self._put(Disconnected(), must=True)
+        self._tell(Disconnected())
 
     def resourceOffers(self, driver: Any, offers: list[Json]) -> None:
         for first in range(0, len(offers), OFFERS_AN_EVENT_MAX):
@@ -148,7 +152,7 @@ class MesosShell:
 
     def offerRescinded(self, driver: Any, offer_id: Json) -> None:
         self._offers.pop(offer_id["value"], None)
-        self._put(OfferRescinded(offer_id["value"]), must=True)
+        self._tell(OfferRescinded(offer_id["value"]))
 
     def statusUpdate(self, driver: Any, status: Json) -> None:
         try:
@@ -159,10 +163,10 @@ class MesosShell:
             log.warning("ignored: %s", error)
 
     def executorLost(self, driver: Any, executor_id: Json, agent_id: Json, status: int | None) -> None:
-        self._put(ExecutorEnded(_value(agent_id), _value(executor_id), int(status or 0)), must=True)
+        self._tell(ExecutorEnded(_value(agent_id), _value(executor_id), int(status or 0)))
 
     def slaveLost(self, driver: Any, agent_id: Json) -> None:
-        self._put(AgentRemoved(_value(agent_id)), must=True)
+        self._tell(AgentRemoved(_value(agent_id)))
 
     def inverseOffers(self, driver: Any, offers: list[Json]) -> None:
         log.info("inverse offers=%d are left open: agents are not drained yet", len(offers))
@@ -181,7 +185,12 @@ class MesosShell:
     def _subscribed(self, framework_id: str, master_info: Json) -> None:
         self._offers.clear()
         log.info("subscribed framework_id=%s master=%s", framework_id, master_info.get("id", ""))
-        self._put(Subscribed(framework_id, master_info.get("id", "")), must=True)
+        self._tell(Subscribed(framework_id, master_info.get("id", "")))
+
+    def _tell(self, event: Event) -> None:
+        """Queue a fact that nobody repeats. While there is no room the driver waits, and with it the master's stream."""
+        while not self._put(event, must=True) and not self._is_stopped:
+            gevent.sleep(TELL_AGAIN_MS / 1000)
 
     def _take_offers(self, raw_offers: list[Json]) -> None:
         offers: list[Offer] = []

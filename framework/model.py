@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
@@ -198,10 +198,3 @@ class Settings:
     kill_tries_max: int = 8  # times; then implicit reconciliation finds the task again
     rate_window_ms: int = 10_000
     tick_ms: int = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Schedulers:
-    """Where schedulers answer: http://host:port, the leader first."""
-
-    urls: tuple[str, ...] = field(default=())

@@ -2,7 +2,7 @@
 
 Theory of operation. Every byte of a block that some file of the dataset's version owns is *needed*. A needed range is valid, or
 flying (a job fetches it), or *changed* (final: the under store has other bytes now), or *refused* (the under store did
-not give it; to be tried again after a while, a bounded number of times), or it is missing. A job is made of missing ranges
+not give it; to be tried again after a while), or it is missing. A job is made of missing ranges
 only, so no range is fetched twice at once: a second reader of it waits for the first one's job.
 
 A block is full when all that is needed is valid, and settled when nothing more can be fetched now.
@@ -29,9 +29,10 @@ from stoker.executor.core.extents import Extents, Range, subtract
 MISS_UNIT_BYTES = 4 * 1024 * 1024  # a miss fetches the whole file up to here, else the range aligned to this
 MISS_JOB_BYTES_MAX = 8 * 1024 * 1024  # of one job for readers, so that each of them is answered soon
 WANTED_JOB_BYTES_MAX = 16 * 1024 * 1024  # a reader may have to wait for the end of one
-RETRIES_MAX = 5  # of what the under store refused; then the block is settled without it
+RETRIES_MAX = 5  # of what the under store refused; then the block is settled without it, and jobs are over,
 RETRY_MS_MIN = 500
 RETRY_MS_MAX = 15_000
+RETRY_SETTLED_MS = 60_000  # but what is wanted stays wanted: it is tried again now and then
 REFUSAL_KEPT_MS = 2_000  # a reader that asks for a refused range again within this time is told the same
 NOTES_MAX = 256  # named failures of one block; the others are counted
 
@@ -62,7 +63,7 @@ class BlockState:
     refused: Extents = field(default_factory=Extents)
     changed_rows: set[int] = field(default_factory=set)
     refused_rows: set[int] = field(default_factory=set)
-    notes: dict[int, FileFailed] = field(default_factory=dict)
+    notes: dict[int, FileFailed] = field(default_factory=dict)  # by where in the block the failed part begins
     attempts: int = 0
     retry_ms: int = 0
     refused_ms: int = 0
@@ -90,14 +91,21 @@ class BlockState:
         return not self.missing(self.needed)
 
     def retry_due(self, now_ms: int) -> bool:
-        return bool(self.refused) and self.attempts <= RETRIES_MAX and now_ms >= self.retry_ms
+        return bool(self.refused) and now_ms >= self.retry_ms
 
     def retry(self) -> None:
         """Make what was refused missing again."""
         self.refused = Extents()
-        for row in self.refused_rows:
-            self.notes.pop(row, None)
         self.refused_rows = set()
+        self.forget_notes()
+
+    def forget_notes(self) -> None:
+        """Drop the notes that explain nothing any more."""
+        self.notes = {
+            start: note
+            for start, note in self.notes.items()
+            if self.changed.intersects([(start, note.stop)]) or self.refused.intersects([(start, note.stop)])
+        }
 
     def forgive(self) -> None:
         """Begin to count attempts anew: somebody wants the block again."""
@@ -119,25 +127,37 @@ class BlockState:
         return fresh
 
     def end(
-        self, ranges: Iterable[Range], failures: Sequence[FileFailed], *, final: int, now_ms: int
+        self,
+        ranges: Iterable[Range],
+        failures: Sequence[FileFailed],
+        *,
+        final: int,
+        now_ms: int,
+        version: int | None = None,
     ) -> None:
-        """A job for `ranges` is over; `failures` with code `final` are never tried again. What was not told is missing again."""
+        """A job for `ranges` is over; `failures` with code `final` are never tried again. What was not told is missing again.
+
+        `version` is the job's, if it is not the block's: its rows are other files than the block's rows.
+        """
         for start, stop in ranges:
             self.flying.remove(start, stop)
+        is_mine = version is None or version == self.version
         was_refused = False
         for failure in failures:
             is_final = failure.code == final
             (self.changed if is_final else self.refused).add(failure.start, failure.stop)
-            (self.changed_rows if is_final else self.refused_rows).add(failure.row)
+            if is_mine:
+                (self.changed_rows if is_final else self.refused_rows).add(failure.row)
             was_refused |= not is_final
             if len(self.notes) < NOTES_MAX:
-                self.notes[failure.row] = failure
+                self.notes[failure.start] = failure if is_mine else failure._replace(row=-1)
         for start, stop in self.valid:
             self.changed.remove(start, stop)
             self.refused.remove(start, stop)
         if was_refused:
-            self.retry_ms = now_ms + min(RETRY_MS_MAX, RETRY_MS_MIN * 2**self.attempts)
-            self.attempts += 1
+            delay_ms = min(RETRY_MS_MAX, RETRY_MS_MIN * 2**self.attempts)
+            self.attempts = min(self.attempts + 1, RETRIES_MAX + 1)
+            self.retry_ms = now_ms + (delay_ms if self.attempts <= RETRIES_MAX else RETRY_SETTLED_MS)
             self.refused_ms = now_ms
 
     def failure_of(self, ranges: Iterable[Range]) -> FileFailed | None:

@@ -130,6 +130,16 @@ class Catalog:
         """Change the state as `entry` says; `entry` was decided on exactly this state."""
         _APPLY[type(entry)](self, entry)
 
+    def copy(self) -> Catalog:
+        """Return this state as it is now, at little cost: for who reads it elsewhere while this one goes on."""
+        twin = Catalog()
+        for name in (*_SCALARS, "fleet"):
+            setattr(twin, name, getattr(self, name))
+        for name in (*_TABLES, "slots_out"):
+            setattr(twin, name, dict(getattr(self, name)))
+        twin._index()
+        return twin
+
     def snapshot(self) -> dict[str, Any]:
         """Return the whole state as plain values, such that `Catalog.restore(msgpack round trip)` equals this."""
         state: dict[str, Any] = {"format": SNAPSHOT_FORMAT}
@@ -189,6 +199,10 @@ class Catalog:
     def active_jobs(self) -> list[Job]:
         """Return the jobs that are not finished, oldest first."""
         return [self.jobs[job_id] for job_id in sorted(self._active)]
+
+    @property
+    def has_active_jobs(self) -> bool:
+        return bool(self._active)
 
     def finished_job_count(self) -> int:
         return len(self.jobs) - len(self._active)

@@ -1,13 +1,21 @@
-"""Answers to heartbeats."""
+"""Answers to heartbeats, and how often they come."""
 
 from __future__ import annotations
 
-from stoker.executor.messages import Heartbeat, HeartbeatAnswer
+from stoker.executor.messages import (
+    HEARTBEAT_INTERVAL_MS,
+    HEARTBEAT_INTERVAL_MS_MAX,
+    Heartbeat,
+    HeartbeatAnswer,
+)
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import AnswerHeartbeat, Frame
 from stoker.framework.core.assignments import assignment_version, current_assignment
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.fleet import Fleet, judge
+
+QUICK_INTERVAL_MS = 200  # while somebody waits for what executors do
+HEARTBEATS_PER_S_MAX = 2_000  # of all executors: what a leader is asked to take
 
 
 def answer_heartbeat(catalog: Catalog, fleet: Fleet, event: ev.HeartbeatReceived) -> Frame:
@@ -26,8 +34,17 @@ def answer_heartbeat(catalog: Catalog, fleet: Fleet, event: ev.HeartbeatReceived
         want_whole=seen.needs_whole,
         schedulers=(),  # the loop fills in who schedules
         assignment=current_assignment(catalog, fleet) if _is_behind(catalog, fleet, heartbeat) else None,
+        interval_ms=interval_ms(catalog, fleet),
     )
     return _answer(event, answer)
+
+
+def interval_ms(catalog: Catalog, fleet: Fleet) -> int:
+    """Return when an executor's next heartbeat is wanted: soon while a job or a listing is under way."""
+    is_awaited = catalog.has_active_jobs or bool(fleet.listings)
+    wanted_ms = QUICK_INTERVAL_MS if is_awaited else HEARTBEAT_INTERVAL_MS
+    bearable_ms = len(catalog.slots) * 1000 // HEARTBEATS_PER_S_MAX
+    return min(max(wanted_ms, bearable_ms), HEARTBEAT_INTERVAL_MS_MAX)
 
 
 def _is_behind(catalog: Catalog, fleet: Fleet, heartbeat: Heartbeat) -> bool:

@@ -470,10 +470,6 @@ def popcount(bitmap: bytes | bytearray) -> int:
     return int.from_bytes(bitmap, "little").bit_count()
 
 
-def has_bit(bitmap: bytes | bytearray, index: int) -> bool:
-    return index >> 3 < len(bitmap) and bool(bitmap[index >> 3] >> (index & 7) & 1)
-
-
 def _update(held: Held, residency: Residency, *, is_exact: bool) -> None:
     held.residency = replace(residency, bitmap=None, added=(), removed=())
     if residency.bitmap is not None:

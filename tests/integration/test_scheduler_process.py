@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import pathlib
 import signal
 import socket
@@ -120,7 +121,7 @@ def test_an_executor_that_is_killed_is_launched_again(config: dict[str, Any], tm
         api = process.wait_leading()
         wait_until(lambda: len(running(api)) == 2, what="two executors")
         victim = running(api)[0]
-        subprocess.run(["kill", "-9", str(victim["pid"])], check=True)
+        os.kill(victim["pid"], signal.SIGKILL)
         wait_until(
             lambda: len(running(api)) == 2 and victim["launch"] not in {e["launch"] for e in running(api)},
             what="a new launch",

@@ -132,6 +132,7 @@ def main() -> None:
     arguments = demo_store.parser().parse_args()
     with FaultyStore(
         arguments.directory,
+        port=arguments.port,
         delay_ms=arguments.delay,
         bytes_per_s=arguments.throttle,
         excluded=arguments.exclude,

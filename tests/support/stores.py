@@ -57,10 +57,11 @@ class HttpStore:
 
 @contextlib.contextmanager
 def http_store(
-    directory: str | os.PathLike[str], *, delay: str = "0ms", throttle: str = "0"
+    directory: str | os.PathLike[str], *, delay: str = "0ms", throttle: str = "0", port: int = 0
 ) -> Iterator[HttpStore]:
     """Serve `directory`; each answer waits for `delay`, all together leave at `throttle` at most."""
-    command = [sys.executable, str(_FAULTY), "--delay", delay, "--throttle", throttle, os.fspath(directory)]
+    command = [sys.executable, str(_FAULTY), "--delay", delay, "--throttle", throttle, "--port", str(port)]
+    command.append(os.fspath(directory))
     with _process(command) as (process, url):
         yield HttpStore(process, url)
 

@@ -11,9 +11,18 @@ import time
 
 import pytest
 
+from stoker.executor import sockets
 from stoker.executor.config import load
 from stoker.executor.errors import ConfigError
-from stoker.executor.machine import PROCESSES_BYTES, cgroup_bytes, mesos_mem_bytes, tier_bytes
+from stoker.executor.machine import (
+    PROCESSES_BYTES,
+    SCRATCH_BYTES_MAX,
+    SCRATCH_BYTES_MIN,
+    Memory,
+    cgroup_bytes,
+    mesos_mem_bytes,
+    share_memory,
+)
 from stoker.executor.sockets import clean_directory, listen_path, prepare_directory
 
 GOOD = {
@@ -99,21 +108,37 @@ def test_a_child_started_by_hand_says_who_starts_it(module: str) -> None:
 GIB = 2**30
 
 
+OVERHEAD = 256 * 2**20  # what the scheduler asks of Mesos on top of the tier
+
+
 @pytest.mark.parametrize(
-    ("mesos", "available", "cgroup", "expected"),
+    ("mesos", "available", "cgroup", "given"),
     [
-        (None, 100 * GIB, None, 4 * GIB),
-        (4 * GIB + PROCESSES_BYTES, 100 * GIB, None, 4 * GIB),
-        (3 * GIB, 100 * GIB, None, 3 * GIB - PROCESSES_BYTES),
-        (None, 2 * GIB, 3 * GIB, 2 * GIB - PROCESSES_BYTES),
-        (None, 100 * GIB, GIB, GIB - PROCESSES_BYTES),
-        (None, 1, None, 0),
+        (None, 100 * GIB, None, 100 * GIB),
+        (4 * GIB + OVERHEAD, 100 * GIB, None, 4 * GIB + OVERHEAD),
+        (3 * GIB, 100 * GIB, None, 3 * GIB),
+        (None, 2 * GIB, 3 * GIB, 2 * GIB),
+        (None, 100 * GIB, GIB, GIB),
+        (4 * GIB + OVERHEAD, GIB, 2 * GIB, GIB),
+        (None, PROCESSES_BYTES + 4096, None, PROCESSES_BYTES + 4096),
+        (None, 1, None, PROCESSES_BYTES),
     ],
 )
-def test_the_tier_is_never_more_than_anybody_gives(
-    mesos: int | None, available: int, cgroup: int | None, expected: int
+def test_no_more_memory_is_shared_out_than_anybody_gives(
+    mesos: int | None, available: int, cgroup: int | None, given: int
 ) -> None:
-    assert tier_bytes(4 * GIB, mesos_bytes=mesos, available_bytes=available, cgroup_bytes=cgroup) == expected
+    found = share_memory(4 * GIB, mesos_bytes=mesos, available_bytes=available, cgroup_bytes=cgroup)
+    assert min(found) >= 0 and found.tier_bytes <= 4 * GIB and found.scratch_bytes <= SCRATCH_BYTES_MAX
+    assert sum(found) <= given - PROCESSES_BYTES
+    assert found.tier_bytes == 4 * GIB or sum(found) == given - PROCESSES_BYTES, "nothing is left over"
+
+
+@pytest.mark.parametrize("asked", [16 * 2**20, 64 * 2**20, GIB, 64 * GIB])
+def test_the_tier_is_what_was_asked_where_mesos_gave_it_and_the_overhead(asked: int) -> None:
+    found = share_memory(asked, mesos_bytes=asked + OVERHEAD, available_bytes=100 * GIB, cgroup_bytes=None)
+    assert found.tier_bytes == asked and found.scratch_bytes >= SCRATCH_BYTES_MIN
+    exact = share_memory(asked, mesos_bytes=PROCESSES_BYTES, available_bytes=100 * GIB, cgroup_bytes=None)
+    assert exact == Memory(0, 0)
 
 
 def test_mesos_resources_are_added_up() -> None:
@@ -160,6 +185,28 @@ def test_dead_sockets_are_removed_and_living_ones_are_not(tmp_path) -> None:
     assert stat.S_IMODE(os.stat(f"{directory}/living.sock").st_mode) == 0o666
     for sock in (living, half, old):
         sock.close()
+
+
+def test_a_socket_directory_where_others_may_write_is_refused(tmp_path) -> None:
+    directory = tmp_path / "sockets"
+    directory.mkdir()
+    directory.chmod(0o777)
+    with pytest.raises(OSError, match="chmod go-w"):
+        prepare_directory(str(directory))
+    directory.chmod(0o1777)
+    prepare_directory(str(directory))
+    directory.chmod(0o750)
+    prepare_directory(str(directory))
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o750, "the operator's own"
+
+
+def test_any_user_may_look_into_the_default_socket_directory(tmp_path, monkeypatch) -> None:
+    """A client of this user may have made it first, or a narrow umask."""
+    directory = tmp_path / "default"
+    directory.mkdir(0o700)
+    monkeypatch.setattr(sockets, "socket_directory", lambda configured: str(directory))
+    prepare_directory(str(directory))
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o755
 
 
 def test_a_socket_directory_that_is_none_is_told(tmp_path) -> None:

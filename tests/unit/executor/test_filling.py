@@ -11,6 +11,7 @@ from stoker.executor.core.extents import Extents
 from stoker.executor.core.filling import (
     MISS_UNIT_BYTES,
     RETRIES_MAX,
+    RETRY_SETTLED_MS,
     BlockState,
     FileFailed,
     exact_ranges,
@@ -89,7 +90,27 @@ def test_a_changed_file_is_final_and_the_block_settles_without_it() -> None:
     assert state.failure_of([(0, 512)]) is None
 
 
-def test_a_refused_file_is_tried_again_a_bounded_number_of_times() -> None:
+def test_each_failed_part_of_a_large_file_is_named() -> None:
+    state = BlockState(16 * MIB, [(0, 16 * MIB)], 1)
+    for start in range(0, 16 * MIB, 4 * MIB):
+        part = (start, start + 4 * MIB)
+        state.begin([part])
+        state.end([part], [failed(Failure.CHANGED, *part)], final=Failure.CHANGED, now_ms=0)
+    for start in range(0, 16 * MIB, 4 * MIB):
+        found = state.failure_of([(start, start + 100)])
+        assert found is not None and (found.path, found.message) == ("a/b", "why")
+    assert state.changed_rows == {5}
+
+
+def test_a_note_stays_as_long_as_what_it_explains() -> None:
+    state = BlockState(1024, [(0, 1024)], 1)
+    state.end([], [failed(Failure.CHANGED, 0, 64, 1)], final=Failure.CHANGED, now_ms=0)
+    state.end([], [failed(Failure.UNDER_STORE, 64, 128, 2)], final=Failure.CHANGED, now_ms=0)
+    state.retry()
+    assert [note.row for note in state.notes.values()] == [1] and not state.refused_rows
+
+
+def test_a_refused_file_holds_up_a_block_for_a_while_and_is_tried_again_now_and_then() -> None:
     state = BlockState(1024, [(0, 1024)], 1)
     now_ms, tries = 0, 0
     while not state.is_settled():
@@ -103,6 +124,13 @@ def test_a_refused_file_is_tried_again_a_bounded_number_of_times() -> None:
         tries += 1
     assert tries == RETRIES_MAX + 1
     assert state.refused_rows == {5}
+    for _ in range(50):  # the store is down over night, and what is wanted stays wanted
+        assert state.is_settled() and not state.retry_due(now_ms + RETRY_SETTLED_MS - 1)
+        now_ms += RETRY_SETTLED_MS
+        assert state.retry_due(now_ms)
+        state.retry()
+        state.begin(state.missing(state.needed))
+        state.end(state.needed, [failed(Failure.UNDER_STORE, 0, 1024)], final=Failure.CHANGED, now_ms=now_ms)
     state.forgive()
     assert not state.is_settled() and state.missing(state.needed) == [(0, 1024)]
 

@@ -30,7 +30,7 @@ LAYOUT = block_layout(BYTES)
 def test_a_new_block_has_its_name_and_nothing_else(fd: int) -> None:
     assert index.read_header(fd, LAYOUT) == (CLUSTER, NAME, BYTES)
     assert not index.is_valid(fd, LAYOUT, 0, 1)
-    assert index.known_pages(fd, LAYOUT) == [False] * 4
+    assert index.known_pages(fd, LAYOUT, 0, 4) == [False] * 4
     assert os.fstat(fd).st_size == LAYOUT.file_bytes
 
 
@@ -60,5 +60,6 @@ def test_valid_bits_say_what_was_marked(extents: list[tuple[int, int]], data: st
 def test_known_bits_are_set_and_cleared(fd: int) -> None:
     index.mark_known(fd, LAYOUT, [(0, 4)])
     index.mark_known(fd, LAYOUT, [(1, 2)], known=False)
-    assert index.known_pages(fd, LAYOUT) == [True, False, True, True]
+    assert index.known_pages(fd, LAYOUT, 0, 4) == [True, False, True, True]
+    assert index.known_pages(fd, LAYOUT, 1, 3) == [False, True]
     assert index.are_known(fd, LAYOUT, 2, 4) and not index.are_known(fd, LAYOUT, 0, 4)

@@ -16,6 +16,8 @@ import msgpack
 import pytest
 
 from stoker.executor.block import PAGE_BYTES, BlockName, block_layout
+from stoker.executor.connection import GROUPS_AHEAD_MAX
+from stoker.executor.misses import GROUP_BLOCKS_MAX
 from stoker.executor.wire import (
     ANSWER,
     DESCRIPTORS_MAX,
@@ -265,6 +267,26 @@ def test_local_only_says_so_to_the_keeper(fresh: DataServer) -> None:
     failed, _ = client.read_failing((0, 0, 10), flags=ReadFlag.LOCAL_ONLY)
     assert failed[0][0] == Failure.MISSING and asked == [True]
     client.close()
+
+
+def test_one_request_does_not_take_all_places_of_those_who_wait(fresh: DataServer) -> None:
+    asked: list[dict] = []
+    fresh.on_want = asked.append
+    client, other = fresh.tcp(), fresh.tcp()
+    holding = fresh.put_block(0, DATA)
+    count = GROUPS_AHEAD_MAX * GROUP_BLOCKS_MAX + 1
+    client.send(Op.READ, [(n, 0, 1) for n in range(1, count + 1)])
+    fresh.wait(lambda: len(asked) == GROUPS_AHEAD_MAX, "wants")
+    assert other.read((0, 0, 100)) == DATA[:100]
+    assert len(asked) == GROUPS_AHEAD_MAX
+    for message in asked[:]:
+        answer_want(fresh, message, holding)
+    fresh.wait(lambda: len(asked) == GROUPS_AHEAD_MAX + 1, "the last")
+    answer_want(fresh, asked[-1], holding)
+    status, failed, data = client.receive()
+    assert (status, failed, data) == (Status.OK, 0, DATA[:1] * count)
+    client.close()
+    other.close()
 
 
 def test_a_large_miss_is_asked_for_in_pieces_and_streamed_through_scratch(fresh: DataServer) -> None:

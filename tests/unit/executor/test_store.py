@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -42,6 +43,28 @@ def test_an_empty_block_takes_next_to_nothing_yet(fd: int) -> None:
 def test_a_block_is_nowhere_in_the_file_system(fd: int) -> None:
     assert os.readlink(f"/proc/self/fd/{fd}") == "/memfd:stoker-3.1.9 (deleted)"
     assert not os.get_inheritable(fd)
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+def test_a_reader_that_takes_nothing_does_not_keep_a_block_from_being_sealed(family: int) -> None:
+    """What sendfile has put in a socket are pages of the file; the older seal against writes is refused because of them."""
+    made = MemTier(CLUSTER).create(NAME, BLOCK_BYTES_DEFAULT)
+    os.pwrite(made, b"x" * 2**20, 0)
+    if family == socket.AF_UNIX:
+        ours, theirs = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            ours = socket.create_connection(listener.getsockname())
+            theirs, _ = listener.accept()
+    ours.setblocking(False)
+    sent = os.sendfile(ours.fileno(), made, 0, 2**20)
+    assert sent > 0 and MemTier(CLUSTER).seal(made)
+    with pytest.raises(OSError):
+        os.pwrite(made, b"evil", 0)
+    assert theirs.recv(sent, socket.MSG_WAITALL) == b"x" * sent
+    for each in (ours, theirs):
+        each.close()
+    os.close(made)
 
 
 def test_a_sealed_block_cannot_be_written_by_anybody(fd: int) -> None:

@@ -603,4 +603,5 @@ def test_metrics_count_what_happened(scheduler: InProcess, source: str) -> None:
     text = scheduler.call("GET", "/metrics")[1].decode()
     assert 'stoker_datasets{state="READY"} 1.0' in text
     assert 'stoker_executors{state="WAITING"} 2.0' in text
+    assert "stoker_capacity_bytes 0.0" in text, "nobody was heard yet"
     assert 'stoker_requests_total{route="POST /v1/datasets",status="201"} 1.0' in text

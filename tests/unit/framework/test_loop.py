@@ -32,7 +32,7 @@ class ToyCatalog:
     def apply(self, entry: Any) -> None:
         self.done.append(entry.reason)
 
-    def snapshot(self) -> list[str]:
+    def copy(self) -> list[str]:
         return list(self.done)
 
 

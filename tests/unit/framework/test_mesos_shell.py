@@ -64,6 +64,31 @@ def test_it_starts_and_leaves_without_a_word_to_mesos(rig: Rig) -> None:
     assert not rig.driver.is_started and rig.driver.calls == []
 
 
+def test_a_fact_that_nobody_repeats_waits_for_room_in_the_queue(rig: Rig) -> None:
+    """A lost Subscribed would leave the scheduler without Mesos until the next one."""
+    refused: list[Any] = []
+    put = rig.shell._put
+
+    def refuse_twice(event: Any, *, must: bool = False) -> bool:
+        if len(refused) < 2:
+            refused.append(event)
+            return False
+        return put(event, must=must)
+
+    rig.shell._put = refuse_twice
+    rig.shell.registered(rig.driver, {"value": "F"}, {"id": "M1"})
+    assert rig.events == [ev.Subscribed("F", "M1")] and len(refused) == 2
+
+
+def test_stopping_ends_the_wait_for_room(rig: Rig) -> None:
+    rig.shell._put = lambda event, *, must=False: False
+    waiting = gevent.spawn(rig.shell.slaveLost, rig.driver, {"value": "A1"})
+    gevent.sleep(0)
+    rig.shell.stop()
+    waiting.join(timeout=5)
+    assert waiting.ready()
+
+
 def test_callbacks_become_events(rig: Rig) -> None:
     shell, driver = rig.shell, rig.driver
     shell.registered(driver, {"value": "F"}, {"id": "M1"})

@@ -45,6 +45,19 @@ def test_apply_of_two_parts_is_apply_of_the_whole(seed: int, cut: float) -> None
     assert {d.name for d in restored.datasets.values()} == set(restored._names)
 
 
+@pytest.mark.parametrize("at", [0.3, 0.9])
+def test_a_copy_is_the_state_as_it_was(at: float) -> None:
+    records = journal(1)
+    live = replayed(records[: int(at * len(records))])
+    copy, before = live.copy(), live.snapshot()
+    for data in records[int(at * len(records)) :]:
+        live.apply(e_of(data))
+    assert copy.snapshot() == before != live.snapshot()
+    assert {name: copy.dataset_named(name) for name in copy._names} == {
+        d.name: d for d in copy.datasets.values()
+    }
+
+
 def e_of(data: bytes) -> e.Entry:
     from stoker.framework.core.codec import decode_entry
 

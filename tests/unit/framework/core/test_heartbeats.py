@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 
-from stoker.executor.messages import NO_HOME
+from stoker.executor.messages import HEARTBEAT_INTERVAL_MS, NO_HOME
 from stoker.framework.core.assignments import build_assignment, current_assignment
 from stoker.framework.core.catalog import Dataset
+from stoker.framework.core.executors import QUICK_INTERVAL_MS
 from support.core_stage import Stage, bitmap_of, residency_of
 
 
@@ -46,6 +48,28 @@ def test_a_launch_that_ended_is_stale() -> None:
     stage.tick(500)
     stage.offer("agent-1")
     assert stage.beat(launch).status == "stale"
+
+
+def test_asks_for_heartbeats_more_often_while_somebody_waits_for_what_they_bring() -> None:
+    stage = Stage(instances=1).start()
+    beat = functools.partial(stage.beat, stage.launch(1))
+    assert beat().interval_ms == HEARTBEAT_INTERVAL_MS
+    stage.ready(blocks=4)
+    assert beat().interval_ms == HEARTBEAT_INTERVAL_MS, "listed, and nothing wanted of it"
+    stage.job("load")
+    assert beat().interval_ms == QUICK_INTERVAL_MS
+    stage.tick()
+    stage.hold(1, stage.dataset())
+    stage.tick()
+    assert stage.only_job().state.is_final
+    assert beat().interval_ms == HEARTBEAT_INTERVAL_MS
+
+
+def test_asks_a_large_fleet_for_no_more_heartbeats_than_a_leader_bears() -> None:
+    stage = Stage(instances=3_000).start(agents=1)
+    stage.ready(blocks=4)
+    stage.job("load")
+    assert stage.beat(stage.launch(1)).interval_ms == 1_500
 
 
 def test_sends_an_assignment_only_to_who_is_behind() -> None:

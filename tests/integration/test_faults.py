@@ -1,0 +1,506 @@
+"""Processes that die, hang or misbehave while others read: no error, no wrong byte, no wait without end.
+
+Readers run in processes of their own, over descriptors and over TCP, and compare every byte. What is killed or stopped
+is a process of the cluster itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from stoker.client.api import Client
+from stoker.client.placement import Placement, placement_from
+from stoker.executor import wire
+from stoker.framework.cli.local import agent_addresses
+from support.embedded import EmbeddedProcess
+from support.files import digests, make_files
+from support.local import Local, local_cluster, wait_for
+from support.raw import DataPort, hello_for
+from support.schedulers import SchedulerProcess
+from support.stores import HttpStore, http_store
+from support.watchers import Watcher
+
+pytestmark = pytest.mark.integration
+
+MEBIBYTE = 2**20
+STORE_DELAY = "20ms"
+# Loose, since machines that run tests are busy: with nothing else to do none takes 0.3 s, or 5 s at a hanging executor.
+SLOWEST_AT_A_KILL_S = 5.0
+SLOWEST_AT_A_HANG_S = 12.0
+HEARTBEAT_TIMEOUT_MS = 4_000
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("faults") / "data"
+    make_files(path, 150, size_min=0, size_max=250_000, seed=11)
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(root: pathlib.Path) -> Iterator[HttpStore]:
+    with http_store(root, delay=STORE_DELAY) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, store: HttpStore) -> Iterator[Local]:
+    state = tmp_path_factory.mktemp("faults") / "state"
+    with local_cluster(state, "--agents", "3", "--mem", "48MiB") as local:
+        local.wait_until_running(3)
+        local.add("d", store.url)
+        assert local.load("d")["state"] == "SUCCEEDED"
+        yield local
+
+
+@contextlib.contextmanager
+def watching(url: str, root: pathlib.Path, name: str = "d") -> Iterator[list[Watcher]]:
+    """Two readers at work, over descriptors and over TCP."""
+    with (
+        Watcher(url, name, root, transport="auto", seed=1) as local,
+        Watcher(url, name, root, transport="tcp", seed=2) as remote,
+    ):
+        yield [local, remote]
+
+
+def executor_of(client: Client, slot: int) -> dict[str, Any]:
+    return next(e for e in client.executors() if e["slot"] == slot)
+
+
+def fullest(client: Client) -> dict[str, Any]:
+    """Return the executor that holds most."""
+    return max((e for e in client.executors() if e["pid"]), key=lambda e: e["used_bytes"])
+
+
+def processes_of(pid: int) -> dict[str, list[psutil.Process]]:
+    """Return an executor's processes by what they are: keeper, server, filler."""
+    keeper = psutil.Process(pid)
+    found = {"keeper": [keeper]}
+    for child in keeper.children(recursive=True):
+        found.setdefault(child.cmdline()[2].rpartition(".")[2], []).append(child)
+    return found
+
+
+def wait_refilled(client: Client, victim: dict[str, Any], name: str = "d") -> None:
+    """Wait until the slot has another launch and everything that was cached is cached again."""
+
+    def is_back() -> bool:
+        executor = executor_of(client, victim["slot"])
+        view = client.dataset_info(name)
+        return bool(
+            executor["state"] == "RUNNING"
+            and executor["launch"] != victim["launch"]
+            and view["cached_bytes"] == view["bytes"]
+            and view["residency"] == "complete"
+        )
+
+    wait_for(is_back, f"slot {victim['slot']} to be launched and filled again")
+
+
+def check_all(client: Client, root: pathlib.Path, name: str = "d") -> None:
+    dataset = client.dataset(name)
+    assert {p: hashlib.sha256(dataset.read(p)).hexdigest() for p in dataset.paths} == digests(root)
+
+
+# --- who is killed
+
+
+@pytest.mark.parametrize("what", ["keeper", "server", "filler"])
+def test_readers_notice_nothing_when_a_process_of_an_executor_is_killed(
+    cluster: Local, root: pathlib.Path, what: str, record_property: Callable[[str, object], None]
+) -> None:
+    victim = fullest(cluster.client)
+    processes = processes_of(victim["pid"])
+    jobs = len(cluster.client.jobs())
+    with watching(cluster.url, root) as watchers:
+        for watcher in watchers:
+            watcher.forget()
+        processes[what][0].kill()
+        _, alive = psutil.wait_procs([p for group in processes.values() for p in group], timeout=20)
+        assert not alive, "the processes of an executor end together"
+        wait_refilled(cluster.client, victim)
+        for watcher in watchers:
+            watcher.wait_reads(50)
+        slowest_s = max(watcher.slowest_s for watcher in watchers)
+    record_property("slowest_s", slowest_s)
+    print(f"{what} killed: the slowest of {sum(w.reads for w in watchers)} reads took {slowest_s:.2f} s")
+    assert slowest_s < SLOWEST_AT_A_KILL_S
+    assert len(cluster.client.jobs()) == jobs, "nobody asked for the re-fill"
+
+
+# --- who hangs
+
+
+class Parts:
+    """A cluster of a Mesos, a scheduler that may be killed and started again, and real executors on two agents."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        hostnames = ",".join(agent_addresses(2, os.getpid()))
+        self.mesos = EmbeddedProcess(
+            directory / "mesos", "--agents", "2", "--cpus", "2", "--mem", "1GiB", "--hostnames", hostnames
+        )
+        self._log = directory / "scheduler.log"
+        self._config: dict[str, Any] = {
+            "master": self.mesos.address,
+            "journal": f"file:{directory / 'journal'}",
+            "instances": 2,
+            "mem_bytes": 48 * MEBIBYTE,
+            "allow_sources": [""],
+            "failover_timeout_ms": 600_000,
+            "settings": {
+                "tick_ms": 200,
+                "heartbeat_timeout_ms": HEARTBEAT_TIMEOUT_MS,
+                "residency_grace_ms": 4_000,
+                "revive_interval_ms_min": 500,
+            },
+        }
+        self.scheduler = self._start_scheduler()
+        self.client = Client(self.scheduler.url)
+        wait_for(lambda: self.client.fleet()["running"] == 2, "two executors")
+
+    def _start_scheduler(self) -> SchedulerProcess:
+        scheduler = SchedulerProcess(self._config, self._log)
+        scheduler.wait_leading()
+        self._config["port"] = scheduler.api.port
+        return scheduler
+
+    def kill_scheduler(self) -> None:
+        self.scheduler.stop(signal.SIGKILL)
+
+    def start_scheduler_again(self) -> None:
+        self.scheduler = self._start_scheduler()
+
+    def launches(self) -> dict[int, tuple[int, int]]:
+        """Return slot -> (launch, pid)."""
+        return {e["slot"]: (e["launch"], e["pid"]) for e in self.client.executors()}
+
+    def close(self) -> None:
+        try:
+            with contextlib.suppress(Exception):  # whatever state a failed test has left it in
+                self.client.set_fleet(instances=0, mem_bytes=self._config["mem_bytes"])
+            self.scheduler.stop()
+        finally:
+            self.mesos.stop()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, store: HttpStore) -> Iterator[Parts]:
+    made = Parts(tmp_path_factory.mktemp("parts"))
+    try:
+        made.client.create_dataset("d", store.url)
+        wait_for(lambda: made.client.dataset_info("d")["state"] == "READY", "the listing")
+        finish(made.client, made.client.create_job("load", "d"))
+        yield made
+    finally:
+        made.close()
+
+
+def finish(client: Client, job: dict[str, Any], timeout_s: float = 60) -> dict[str, Any]:
+    """Wait for the job's end and return its last view."""
+    is_over = lambda: client.job(job["id"])["state"] in ("SUCCEEDED", "FAILED", "CANCELLED")  # noqa: E731
+    wait_for(is_over, "the job's end", timeout_s)
+    return client.job(job["id"])
+
+
+def test_a_hanging_executor_is_left_ended_and_launched_again(parts: Parts, root: pathlib.Path) -> None:
+    victim = fullest(parts.client)
+    processes = [p for group in processes_of(victim["pid"]).values() for p in group]
+    with watching(parts.scheduler.url, root) as watchers:
+        for watcher in watchers:
+            watcher.forget()
+        for process in processes:
+            process.suspend()
+        for watcher in watchers:
+            watcher.wait_reads(20)
+        _, alive = psutil.wait_procs(processes, timeout=30)
+        assert not alive, "what hangs is killed"
+        wait_refilled(parts.client, victim)
+        slowest_s = max(watcher.slowest_s for watcher in watchers)
+    print(f"hanging: the slowest of {sum(w.reads for w in watchers)} reads took {slowest_s:.2f} s")
+    assert slowest_s < SLOWEST_AT_A_HANG_S
+
+
+def test_a_scheduler_that_stands_still_holds_up_nobody_and_restarts_nobody(
+    parts: Parts, root: pathlib.Path
+) -> None:
+    before = parts.launches()
+    scheduler = psutil.Process(parts.scheduler.child.pid)
+    with http_store(root, throttle="3MB/s") as slow, watching(parts.scheduler.url, root) as watchers:
+        parts.client.create_dataset("slow", slow.url)
+        wait_for(lambda: parts.client.dataset_info("slow")["state"] == "READY", "the listing")
+        job = parts.client.create_job("load", "slow")
+        wait_for(lambda: parts.client.job(job["id"])["progress"]["bytes"] > 0, "the load to begin")
+        for watcher in watchers:
+            watcher.forget()
+        scheduler.suspend()
+        try:
+            stopped = time.monotonic()
+            while time.monotonic() - stopped < 2 * HEARTBEAT_TIMEOUT_MS / 1000:
+                for watcher in watchers:
+                    watcher.wait_reads(20)
+            fetched = len([r for r in slow.requests() if r["method"] == "GET"])
+        finally:
+            scheduler.resume()
+        slowest_s = max(watcher.slowest_s for watcher in watchers)
+        assert fetched > 20, "executors go on with what they know"
+        assert finish(parts.client, job)["state"] == "SUCCEEDED"
+        assert parts.launches() == before, "its own silence is nobody else's"
+    print(f"scheduler stopped: the slowest read took {slowest_s:.2f} s")
+    assert slowest_s < 2.0
+    check_all(parts.client, root, "slow")
+    parts.client.delete_dataset("slow")
+
+
+def test_readers_and_executors_outlive_the_scheduler(parts: Parts, root: pathlib.Path) -> None:
+    before = parts.launches()
+    epoch = parts.client.leader()["epoch"]
+    with watching(parts.scheduler.url, root) as watchers:
+        for watcher in watchers:
+            watcher.forget()
+        parts.kill_scheduler()
+        for watcher in watchers:
+            watcher.wait_reads(100)
+        parts.start_scheduler_again()
+        wait_for(lambda: parts.client.fleet()["running"] == 2, "two executors again")
+        assert parts.client.leader()["epoch"] == epoch + 1
+        wait_for(lambda: parts.client.dataset_info("d")["residency"] == "complete", "all to have reported")
+        assert parts.launches() == before, "adopted, not launched again"
+        view = parts.client.dataset_info("d")
+        assert view["cached_bytes"] == view["bytes"], "nothing was dropped"
+        slowest_s = max(watcher.slowest_s for watcher in watchers)
+    assert slowest_s < 2.0
+    assert finish(parts.client, parts.client.create_job("free", "d"))["state"] == "SUCCEEDED"
+    assert finish(parts.client, parts.client.create_job("load", "d"))["state"] == "SUCCEEDED"
+    check_all(parts.client, root)
+
+
+# --- the under store
+
+
+def test_a_load_outlives_a_store_that_stalls_dies_and_returns(cluster: Local, tmp_path: pathlib.Path) -> None:
+    root = tmp_path / "data"
+    make_files(root, 60, size_min=1, size_max=200_000, seed=21)
+    with http_store(root, throttle="2MB/s") as store:
+        port = int(store.url.rstrip("/").rpartition(":")[2])
+        cluster.add("fragile", store.url)
+        store.order({"kind": "stall", "path": "bin$", "seconds": 1, "times": 3})
+        job = cluster.client.create_job("load", "fragile")
+        wait_for(lambda: cluster.client.job(job["id"])["progress"]["bytes"] > 0, "the load to begin")
+        store.kill()
+        dataset = cluster.client.dataset("fragile")
+        failed = 0
+        for path in dataset.paths[:3]:
+            begun = time.monotonic()
+            try:
+                assert dataset.read(path) == (root / path).read_bytes()
+            except OSError as error:
+                assert "under store" in str(error) and path in str(error)
+                failed += 1
+            assert time.monotonic() - begun < 30
+    with http_store(root, port=port):
+        assert finish(cluster.client, job)["state"] == "SUCCEEDED", f"{failed} reads had failed meanwhile"
+        check_all(cluster.client, root, "fragile")
+    cluster.client.delete_dataset("fragile")
+
+
+def test_a_load_from_a_store_that_stays_dead_ends_and_names_the_files(
+    cluster: Local, tmp_path: pathlib.Path
+) -> None:
+    root = tmp_path / "data"
+    sizes = make_files(root, 40, size_min=100, size_max=50_000, seed=22)
+    with http_store(root) as store:
+        port = int(store.url.rstrip("/").rpartition(":")[2])
+        cluster.add("dead", store.url)
+    job = cluster.load("dead")
+    assert job["state"] == "FAILED" and job["error_count"] == len(sizes)
+    assert {error["path"] for error in job["errors"]} <= set(sizes)
+    with http_store(root, port=port):
+        assert cluster.load("dead")["state"] == "SUCCEEDED", "asked for again, it is tried again"
+        check_all(cluster.client, root, "dead")
+    cluster.client.delete_dataset("dead")
+
+
+# --- who misbehaves at the data port
+
+
+def placement_of(client: Client, name: str = "d") -> Placement:
+    return placement_from(client.placement(name))
+
+
+def test_garbage_and_callers_that_never_drain_stop_nobody(cluster: Local, root: pathlib.Path) -> None:
+    placement = placement_of(cluster.client)
+    ending = threading.Event()
+    cut = [0]
+
+    def misbehave(seed: int) -> None:
+        chance = random.Random(seed)
+        while not ending.is_set():
+            address = chance.choice(placement.slots)
+            hello = hello_for(placement, address)
+            ping = wire.encode_request(wire.Op.PING, [], request_id=7)
+            with (
+                contextlib.suppress(OSError, EOFError),
+                DataPort(address, unix=chance.random() < 0.5) as port,
+            ):
+                way = chance.randrange(4)
+                if way == 0:
+                    port.send(chance.randbytes(chance.randrange(1, 5_000)))
+                elif way == 1:
+                    port.send(wire.encode_hello(hello)[: chance.randrange(1, wire.HELLO_BYTES)])
+                elif way == 2:
+                    port.greet(hello)
+                    port.send(chance.randbytes(chance.randrange(1, 5_000)))
+                else:  # the same request, with the same id, again and again: each is answered
+                    port.greet(hello)
+                    port.send(ping * 20)
+                    assert [port.answer()[0] for _ in range(20)] == [wire.Status.OK] * 20
+                    port.send(chance.randbytes(64))
+                port.socket.shutdown(socket.SHUT_WR)
+                cut[0] += port.is_ended()
+
+    threads = [threading.Thread(target=misbehave, args=(seed,)) for seed in range(2)]
+    with contextlib.ExitStack() as stack:
+        sizes = [(index, 0, placement.block_bytes) for index in range(4)]
+        for address in placement.slots * 4:  # they ask for all they may, and take nothing
+            lazy = stack.enter_context(DataPort(address))
+            lazy.greet(hello_for(placement, address))
+            for request_id in range(1, 20):
+                lazy.send(wire.encode_request(wire.Op.READ, sizes, request_id=request_id))
+        watchers = stack.enter_context(watching(cluster.url, root))
+        for watcher in watchers:
+            watcher.forget()
+        for thread in threads:
+            thread.start()
+        try:
+            for watcher in watchers:
+                watcher.wait_reads(500)
+        finally:
+            ending.set()
+            for thread in threads:
+                thread.join()
+        slowest_s = max(watcher.slowest_s for watcher in watchers)
+    print(f"garbage: {cut[0]} conversations were cut, the slowest read took {slowest_s:.2f} s")
+    assert cut[0] > 20
+    assert slowest_s < 2.0
+    assert {e["state"] for e in cluster.client.executors()} == {"RUNNING"}
+
+
+# --- memory
+
+
+def blocks_open_in(processes: list[psutil.Process]) -> list[str]:
+    """Return the memfds of blocks that these processes have open or mapped."""
+    found = []
+    for process in processes:
+        for name in os.listdir(f"/proc/{process.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                target = os.readlink(f"/proc/{process.pid}/fd/{name}")
+                found += [target] if target.startswith("/memfd:stoker-") else []
+        with open(f"/proc/{process.pid}/maps") as maps:
+            found += [line.split()[-2] for line in maps if "/memfd:stoker-" in line]
+    return found
+
+
+def executor_processes(client: Client) -> list[psutil.Process]:
+    return [
+        p for e in client.executors() if e["pid"] for group in processes_of(e["pid"]).values() for p in group
+    ]
+
+
+def tier_bytes(client: Client, what: str) -> int:
+    return sum(executor[what] for executor in client.executors())
+
+
+def test_what_is_freed_is_lent_until_every_reader_lets_go_and_then_gone(
+    cluster: Local, root: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOKER_TRANSPORT", "fd")
+    client = cluster.client
+    for other in client.datasets():
+        if other["name"] != "d":
+            client.delete_dataset(other["name"])
+    assert cluster.load("d")["state"] == "SUCCEEDED"
+    reader = Client(cluster.url)
+    dataset = reader.dataset("d")
+    assert len(dataset.read_many(list(dataset.paths))) == len(dataset.paths)
+    me = [psutil.Process()]
+    assert blocks_open_in(me) and blocks_open_in(executor_processes(client))
+
+    path = next(p for p in dataset.paths if 0 < dataset.size(p))
+    with dataset.view(path) as view:
+        assert cluster.free("d")["state"] == "SUCCEEDED"
+        wait_for(lambda: tier_bytes(client, "used_bytes") == 0, "everything to be freed")
+        wait_for(lambda: len(set(blocks_open_in(me))) == 1, "all but the view to be returned")
+        wait_for(lambda: 0 < tier_bytes(client, "lent_bytes") <= 2 * MEBIBYTE, "one block to be lent")
+        assert bytes(view) == (root / path).read_bytes(), "memory is never taken from under a reader"
+    wait_for(lambda: tier_bytes(client, "lent_bytes") == 0, "the view's block to be returned")
+    assert blocks_open_in(me) == [] and blocks_open_in(executor_processes(client)) == []
+    check_all(client, root)
+    assert cluster.load("d")["state"] == "SUCCEEDED"
+
+
+def test_a_forked_child_gives_its_descriptors_back_with_its_next_read(
+    cluster: Local, root: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOKER_TRANSPORT", "fd")
+    dataset = Client(cluster.url).dataset("d")
+    paths = [p for p in dataset.paths if dataset.size(p)]
+    assert len(dataset.read_many(paths)) == len(paths)
+    go_on, read = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.read(go_on[0], 1)
+            right = dataset.read(paths[0]) == (root / paths[0]).read_bytes()
+            os.write(read[1], b"right" if right else b"wrong")
+            os.read(go_on[0], 1)
+        finally:
+            os._exit(0)
+    try:
+        child = [psutil.Process(pid)]
+        assert blocks_open_in(child), "it can read at once"
+        assert cluster.free("d")["state"] == "SUCCEEDED"
+        wait_for(lambda: blocks_open_in([psutil.Process()]) == [], "the parent to return what it had")
+        wait_for(
+            lambda: blocks_open_in(executor_processes(cluster.client)) == [], "the executors to close it"
+        )
+        assert blocks_open_in(child), "a child that does nothing cannot be told"
+        os.write(go_on[1], b"x")
+        assert os.read(read[0], 5) == b"right"
+        held = blocks_open_in(child)
+        assert all("(deleted)" in name for name in held) and len(set(held)) <= 1, "but what it reads now"
+    finally:
+        os.write(go_on[1], b"x")
+        os.waitpid(pid, 0)
+        for end in (*go_on, *read):
+            os.close(end)
+    assert cluster.load("d")["state"] == "SUCCEEDED"
+
+
+# --- patience
+
+
+def test_a_tiny_load_is_not_made_to_wait(cluster: Local, tmp_path: pathlib.Path) -> None:
+    make_files(tmp_path / "data", 20, size_min=1, size_max=10_000, seed=31)
+    took_s = []
+    for name in ("tiny-1", "tiny-2", "tiny-3"):
+        cluster.add(name, str(tmp_path / "data"))
+        begun = time.monotonic()
+        assert cluster.load(name)["state"] == "SUCCEEDED"
+        took_s.append(time.monotonic() - begun)
+        cluster.client.delete_dataset(name)
+    print("tiny loads took " + ", ".join(f"{each:.2f} s" for each in took_s))
+    assert min(took_s) < 1.5

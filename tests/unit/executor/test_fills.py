@@ -1,0 +1,297 @@
+"""The keeper's fills, misses and scratch, with fillers and a data server that the test plays."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import pytest
+
+from stoker.executor import index
+from stoker.executor.block import BlockName
+from stoker.executor.core.cache import Cache
+from stoker.executor.datasets import DatasetView
+from stoker.executor.fillers import VERSIONS_MAX, FillerLink
+from stoker.executor.fills import Fills
+from stoker.executor.holdings import Block, Holdings
+from stoker.executor.messages import Assignment
+from stoker.executor.report import count
+from stoker.executor.store import MemTier
+from stoker.executor.wants import Wants
+from stoker.executor.wire import Failure
+from support.executors import CLUSTER, TestDataset
+
+MIB = 2**20
+
+
+class Outbox:
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
+
+    def put(self, message: dict[str, Any], fds: Any = ()) -> None:
+        self.said.append(message)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [message for message in self.said if message["t"] == kind]
+
+
+class OneFiller:
+    """Takes every job; the test says what comes of it."""
+
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+        self.link = FillerLink(SimpleNamespace(outbox=self.outbox))  # type: ignore[arg-type]
+        self.limit = 100
+
+    def free(self, jobs_max: int) -> FillerLink | None:
+        return self.link if len(self.link.jobs) < self.limit else None
+
+    def begin(self, job: Any, message: dict[str, Any], fd: int) -> None:
+        self.link.jobs.add(job.number)
+        self.outbox.put(message)
+
+    def on_state(self, message: dict[str, Any]) -> bool:
+        return False
+
+
+class StubbornTier(MemTier):
+    """An old kernel's: a seal has to wait while bytes of the file are on their way."""
+
+    refusals = 0
+
+    def seal(self, fd: int) -> bool:
+        self.refusals -= 1
+        return self.refusals < 0 and super().seal(fd)
+
+
+class Stage:
+    def __init__(self, *datasets: TestDataset) -> None:
+        self.server = Outbox()
+        self.tier = StubbornTier(CLUSTER)
+        self.holdings = Holdings(
+            Cache(64 * MIB, 1000),
+            self.tier,
+            self.server,  # type: ignore[arg-type]
+            scratch_bytes=8 * MIB,
+            on_change=lambda: None,
+        )
+        self.filler = OneFiller()
+        self.now_ms = 0
+        self.view = DatasetView(datasets[-1].assignment())
+        self.view.take(self.view.assignment, Assignment(1, 1, 1, True, (), ()), 1)
+        for dataset in datasets:
+            self.view.manifests[dataset.manifest.version] = (dataset.manifest, "somewhere")
+        self.view.manifest = datasets[-1].manifest
+        self.fills = Fills(
+            cluster=CLUSTER,
+            holdings=self.holdings,
+            manifests=SimpleNamespace(path=lambda view, version: "somewhere"),  # type: ignore[arg-type]
+            fillers=self.filler,  # type: ignore[arg-type]
+            datasets={self.view.key: self.view},
+            now_ms=lambda: self.now_ms,
+            on_settled=lambda: None,
+        )
+
+    def block(self, block_index: int = 0) -> Block:
+        manifest = self.view.manifest
+        assert manifest is not None
+        name = BlockName(*self.view.key, block_index)
+        return self.holdings.create(self.view, manifest, name, wanted=False, now_ms=0)
+
+    def jobs(self, kind: str = "fill") -> list[dict[str, Any]]:
+        return self.filler.outbox.of(kind)
+
+    def filled(self, job: dict[str, Any], pages: list[list[int]], extents: Any = None) -> None:
+        told = {"t": "filled", "job": job["job"], "filled_bytes": 0, "copied_bytes": 0, "crc_pages": pages}
+        self.fills.on_message(told | {"extents": job.get("ranges", []) if extents is None else extents}, [])
+
+    def done(self, job: dict[str, Any], *failed: list[Any]) -> None:
+        self.fills.on_message({"t": "done", "job": job["job"], "failed": list(failed)}, [])
+
+
+def listed(root: Path, version: int = 1, previous: Any = None) -> TestDataset:
+    return TestDataset(str(root), version=version, previous=previous)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number in range(8):
+        (tmp_path / f"{number}").write_bytes(random.Random(number).randbytes(20_000))
+    return tmp_path
+
+
+@pytest.fixture
+def both(root: Path) -> Iterator[tuple[TestDataset, TestDataset]]:
+    """Two versions; the files 6 and 7 are not in the second."""
+    old = listed(root)
+    (root / "6").unlink()
+    (root / "7").unlink()
+    yield old, listed(root, 2, old.manifest)
+
+
+def place(dataset: TestDataset, path: str) -> tuple[int, int]:
+    offset, size = dataset.manifest.extent(dataset.manifest.find(path))
+    return offset, offset + -(-size // 64) * 64
+
+
+def fill_needed(stage: Stage, block: Block) -> dict[str, Any]:
+    stage.fills.request(block, block.state.version, block.state.needed)
+    stage.fills.pump()
+    return stage.jobs()[-1]
+
+
+def test_a_block_that_cannot_be_sealed_now_is_sealed_later(root: Path) -> None:
+    stage = Stage(listed(root))
+    stage.tier.refusals = 2
+    block = stage.block()
+    job = fill_needed(stage, block)
+    stage.filled(job, [[0, block.layout.page_count]])
+    stage.done(job)
+    assert not block.is_full and not stage.server.of("full")
+    stage.fills.tick()
+    assert not block.is_full
+    stage.fills.tick()
+    assert block.is_full and len(stage.server.of("full")) == 1
+
+
+def test_a_block_is_not_sealed_while_readers_of_an_older_version_wait_for_more_of_it(
+    both: tuple[TestDataset, TestDataset],
+) -> None:
+    old, new = both
+    stage = Stage(old, new)
+    block = stage.block()
+    job = fill_needed(stage, block)
+    stage.filler.limit = 1
+    gone = place(old, "6")
+    stage.fills.request(block, 1, [gone])
+    stage.fills.pump()
+    assert len(stage.jobs()) == 1, "the filler is busy"
+    stage.filled(job, [[0, block.layout.page_count]])
+    stage.done(job)
+    assert block.state.is_full and not block.is_full, "a job may still write to it"
+    (early,) = stage.jobs()[1:]
+    assert early["version"] == 1 and early["ranges"] == [gone]
+    stage.filled(early, [])
+    stage.done(early)
+    (check,) = stage.jobs("checksum")
+    stage.filled(check, [[0, block.layout.page_count]])
+    stage.done(check)
+    assert block.is_full
+
+
+def test_checksums_that_a_fill_overtook_are_made_again(both: tuple[TestDataset, TestDataset]) -> None:
+    old, new = both
+    stage = Stage(old, new)
+    block = stage.block()
+    job = fill_needed(stage, block)
+    stage.filled(job, [])
+    stage.done(job)
+    (check,) = stage.jobs("checksum")
+    stage.fills.request(block, 1, [place(old, "6")])
+    stage.fills.pump()
+    early = stage.jobs()[-1]
+    stage.filled(check, [[0, block.layout.page_count]])
+    stage.done(check)
+    assert not index.are_known(block.fd, block.layout, 0, 1), "it read the page before it was written"
+    stage.filled(early, [])
+    stage.done(early)
+    assert not block.is_full
+    again = stage.jobs("checksum")[1]
+    stage.filled(again, [[0, block.layout.page_count]])
+    stage.done(again)
+    assert block.is_full
+
+
+def test_what_readers_of_an_old_version_miss_is_told_to_them_and_not_counted(
+    both: tuple[TestDataset, TestDataset],
+) -> None:
+    old, new = both
+    stage = Stage(old, new)
+    block = stage.block()
+    gone = place(old, "7")
+    stage.fills.request(block, 1, [gone])
+    stage.fills.pump()
+    (job,) = stage.jobs()
+    row = old.manifest.find("7")
+    assert row >= new.manifest.file_count
+    stage.done(job, [row, "7", int(Failure.CHANGED), "7 was deleted"])
+    found = block.state.failure_of([gone])
+    assert found is not None and found.message == "7 was deleted"
+    stage.view.mine_set = {0}
+    job = fill_needed(stage, block)
+    half = job["ranges"][0][0], place(new, "3")[0]
+    stage.filled(job, [], [half])
+    stage.done(job, [new.manifest.find("3"), "3", int(Failure.CHANGED), "3 was changed"])
+    told = count(stage.view, {0: block}, frozenset())
+    assert {failure.path for failure in told.failures} == {
+        "3"
+    } and told.failed_count == 2  # and what was not told
+
+
+def test_a_filler_forgets_what_the_keeper_tells_it_to_forget() -> None:
+    outbox = Outbox()
+    link = FillerLink(SimpleNamespace(outbox=outbox))  # type: ignore[arg-type]
+
+    def tell(number: int) -> None:
+        link.tell_dataset({"t": "dataset", "id": number, "generation": 1, "version": 1, "manifest": "m"})
+
+    for number in range(VERSIONS_MAX):
+        tell(number)
+    tell(0)
+    assert len(outbox.said) == VERSIONS_MAX, "it was told of the first already"
+    tell(VERSIONS_MAX)
+    assert outbox.of("forget") == [{"t": "forget", "key": [1, 1, 1]}]
+    tell(1)
+    assert outbox.said[-2]["t"] == "dataset" and len(link.told) == VERSIONS_MAX
+
+
+@pytest.mark.parametrize("is_served_first", [False, True])
+def test_scratch_that_comes_as_its_reader_leaves_is_given_back(root: Path, is_served_first: bool) -> None:
+    holdings = Stage(listed(root)).holdings
+    assert holdings.acquire_scratch(8 * MIB, 0)
+    waiting = gevent.spawn(holdings.acquire_scratch, MIB, 5)
+    gevent.sleep(0)
+    if is_served_first:
+        holdings.release_scratch(8 * MIB)
+        waiting.kill()
+    else:
+        waiting.kill(block=False)
+        holdings.release_scratch(8 * MIB)
+        gevent.sleep(0)
+    if waiting.value is True:
+        holdings.release_scratch(MIB)
+    assert holdings.scratch_used_bytes == 0
+
+
+def test_a_want_that_is_taken_back_at_once_leaves_no_pin(root: Path) -> None:
+    dataset = listed(root)
+    stage = Stage(dataset)
+    block = stage.block()
+    job = fill_needed(stage, block)
+    stage.filled(job, [[0, block.layout.page_count]], [place(dataset, "0")])
+    wants = Wants(
+        server=stage.server,  # type: ignore[arg-type]
+        holdings=stage.holdings,
+        fills=stage.fills,
+        manifests=SimpleNamespace(),  # type: ignore[arg-type]
+        datasets={stage.view.key: stage.view},
+        spawn=gevent.spawn,
+        now_ms=lambda: stage.now_ms,
+    )
+    items = [[0, *place(dataset, "0")], [0, *place(dataset, "1")]]
+    message = {"want": 1, "dataset": 1, "generation": 1, "version": 1, "items": items, "local": False}
+    wants.take(message)
+    assert block.pins == 1
+    wants.cancel(1)
+    gevent.sleep(0.01)
+    assert block.pins == 0 and not block.waiters
+    wants.take(message | {"want": 2})
+    gevent.sleep(0.01)
+    assert block.pins > 0
+    wants.cancel(2)
+    gevent.sleep(0.01)
+    assert block.pins == 0 and not block.waiters
