@@ -1,6 +1,6 @@
 """The lister: lists an under store and builds the manifest of a dataset version. A child process of the scheduler.
 
-Started as `python -m stoker.executor.lister` with one JSON object on stdin (`Order` has its fields). Says on stdout, a JSON
+`--schemes` prints the URL schemes that can be opened, as a JSON list. Else started with one JSON object on stdin (`Order` has its fields). Says on stdout, a JSON
 object a line: `{"files", "bytes"}` about twice a second (with `"warning"` where something was passed over, WARNINGS_MAX in all),
 at last `{"done": {...}}` or, with exit code 1, `{"error": "one line"}`. The manifest's root and parts are then files in `out`,
 each named by its digest.
@@ -17,8 +17,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
+
+import fsspec
 
 from stoker.executor.manifest import BuiltManifest, FileRow, ManifestError, build, map_manifest
 from stoker.executor.process import start_logging
@@ -132,8 +134,11 @@ def _done(order: Order, built: BuiltManifest) -> dict[str, Any]:
     return {"done": {name: getattr(built, name) for name in names} | identity}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     start_logging("lister")
+    if list(arguments) == ["--schemes"]:
+        print(json.dumps(fsspec.available_protocols()))
+        return 0
     report = Report(sys.stdout)
     try:
         order = _read_order(sys.stdin)
@@ -154,6 +159,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # under-store libraries leave threads and loops behind

@@ -325,4 +325,5 @@ def _rows(want: _Want) -> list[list[Any]]:
 
 
 def _text(failure: FileFailed) -> str:
-    return f"{failure.path}: {failure.message}" if failure.path else failure.message
+    is_named = failure.path in failure.message  # "" is in any
+    return failure.message if is_named else f"{failure.path}: {failure.message}"

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hmac
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -86,18 +86,23 @@ class Leadership(Protocol):
 
 
 class Api:
-    """`leadership` returns the present one or raises NotLeading, with the reason. `document` is openapi.document."""
+    """`leadership` returns the present one or raises NotLeading, with the reason. `known_schemes`: of sources; empty: any.
+
+    `document` is openapi.document.
+    """
 
     def __init__(
         self,
         leadership: Callable[[], Leadership],
         *,
         allow_sources: Sequence[str],
+        known_schemes: Callable[[], Collection[str]] = tuple,
         metrics: Metrics,
         document: Mapping[str, Any],
     ) -> None:
         self._leadership = leadership
         self._allow_sources = tuple(allow_sources)
+        self._known_schemes = known_schemes
         self._metrics = metrics
         self._document = document
         self._followers = 0
@@ -115,7 +120,7 @@ class Api:
     def add_dataset(self, call: Call) -> Reply:
         body = call.body
         name = check_name(body["name"])
-        source = check_source(body["source"], self._allow_sources)
+        source = check_source(body["source"], self._allow_sources, self._known_schemes())
         options = check_options(body.get("options", {}), self._allow_sources)
         return self._ask(
             lambda reply_id: DatasetRequested(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -218,8 +218,9 @@ def check_paths(paths: Sequence[str]) -> tuple[str, ...]:
     return () if "" in clean else clean
 
 
-def check_source(source: str, allowed_prefixes: Sequence[str]) -> str:
-    """Return `source` as a URL (an absolute path becomes file://). `allowed_prefixes`: see Config.allow_sources.
+def check_source(source: str, allowed_prefixes: Sequence[str], known_schemes: Collection[str] = ()) -> str:
+    """Return `source` as a URL (an absolute path becomes file://). `allowed_prefixes`: see Config.allow_sources;
+    `known_schemes`: what can be opened, empty where that is not known.
 
     :raises Refused: not a source, or not one that this cluster takes.
     """
@@ -232,6 +233,13 @@ def check_source(source: str, allowed_prefixes: Sequence[str]) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme.split("::")[-1]) or not rest:
         refuse(f"{_shown(source)} is not a source", SOURCE_RULE)
+    schemes = scheme.split("::") + [link.split("://")[0] for link in rest.split("::") if "://" in link]
+    unknown = [each for each in schemes if known_schemes and each not in known_schemes]
+    if unknown:
+        refuse(
+            f"unknown scheme {unknown[0]}:// in {_shown(source)}",
+            f"known are {', '.join(sorted(known_schemes))}",
+        )
     if ".." in rest.split("/") or ".." in unquote(rest).split("/"):  # a web server decodes before it resolves
         refuse(f"{_shown(source)} is not a source", "write it without '..'")
     if _password_of(url):

@@ -34,6 +34,7 @@ from stoker.framework.loop import Crashed
 from stoker.framework.metrics import Metrics
 from stoker.framework.openapi import document
 from stoker.framework.routes import ROUTES
+from stoker.framework.schemes import known_schemes
 from stoker.framework.translate import Json
 from stoker.framework.web import make_app, make_server
 from stoker.mesos.scheduler_driver import SchedulerDriver
@@ -128,6 +129,7 @@ class Daemon:
         api = Api(
             self._current,
             allow_sources=config.allow_sources,
+            known_schemes=gevent.spawn(known_schemes).get,
             metrics=self._metrics,
             document=document(ROUTES, version=version),
         )

@@ -263,9 +263,18 @@ def _difference(piece: Piece, response: Any) -> str:
     if size != "*" and int(size) != piece.size:
         return f"changed its size from {piece.size} to {size} bytes"
     token = _token(response.headers)
-    if token in (piece.token, _UNKNOWN_TOKEN) or _is_etag(token) != _is_etag(piece.token):
+    if piece.token in (token, _UNKNOWN_TOKEN):
         return ""
-    return "" if token.removeprefix(b"W/") == piece.token.removeprefix(b"W/") else "was changed"
+    if token != _UNKNOWN_TOKEN and _is_etag(token) == _is_etag(piece.token):
+        return "" if token.removeprefix(b"W/") == piece.token.removeprefix(b"W/") else "was changed"
+    mtime_ns = _mtime_ns(
+        response.headers
+    )  # the listing was told an ETag and this answer none, or the other way round
+    if not mtime_ns or not piece.mtime_ns:
+        raise _Refused(
+            "the server told an ETag or Last-Modified when it was listed and none now, so nothing can be compared"
+        )
+    return "" if mtime_ns == piece.mtime_ns else "was changed"
 
 
 async def _take(piece: Piece, response: Any) -> bytearray | ReadFailure:

@@ -34,7 +34,6 @@ CONNECTIONS_MAX = 1000
 REQUEST_SECONDS_MAX = 60  # from its first byte to its last
 
 _READ_BYTES = 64 * 1024
-_NO_BODY = frozenset({204, 304})
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,10 +99,6 @@ class Updates:
     def next_deadline_ms(self) -> int | None:
         return min((queue.retry_ms for queue in self._queues.values() if queue.pending), default=None)
 
-    def has_pending(self, framework_id: str, task_id: str) -> bool:
-        queue = self._queues.get((framework_id, task_id))
-        return queue is not None and bool(queue.pending)
-
     def _send(self, framework_id: str, queue: _Queue, now_ms: int, interval_ms: int | None = None) -> None:
         queue.interval_ms = interval_ms or self._retry_ms
         queue.retry_ms = now_ms + queue.interval_ms

@@ -242,6 +242,21 @@ class TestHttp:
             failure = failure_of(store, row, step)
         assert failure.code == Failure.CHANGED and "sub/b.bin" in failure.message
 
+    def test_a_server_that_tells_less_than_when_it_was_listed_is_not_believed(
+        self, tree: pathlib.Path
+    ) -> None:
+        with http_store(tree) as server:
+            store = open_under_store(server.url, {})
+            row = rows_of(store)["sub/b.bin"]
+            server.order({"kind": "no_etag"}, {"kind": "ignore_conditions"})
+            assert read_file(store, row, 3_000) == FILES["sub/b.bin"], "its time is what it was"
+            (tree / "sub" / "b.bin").write_bytes(b"x" * row.size)
+            os.utime(tree / "sub" / "b.bin", ns=(row.mtime_ns + 5_000_000_000,) * 2)
+            assert failure_of(store, row, 3_000).code == Failure.CHANGED
+            server.order({"kind": "no_marks"}, {"kind": "ignore_conditions"})
+            failure = failure_of(store, row, 3_000)
+        assert failure.code == Failure.UNDER_STORE and "nothing can be compared" in failure.message
+
     @pytest.mark.parametrize("size", [0, 5_000, 20_000])
     def test_without_any_mark_the_size_is_compared(self, tree: pathlib.Path, size: int) -> None:
         with http_store(tree) as server:

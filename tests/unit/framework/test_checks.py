@@ -23,6 +23,7 @@ from stoker.framework.checks import (
 from stoker.framework.errors import Refused
 from stoker.framework.model import NAME_RULE
 from stoker.framework.routes import NEW_DATASET, NEW_JOB
+from stoker.framework.schemes import known_schemes
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -289,3 +290,18 @@ def test_a_key_is_short_and_printable() -> None:
     assert check_key("abc-123") == "abc-123"
     for key in ("", "x" * 1000, "a\nb", "é"):
         refusal_of(check_key, key)
+
+
+def test_a_scheme_that_nobody_can_open_is_refused_with_those_that_can() -> None:
+    known = frozenset({"file", "s3", "zip"})
+    assert check_source("s3://bucket/x", ("",), known) == "s3://bucket/x"
+    assert check_source("/data", ("",), known) == "file:///data"
+    for source, scheme in (("gopher://h/x", "gopher"), ("zip://a::gopher://h/x.zip", "gopher")):
+        with pytest.raises(Refused, match=f"unknown scheme {scheme}://") as refused:
+            check_source(source, ("",), known)
+        assert "file, s3, zip" in refused.value.refusal.hint
+
+
+def test_the_lister_names_the_schemes_it_can_open() -> None:
+    assert {"file", "http", "https", "s3", "hdfs"} <= known_schemes()
+    assert known_schemes(python="/nowhere/python") == frozenset()

@@ -45,7 +45,7 @@ def check(homes: npt.NDArray[np.uint16], slots: list[PlacementSlot]) -> None:
         return
     weights = np.array([s.weight_bytes for s in slots], dtype=float)
     shares = pg_count * copies * weights / weights.sum()
-    if shares.max() <= pg_count:  # else the heavy ones hold all PGs, and the others more than their share
+    if shares.max() < pg_count:  # else the heavy ones should hold every PG, and the rest bears what they lack
         assert (loads(homes, len(slots)) <= np.maximum(1.05 * shares, np.ceil(shares) + 1)).all()
 
 
