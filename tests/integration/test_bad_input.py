@@ -96,7 +96,7 @@ def _one_line(text: str) -> str:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("gopher://host/data", ["'gopher'", "s3", "https"]),
+        ("gopher://host/data", ["unknown scheme gopher://", "s3", "https"]),
         ("relative/path", ["not a source", "absolute path"]),
         ("s3:/bucket", ["not a source", "SCHEME://"]),
         ("/somewhere/../etc", ["without '..'"]),
@@ -302,6 +302,7 @@ _JOB = {"kind": "load", "dataset": "good"}
         ("POST", "/v1/datasets", {"name": "new"}, 400, "bad_request"),
         ("POST", "/v1/datasets", {"name": 7, "source": "/data"}, 400, "bad_request"),
         ("POST", "/v1/datasets", {"name": "new", "source": None}, 400, "bad_request"),
+        ("POST", "/v1/datasets", {"name": "new", "source": "gopher://host/data"}, 400, "bad_request"),
         ("POST", "/v1/datasets", {"name": "new", "source": ""}, 400, "bad_request"),
         ("POST", "/v1/datasets", {"name": "new", "source": "/da\0ta"}, 400, "bad_request"),
         ("POST", "/v1/datasets", b'{"name": "new", "source": "/\\ud800"}', 400, "bad_request"),
