@@ -26,7 +26,8 @@ from stoker.executor.messages import SlotAddress
 
 CONNECT_TIMEOUT_MS = 3_000
 SILENCE_MS = 30_000  # a miss may take an under store's time; an executor silent for longer is given up
-ATTENTION_MS = 2_000  # silent for so long: see whether it greets
+ATTENTION_MS = 2_000  # silent for so long: see whether it greets,
+GREETING_TIMEOUT_MS = 1_500  # within so long
 IDLE_MAX = 8  # connections kept for the next request
 BUSY_MAX = 32  # connections in use at once; the next thread waits
 SOCKET_PATH_BYTES_MAX = 107  # sun_path's 108 with its NUL
@@ -79,7 +80,9 @@ class Wanted(Protocol):
 class Connection:
     """One socket after its hello. Not for two threads at once."""
 
-    def __init__(self, opened: socket.socket, *, greet: Callable[[], None], is_unix: bool) -> None:
+    def __init__(
+        self, opened: socket.socket, *, greet: Callable[[], None], timeout_ms: int, is_unix: bool
+    ) -> None:
         """`greet` raises OSError if the executor does not greet on another connection."""
         self.socket = opened
         self.is_unix = is_unix
@@ -88,7 +91,7 @@ class Connection:
         self._next_id = 1
         self._quiet_ms = 0
         self._attention_ms = self._silence_ms = 0
-        self.set_silence(CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS)
+        self.set_silence(timeout_ms, timeout_ms)
 
     def set_silence(self, silence_ms: int, attention_ms: int) -> None:
         """From here on the executor may say nothing for `silence_ms`, and is greeted each `attention_ms` of them."""
@@ -227,18 +230,26 @@ class Connection:
 
 
 def connect(
-    address: SlotAddress, hello: wire.Hello, *, unix: bool, silence_ms: int = SILENCE_MS
+    address: SlotAddress,
+    hello: wire.Hello,
+    *,
+    unix: bool,
+    silence_ms: int = SILENCE_MS,
+    timeout_ms: int | None = None,
 ) -> Connection:
-    """Return a connection whose hello was accepted.
+    """Return a connection whose hello was accepted within `timeout_ms` (None: CONNECT_TIMEOUT_MS).
 
     :raises HelloRefused: another launch, cluster or dataset answers there.
     :raises OSError: nobody does, or not in this protocol.
     """
-    opened = _connect_unix(address) if unix else _connect_tcp(address)
+    timeout_ms = CONNECT_TIMEOUT_MS if timeout_ms is None else timeout_ms
+    opened = _connect_unix(address, timeout_ms) if unix else _connect_tcp(address, timeout_ms)
+
+    def greet() -> None:
+        connect(address, hello, unix=unix, timeout_ms=GREETING_TIMEOUT_MS).close()
+
     try:
-        connection = Connection(
-            opened, greet=lambda: connect(address, hello, unix=unix).close(), is_unix=unix
-        )
+        connection = Connection(opened, greet=greet, timeout_ms=timeout_ms, is_unix=unix)
         opened.sendall(wire.encode_hello(hello))
         answer, detail_bytes = wire.decode_hello_answer(connection.receive_bytes(wire.HELLO_ANSWER_BYTES))
         detail = connection.receive_bytes(detail_bytes).decode(errors="replace")
@@ -254,23 +265,23 @@ def connect(
         raise
 
 
-def _connect_tcp(address: SlotAddress) -> socket.socket:
+def _connect_tcp(address: SlotAddress, timeout_ms: int) -> socket.socket:
     try:
-        opened = socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_MS / 1000)
+        opened = socket.create_connection((address.host, address.port), timeout=timeout_ms / 1000)
     except TimeoutError as error:
-        raise Silent(CONNECT_TIMEOUT_MS) from error
+        raise Silent(timeout_ms) from error
     opened.settimeout(None)  # blocking; from here on the kernel's timeouts hold
     opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return opened
 
 
-def _connect_unix(address: SlotAddress) -> socket.socket:
+def _connect_unix(address: SlotAddress, timeout_ms: int) -> socket.socket:
     """Try the path socket, then the abstract one: either may be out of sight in a container."""
     refused: OSError | None = None
     for target in socket_targets(address):
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            opened.settimeout(CONNECT_TIMEOUT_MS / 1000)
+            opened.settimeout(timeout_ms / 1000)
             _connect_path(opened, target)
             opened.settimeout(None)
             return opened

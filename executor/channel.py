@@ -52,7 +52,9 @@ class Channel:
         """
         os.set_inheritable(fd, False)
         sock = socket.socket(fileno=fd)
-        sock.setblocking(True)  # a gevent process made the pair; the flag is the open file's, not the process's
+        sock.setblocking(
+            True
+        )  # a gevent process made the pair; the flag is the open file's, not the process's
         return cls(sock)
 
     def fileno(self) -> int:

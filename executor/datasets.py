@@ -36,6 +36,7 @@ from stoker.executor.wire import Failure
 log = logging.getLogger(__name__)
 
 VERSIONS_KEPT_MAX = 4  # manifests of one dataset generation that are kept mapped
+LOADING_MAX = 4  # fetches at once of a dataset's other versions, which callers name as they like
 FIRST_VERSION = 1
 FAILURES_KEPT_MAX = 4096  # remembered for readers, a dataset
 
@@ -169,6 +170,10 @@ class Manifests:
             return found[0]
         pending = view.loading.get(version)
         if pending is None:
+            if version != view.assignment.version and len(view.loading) >= LOADING_MAX:
+                raise ManifestUnavailable(
+                    f"{LOADING_MAX} other versions of the dataset are being fetched just now"
+                )
             pending = view.loading[version] = AsyncResult()
             self._spawn(self._load, view, version, pending)
         manifest = pending.get()

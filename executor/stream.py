@@ -1,19 +1,26 @@
 """A connected stream socket on gevent, without a layer between it and the system calls.
 
 Reads are buffered, so that a request and its ranges cost one `recv`. Payload goes by sendfile straight from a block's
-file. A peer that takes nothing for STALL_TIMEOUT_MS, or that stops in the middle of a frame, is cut off: it would pin
-blocks. One greenlet reads, one at a time writes; any may `cut`.
+file. A peer that takes nothing for STALL_TIMEOUT_MS, or less than PACE_BYTES_PER_S on the average after that, or that stops
+in the middle of a frame, is cut off: it would pin blocks, and the memory that others' misses are read through. One greenlet reads, one at a time writes; any may `cut`.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 
 import gevent
 from gevent.hub import get_hub
 
 STALL_TIMEOUT_MS = 30_000
+PACE_BYTES_PER_S = 64 * 1024
+FINISH_TIMEOUT_S = 1.0  # for the peer to read our last words
+# A caller may be quiet between two requests for as long as it likes, but its host must be there.
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 15
+KEEPALIVE_PROBES = 4
 RECEIVE_BYTES = 16 * 1024
 SENDFILE_BYTES_MAX = 4 * 1024 * 1024  # one system call
 # A caller as fast as we are never makes us wait: after so many reads, or bytes, it gives way to the others.
@@ -36,6 +43,10 @@ class Stream:
         self._stall_timeout_ms = stall_timeout_ms
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
         self.sock = sock
         self.fd = sock.fileno()
         self._hub = get_hub()
@@ -45,6 +56,8 @@ class Stream:
         self._position = 0
         self._reads = 0
         self._sent_bytes = 0
+        self._taken_bytes = 0  # by a peer that made us wait, since it last had nothing to take
+        self._waited_s = 0.0  # for that
 
     @property
     def is_unix(self) -> bool:
@@ -79,7 +92,8 @@ class Stream:
                     data = self.sock.recv(max(RECEIVE_BYTES, min(missing, 1 << 20)))
                 except BlockingIOError:
                     self._hub.wait(self._readable)
-                    self._reads = 0
+                    self._reads = self._taken_bytes = 0
+                    self._waited_s = 0.0
                     continue
                 if not data:
                     break
@@ -109,6 +123,7 @@ class Stream:
             sent = 0
         while sent < len(data):
             data = memoryview(data)[sent:]
+            self._taken_bytes += sent
             self._wait_writable()
             try:
                 sent = self.sock.send(data, flags)
@@ -144,6 +159,7 @@ class Stream:
             if sent == 0:
                 raise OSError(f"the file ends at {start}, but {stop} bytes were promised")
             start += sent
+            self._taken_bytes += sent
             self.note_work(sent)
 
     def note_work(self, count: int) -> None:
@@ -156,11 +172,14 @@ class Stream:
         """Say that nothing more comes, and let the peer read what was sent before the socket is closed."""
         try:
             self.sock.shutdown(socket.SHUT_WR)
-            with gevent.Timeout(1.0, False):
+            with gevent.Timeout(FINISH_TIMEOUT_S, False):
                 while True:
                     try:
                         if not self.sock.recv(RECEIVE_BYTES):
                             return
+                        self._reads += 1
+                        if self._reads >= READS_MAX:
+                            self._give_way()  # a peer that never stops talking must not keep us from hearing the time
                     except BlockingIOError:
                         self._hub.wait(self._readable)
         except OSError:
@@ -190,6 +209,7 @@ class Stream:
 
     def _wait_writable(self) -> None:
         self._sent_bytes = 0
+        begun = time.monotonic()
         timer = gevent.Timeout.start_new(self._stall_timeout_ms / 1000)
         try:
             self._hub.wait(self._writable)
@@ -199,3 +219,6 @@ class Stream:
             raise Stalled(f"the peer took nothing for {self._stall_timeout_ms} ms") from None
         finally:
             timer.close()
+        self._waited_s += time.monotonic() - begun
+        if self._waited_s > self._stall_timeout_ms / 1000 + self._taken_bytes / PACE_BYTES_PER_S:
+            raise Stalled(f"the peer took {self._taken_bytes} bytes in {self._waited_s:.0f} s")

@@ -14,11 +14,12 @@ from stoker.framework.core.assignments import assignment_version, current_assign
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.fleet import Fleet, judge
 
-QUICK_INTERVAL_MS = 200  # while somebody waits for what executors do
+QUICK_INTERVAL_MS = 200  # while somebody waits for what executors do,
+LINGER_MS = 5_000  # and for a while longer: a load often follows a listing
 HEARTBEATS_PER_S_MAX = 2_000  # of all executors: what a leader is asked to take
 
 
-def answer_heartbeat(catalog: Catalog, fleet: Fleet, event: ev.HeartbeatReceived) -> Frame:
+def answer_heartbeat(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.HeartbeatReceived) -> Frame:
     """Tell the executor whether it has a place, what is missing from its report, and its newer assignment."""
     heartbeat = event.heartbeat
     status = judge(catalog, heartbeat)
@@ -34,14 +35,14 @@ def answer_heartbeat(catalog: Catalog, fleet: Fleet, event: ev.HeartbeatReceived
         want_whole=seen.needs_whole,
         schedulers=(),  # the loop fills in who schedules
         assignment=current_assignment(catalog, fleet) if _is_behind(catalog, fleet, heartbeat) else None,
-        interval_ms=interval_ms(catalog, fleet),
+        interval_ms=interval_ms(catalog, fleet, stamp.now_ms),
     )
     return _answer(event, answer)
 
 
-def interval_ms(catalog: Catalog, fleet: Fleet) -> int:
-    """Return when an executor's next heartbeat is wanted: soon while a job or a listing is under way."""
-    is_awaited = catalog.has_active_jobs or bool(fleet.listings)
+def interval_ms(catalog: Catalog, fleet: Fleet, now_ms: int) -> int:
+    """Return when an executor's next heartbeat is wanted: soon while a job or a listing is, or just was, under way."""
+    is_awaited = now_ms - fleet.awaited_ms < LINGER_MS
     wanted_ms = QUICK_INTERVAL_MS if is_awaited else HEARTBEAT_INTERVAL_MS
     bearable_ms = len(catalog.slots) * 1000 // HEARTBEATS_PER_S_MAX
     return min(max(wanted_ms, bearable_ms), HEARTBEAT_INTERVAL_MS_MAX)

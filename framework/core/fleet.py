@@ -138,6 +138,8 @@ class Fleet:
         ] = {}  # by (dataset id, wanted version that it led to)
         self.rates: dict[str, deque[tuple[int, int]]] = {}  # job id: (now_ms, bytes done)
 
+        self.awaited_ms = -(2**63)  # when somebody last waited for what executors do
+
         self.assignment_memo: Assignment | None = None
 
         self._observed_ms: int | None = None
@@ -149,6 +151,8 @@ class Fleet:
     def observe(self, stamp: ev.Stamp, event: ev.Event, catalog: Catalog) -> None:  # noqa: C901 (one flat match)
         """Take in what the event says; `catalog` is the state that it will be decided on."""
         changed_ms = self._pass_time(stamp)
+        if catalog.has_active_jobs or self.listings:
+            self.awaited_ms = stamp.now_ms
         if not isinstance(event, ev.LeadershipBegan):
             self._follow(changed_ms, catalog)
         match event:

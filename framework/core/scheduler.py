@@ -21,7 +21,7 @@ def decide(  # noqa: C901 (one flat match, a line an event)
     """Return what follows from `event`, which `fleet` has observed already."""
     match event:
         case ev.HeartbeatReceived():
-            return executors.answer_heartbeat(catalog, fleet, event)
+            return executors.answer_heartbeat(catalog, fleet, stamp, event)
         case ev.OffersReceived():
             return matching.match_offers(catalog, fleet, stamp, settings)
         case ev.TaskUpdated():

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 EXECUTOR = Path(__file__).with_name("embedded_executor.py")
 CAPABILITIES = ("PARTITION_AWARE", "MULTI_ROLE", "RESERVATION_REFINEMENT")
-DEADLINE_SECONDS = 15.0
+DEADLINE_SECONDS = 45.0
 
 Event = dict[str, Any]
 

@@ -56,7 +56,7 @@ from stoker.executor.wire import (
 CLUSTER = bytes(range(16))
 LAUNCH = 7
 INCARNATION = 77
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class DataServer:

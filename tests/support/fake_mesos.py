@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from stoker.mesos.recordio import encode_record
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 class Call(NamedTuple):

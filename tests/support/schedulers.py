@@ -18,7 +18,7 @@ from typing import Any
 from stoker.zk.errors import Unavailable
 from stoker.zk.journal import BATCH_BYTES_MAX, RECORD_BYTES_MAX, Recovered
 
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 60
 POLL_S = 0.02
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 60
 _FAULTY = Path(__file__).with_name("faulty_store.py")
 _MOTO = """
 import threading

@@ -122,7 +122,7 @@ def test_who_greets_but_does_not_answer_is_left_after_the_silence(
 
 def test_who_hangs_is_left_as_soon_as_it_does_not_greet(listen, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(connection_module, "ATTENTION_MS", 50)
-    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_MS", 50)
+    monkeypatch.setattr(connection_module, "GREETING_TIMEOUT_MS", 50)
     held: list[socket.socket] = []
 
     def speak(opened: socket.socket) -> None:

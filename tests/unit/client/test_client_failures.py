@@ -319,8 +319,8 @@ def test_a_hanging_executor_is_left_for_another(
 
     from stoker.client import connection
 
-    monkeypatch.setattr(connection, "ATTENTION_MS", 300)
-    monkeypatch.setattr(connection, "CONNECT_TIMEOUT_MS", 300)
+    for name in ("ATTENTION_MS", "GREETING_TIMEOUT_MS", "CONNECT_TIMEOUT_MS"):
+        monkeypatch.setattr(connection, name, 300)
     monkeypatch.setenv("STOKER_TRANSPORT", "tcp")
     reader = Client().dataset("ds")
     assert_reads_all(reader, both)

@@ -14,7 +14,8 @@ import pytest
 from stoker.executor import index
 from stoker.executor.block import BlockName
 from stoker.executor.core.cache import Cache
-from stoker.executor.datasets import DatasetView
+from stoker.executor.datasets import LOADING_MAX, DatasetView, Manifests
+from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.fillers import VERSIONS_MAX, FillerLink
 from stoker.executor.fills import Fills
 from stoker.executor.holdings import Block, Holdings
@@ -265,6 +266,25 @@ def test_scratch_that_comes_as_its_reader_leaves_is_given_back(root: Path, is_se
     if waiting.value is True:
         holdings.release_scratch(MIB)
     assert holdings.scratch_used_bytes == 0
+
+
+def test_callers_cannot_have_any_number_of_versions_fetched(root: Path, tmp_path: Path) -> None:
+    view = Stage(listed(root)).view
+    view.manifests.clear()
+    asked: list[int] = []
+    manifests = Manifests(
+        str(tmp_path / "manifests"),
+        lambda name, version: asked.append(version) or gevent.sleep(1),  # type: ignore[func-returns-value,return-value]
+        gevent.spawn,
+    )
+    waiting = [gevent.spawn(manifests.get, view, version) for version in range(2, 2 + LOADING_MAX)]
+    gevent.sleep(0.01)
+    with pytest.raises(ManifestUnavailable, match="just now"):
+        manifests.get(view, 99)
+    waiting.append(gevent.spawn(manifests.get, view, 1))  # the assigned one is always fetched
+    gevent.sleep(0.01)
+    assert sorted(asked) == [1, *range(2, 2 + LOADING_MAX)]
+    gevent.killall(waiting)
 
 
 def test_a_want_that_is_taken_back_at_once_leaves_no_pin(root: Path) -> None:

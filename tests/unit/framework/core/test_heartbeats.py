@@ -9,7 +9,7 @@ import pytest
 from stoker.executor.messages import HEARTBEAT_INTERVAL_MS, NO_HOME
 from stoker.framework.core.assignments import build_assignment, current_assignment
 from stoker.framework.core.catalog import Dataset
-from stoker.framework.core.executors import QUICK_INTERVAL_MS
+from stoker.framework.core.executors import LINGER_MS, QUICK_INTERVAL_MS
 from support.core_stage import Stage, bitmap_of, residency_of
 
 
@@ -55,14 +55,15 @@ def test_asks_for_heartbeats_more_often_while_somebody_waits_for_what_they_bring
     beat = functools.partial(stage.beat, stage.launch(1))
     assert beat().interval_ms == HEARTBEAT_INTERVAL_MS
     stage.ready(blocks=4)
-    assert beat().interval_ms == HEARTBEAT_INTERVAL_MS, "listed, and nothing wanted of it"
+    assert beat().interval_ms == QUICK_INTERVAL_MS, "it was listed just now"
+    assert beat(after_ms=LINGER_MS).interval_ms == HEARTBEAT_INTERVAL_MS, "and nothing is wanted of it"
     stage.job("load")
     assert beat().interval_ms == QUICK_INTERVAL_MS
     stage.tick()
     stage.hold(1, stage.dataset())
     stage.tick()
     assert stage.only_job().state.is_final
-    assert beat().interval_ms == HEARTBEAT_INTERVAL_MS
+    assert beat(after_ms=LINGER_MS).interval_ms == HEARTBEAT_INTERVAL_MS
 
 
 def test_asks_a_large_fleet_for_no_more_heartbeats_than_a_leader_bears() -> None:
