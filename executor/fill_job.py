@@ -24,10 +24,15 @@ from crc32c import crc32c
 from stoker.executor.block import PAGE_BYTES, block_layout
 from stoker.executor.fill_progress import PROGRESS_MS, Progress, Send, check_block_file, write_at
 from stoker.executor.manifest import Manifest
-from stoker.executor.peer import Hung, Peer, PeerError, PeerRefused, PeerSilent
+from stoker.executor.messages import HEARTBEAT_INTERVAL_MS
+from stoker.executor.peer import Hung, Peer, PeerError, PeerRefused, PeerSilent, PeerUnaware
 from stoker.executor.under_store import PIECE_BYTES_MAX, Outcome, Piece, ReadFailure, Reading, UnderStore
 from stoker.executor.wire import RANGES_MAX
 
+PEER_LEARNS_MS = (
+    3 * HEARTBEAT_INTERVAL_MS
+)  # how long a copy nobody waits for gives a peer to hear of the dataset
+PEER_ASK_MS = 200
 PARTS_MAX = 4_096  # held at once; a block can have a million files
 COMPARE_BYTES_MIN = 1024 * 1024  # a copy from here up is compared with the checksums of the peer's full block
 TURN_MS = 2
@@ -160,7 +165,7 @@ class FillJob:
         self._layout = block_layout(manifest.block_length(order.block_index))
         self._progress = Progress(order.job, fd, self._layout, order.ranges, send)
         self._cancel_lock = threading.Lock()
-        self._cancelled = False
+        self._cancel = threading.Event()
         self._end_step: Callable[[], None] | None = None
 
     def run(self) -> None:
@@ -171,16 +176,16 @@ class FillJob:
         check_block_file(self._fd, self._layout)
         missing = list(self._order.ranges)
         for address in self._order.peers:
-            if missing and not self._cancelled:
+            if missing and not self._cancel.is_set():
                 missing = self._copy(address, missing)
-        if missing and not self._cancelled:
+        if missing and not self._cancel.is_set():
             self._read(missing)
         self._progress.flush()
 
     def cancel(self) -> None:
         """Make `run` return soon; what was told before stays good. Idempotent."""
         with self._cancel_lock:
-            self._cancelled = True
+            self._cancel.set()
             if self._end_step is not None:
                 self._end_step()
 
@@ -206,7 +211,7 @@ class FillJob:
                 write_at(self._fd, outcome, part.data_start)
                 self._progress.add(part.start, part.stop, filled_bytes=part.data_stop - part.data_start)
             self._end_step = None
-            if self._cancelled:
+            if self._cancel.is_set():
                 return
 
     def _batches(self, ranges: Sequence[tuple[int, int]]) -> Iterator[list[Part]]:
@@ -232,7 +237,7 @@ class FillJob:
         missed: list[tuple[int, int]] = []
         done = 0
         try:
-            with self._connect(address) as peer:
+            with self._connect_patiently(address) as peer:
                 self._begin_step(peer.close)
                 checksums = self._checksums(peer)
                 for step in steps:
@@ -251,6 +256,23 @@ class FillJob:
         finally:
             self._end_step = None
         return _joined([*missed, *(extent for step in steps[done:] for extent in step)])
+
+    def _connect_patiently(self, address: PeerAddress) -> Peer:
+        """Connect; where no reader waits for this fill, give a peer that has not heard of the dataset time to hear.
+
+        Else the replicas of a fresh dataset would all read the under store, because one heartbeat came before another.
+
+        :raises PeerError: as `_connect`.
+        """
+        deadline = time.monotonic() + PEER_LEARNS_MS / 1000
+        while True:
+            try:
+                return self._connect(address)
+            except PeerUnaware:
+                if self._order.urgent or address.local_only or time.monotonic() > deadline:
+                    raise
+            if self._cancel.wait(PEER_ASK_MS / 1000):
+                raise PeerError("cancelled")
 
     def _take_copies(
         self, extents: Sequence[tuple[int, int]], buffer: memoryview, checksums: Sequence[int]
@@ -285,7 +307,7 @@ class FillJob:
     def _begin_step(self, end: Callable[[], None]) -> None:
         with self._cancel_lock:
             self._end_step = end
-            if self._cancelled:
+            if self._cancel.is_set():
                 end()
 
 

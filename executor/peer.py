@@ -40,6 +40,10 @@ class PeerRefused(PeerError):
     """The peer answered, and the answer is no; the connection is as good as before."""
 
 
+class PeerUnaware(PeerError):
+    """The peer has not heard of the dataset yet: its next heartbeat's answer will tell it."""
+
+
 class PeerSilent(PeerError):
     """The peer hangs, or its host is gone."""
 
@@ -149,7 +153,9 @@ class Peer:
         except wire.WireError as error:
             raise PeerError(f"{self._address}: {error}") from error
         if answer.status != wire.HelloStatus.OK:
-            raise PeerError(f"{self._address} refused: {answer.status.name} {detail}")
+            is_unaware = answer.status == wire.HelloStatus.DATASET
+            error_type = PeerUnaware if is_unaware else PeerError
+            raise error_type(f"{self._address} refused: {answer.status.name} {detail}")
 
     def _ask(self, op: wire.Op, ranges: list[tuple[int, int, int]], flags: int) -> tuple[int, int]:
         """Send a request; return (failed count, payload bytes) of its answer, whose payload is still to be received."""

@@ -354,6 +354,24 @@ class TestFromPeers:
                 assert block.pages == set(range(block.layout.page_count))
                 block.check_pages()
 
+    def test_a_peer_that_hears_of_the_dataset_a_moment_later_is_waited_for(
+        self, filler: FillerProcess, listed: Listed, data: pathlib.Path, server: DataServer
+    ) -> None:
+        """A replica's heartbeat may be answered before the first home's: the under store is still read once."""
+        with contextlib.closing(Block(listed, 0)) as block:
+            content = expected(listed, data, block)
+
+            def tell() -> None:
+                server.put_dataset(block_bytes=listed.manifest.block_bytes)
+                server.put_block(0, content)
+
+            telling = threading.Timer(0.5, tell)
+            telling.start()
+            filler.fill(block, peers=[self.peer(server, local_only=False)])
+            telling.join()
+            assert block.read(0, block.data_bytes) == content
+            assert (block.copied_bytes, block.filled_bytes) == (block.data_bytes, 0)
+
     def test_what_a_peer_lacks_comes_from_the_store(
         self, filler: FillerProcess, listed: Listed, data: pathlib.Path, server: DataServer
     ) -> None:

@@ -35,7 +35,11 @@ def test_wanted_blocks_come_as_first_home_first() -> None:
         (0, (7, 8, 9), [(1, True)]),  # the first home takes from the replica only what it holds
         (1, (7, 8, 9), [(0, False)]),  # the replica has the first home fetch it
         (1, (0, 8, 9), []),  # the first home is gone: the replica is the first living one
-        (2, (7, 8, 9), [(0, True), (1, True)]),  # no home: asked where homes did not answer, it waits for none
+        (
+            2,
+            (7, 8, 9),
+            [(0, True), (1, True)],
+        ),  # no home: asked where homes did not answer, it waits for none
         (2, (0, 8, 9), [(1, True)]),
         (2, (0, 0, 9), []),
     ],
