@@ -268,7 +268,7 @@ class Loan:
         """
         assert len(indexes) <= ASK_MAX
         if not self._lock.acquire(timeout=LOAN_SILENCE_MS / 1000):
-            raise Broken("the executor does not answer on the loan connection")
+            raise Silent(LOAN_SILENCE_MS)  # another thread waits there
         try:
             if self.ended:
                 raise Broken("the loan connection has ended")

@@ -179,10 +179,10 @@ class Fetcher:
                     loan.ask(asked[first : first + ASK_MAX])
             except OSError as error:
                 answered = False  # the sockets, or another executor, will do
-                not_before = time.monotonic() + DOWN_MS / 1000
-                self._loan_not_before[slot] = not_before
+                now = time.monotonic()
+                self._loan_not_before[slot] = now + DOWN_MS / 1000
                 if isinstance(error, Silent):
-                    self._down[slot] = not_before
+                    self._down[slot] = now + DOWN_SILENT_MS / 1000
         return answered
 
     def _home_here(self, index: int) -> SlotAddress | None:

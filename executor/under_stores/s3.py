@@ -172,7 +172,7 @@ class S3Store:
     async def _translated(self, request: Callable[[], Awaitable[_T]]) -> _T:
         """Return what `request` returns; botocore's errors become Transient or _Refused."""
         import aiohttp
-        from botocore import exceptions  # type: ignore[import-untyped]
+        from botocore import exceptions
 
         try:
             return await request()
