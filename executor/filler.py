@@ -33,7 +33,7 @@ from stoker.executor.errors import ChannelError
 from stoker.executor.fill_job import FillJob, FillOrder, PeerAddress, Turns
 from stoker.executor.fill_progress import checksum_unknown_pages
 from stoker.executor.manifest import Manifest, map_manifest
-from stoker.executor.peer import Hung, Peer
+from stoker.executor.peer import PATIENCE_MS, URGENT_PATIENCE_MS, Hung, Peer
 from stoker.executor.process import die_with_parent, raise_descriptor_limit, start_logging
 from stoker.executor.under_store import ReadFailure, UnderStore, UnderStoreError, one_line, open_under_store
 from stoker.executor.wire import Failure
@@ -262,7 +262,8 @@ def _connect(address: PeerAddress, message: Mapping[str, Any]) -> Peer:
         message["version"],
         wire.Caller.EXECUTOR,
     )
-    return Peer(address.host, address.port, hello)
+    patience_ms = URGENT_PATIENCE_MS if message.get("urgent") else PATIENCE_MS
+    return Peer(address.host, address.port, hello, patience_ms=patience_ms)
 
 
 def main(argv: list[str]) -> int:

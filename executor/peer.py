@@ -4,8 +4,8 @@ Used to copy a block, or ranges of it, from a replica instead of the under store
 the caller then asks the next peer or the under store, so there is one attempt, every wait has a time-out, and
 nothing is tried again here.
 
-A peer may take an under store's time to answer, but it greets at once. So one that is silent for ATTENTION_MS is greeted on
-another connection, and given up if that is not answered: it hangs. `Hung` remembers it for a while.
+A peer may take an under store's time to answer, but it greets at once. So one that is silent for a while (our patience) is
+greeted on another connection, and given up if that is not answered: it hangs. `Hung` remembers it for a while.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import msgpack
 from stoker.executor import wire
 from stoker.executor.errors import ExecutorError
 
-CONNECT_TIMEOUT_MS = 2_000  # to connect, and again to be greeted
-ATTENTION_MS = 2_000
+PATIENCE_MS = 2_000  # to connect, to be greeted, and with a silent peer before it is greeted again
+URGENT_PATIENCE_MS = 500  # where a reader waits: the under store is soon as good
 SILENCE_TIMEOUT_MS = 30_000
 HUNG_MS = 5_000  # not asked again for so long
 HUNG_MAX = 1_024  # remembered
@@ -70,29 +70,34 @@ class Peer:
     """One connection, after its hello. Not for two threads at once."""
 
     def __init__(
-        self, host: str, port: int, hello: wire.Hello, *, timeout_ms: int = SILENCE_TIMEOUT_MS
+        self,
+        host: str,
+        port: int,
+        hello: wire.Hello,
+        *,
+        patience_ms: int = PATIENCE_MS,
+        timeout_ms: int = SILENCE_TIMEOUT_MS,
     ) -> None:
-        """Connect to `host`:`port` and say `hello`; `timeout_ms` is how long it may be silent, ever.
+        """Connect to `host`:`port` and say `hello`; `timeout_ms` is how long it may be silent, if it greets, ever.
 
         :raises PeerSilent: it does not answer. :raises PeerError: refused, or another executor's port.
         """
         self._host, self._port, self._hello = host, port, hello
         self._address = f"{host}:{port}"
+        self._patience_ms = min(patience_ms, timeout_ms)
         self._timeout_ms = timeout_ms
         self._request_id = 0
         try:
-            self._socket = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_MS / 1000)
+            self._socket = socket.create_connection((host, port), timeout=self._patience_ms / 1000)
         except TimeoutError as error:
             raise PeerSilent(f"{self._address}: {error}") from error
         except OSError as error:
             raise PeerError(f"{self._address}: {error}") from error
         try:
             self._is_greeted = False
-            self._socket.settimeout(min(CONNECT_TIMEOUT_MS, timeout_ms) / 1000)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._greet(hello)
             self._is_greeted = True
-            self._socket.settimeout(min(ATTENTION_MS, timeout_ms) / 1000)
         except BaseException:
             self._socket.close()
             raise
@@ -214,4 +219,4 @@ class Peer:
 
     def _check_alive(self) -> None:
         """:raises PeerError: it does not greet any more."""
-        Peer(self._host, self._port, self._hello).close()
+        Peer(self._host, self._port, self._hello, patience_ms=self._patience_ms).close()

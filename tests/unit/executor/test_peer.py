@@ -188,10 +188,6 @@ class TestWhoeverElseAnswers:
 class TestWhoeverIsSilent:
     """A peer may take an under store's time to answer, but it greets at once."""
 
-    @pytest.fixture(autouse=True)
-    def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(peer_module, "ATTENTION_MS", 50)
-
     def serve(self, listener: socket.socket, greetings_max: int, delay_s: float) -> None:
         """Greet so many, and answer the first after a while."""
         with contextlib.suppress(OSError):
@@ -209,16 +205,15 @@ class TestWhoeverIsSilent:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             threading.Thread(target=self.serve, args=(listener, 1000, 0.5), daemon=True).start()
             buffer = memoryview(bytearray(100))
-            with Peer("127.0.0.1", listener.getsockname()[1], hello()) as peer:
+            with Peer("127.0.0.1", listener.getsockname()[1], hello(), patience_ms=50) as peer:
                 assert peer.read(0, [(0, 100)], buffer, local_only=False) == []
             assert bytes(buffer) == b"x" * 100
 
-    def test_who_does_not_is_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(peer_module, "CONNECT_TIMEOUT_MS", 200)
+    def test_who_does_not_is_left(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             threading.Thread(target=self.serve, args=(listener, 2, 5), daemon=True).start()
             begun = time.monotonic()
-            with Peer("127.0.0.1", listener.getsockname()[1], hello()) as peer:
+            with Peer("127.0.0.1", listener.getsockname()[1], hello(), patience_ms=200) as peer:
                 with pytest.raises(PeerSilent):
                     peer.read(0, [(0, 100)], memoryview(bytearray(100)), local_only=False)
             assert time.monotonic() - begun < 3
