@@ -63,8 +63,8 @@ lint: install $(VENV)/.lint  ## ruff and mypy --strict
 
 wheel-check:          ## build the wheel, install it into a fresh venv, start what it installs
 	rm -rf build dist && mkdir -p dist && $(PYTHON) -m venv build/wheel
-	build/wheel/bin/pip wheel -q --disable-pip-version-check --no-deps -w dist . ./compat/http-parser
-	build/wheel/bin/pip install -q --disable-pip-version-check -c constraints.txt --find-links dist 'stoker[cluster] @ file://$(CURDIR)/'"$$(ls dist/stoker-*.whl)" dist/http_parser-*.whl
+	build/wheel/bin/pip wheel -q --disable-pip-version-check --use-pep517 --no-deps -w dist . ./compat/http-parser
+	build/wheel/bin/pip install -q --disable-pip-version-check --use-pep517 -c constraints.txt --find-links dist 'stoker[cluster] @ file://$(CURDIR)/'"$$(ls dist/stoker-*.whl)" dist/http_parser-*.whl
 	cd / && $(CURDIR)/build/wheel/bin/stoker --help >/dev/null && $(CURDIR)/build/wheel/bin/python -m stoker.executor --help >/dev/null
 	@echo "the wheel starts"
 
