@@ -48,8 +48,8 @@ test: install-test    ## all tests (TORCH=1: also those that need PyTorch)
 	$(PYTEST) -n $(RUNNERS) --dist loadfile $(ARGS)
 	@[ -n "$(TORCH)" ] || echo "left out: the PyTorch DataLoader tests (make test TORCH=1); the same readers ran under multiprocessing"
 
-sim: install-test     ## the whole scheduler in virtual time, as long as you like: make sim SECONDS=3600 [SEED=n]
-	STOKER_SIM_SECONDS=$(or $(SECONDS),600) STOKER_SIM_SEED=$(SEED) $(PYTEST) tests/sim -s
+sim: install-test     ## the whole scheduler in virtual time: make sim RUNS=1000 [SEED=n]; a failure prints its seed
+	STOKER_SIM_RUNS=$(or $(RUNS),200) STOKER_SIM_SEED=$(or $(SEED),1) $(PYTEST) tests/sim -s --timeout 0
 
 bench: install-test   ## side by side with the named peers, as ratios
 	$(BIN)/python bench/run.py $(ARGS)
