@@ -46,6 +46,8 @@ from stoker.executor.sockets import prepare_directory
 from stoker.executor.store import MemTier
 from stoker.executor.wants import Wants
 
+TICK_MS = 250  # between looks at fills that wait for their turn, or for a retry
+
 log = logging.getLogger(__name__)
 
 TIER_BYTES_MIN = 16 * 1024 * 1024
@@ -348,7 +350,7 @@ class Keeper:
 
     def _tick(self) -> None:
         while True:
-            gevent.sleep(0.25)
+            gevent.sleep(TICK_MS / 1000)
             self._fills.tick()
             self._manifests.sweep()
 
