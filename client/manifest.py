@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,6 +24,10 @@ from stoker.executor.manifest import Manifest, ManifestError, map_manifest, open
 
 CACHE_BYTES_MAX = 8 * 1024**3
 CACHE_AGE_MS_MAX = 7 * 86_400_000
+LOCK_PATIENCE_MS = (
+    60_000  # a download by another process; then this one downloads too: twice the work, no harm
+)
+LOCK_POLL_MS = 20
 LEFTOVER_AGE_MS = 3_600_000  # a temporary or lock file of a process that died
 
 Read = Callable[[int], bytes]
@@ -37,10 +42,17 @@ def default_directory() -> str:
 class ManifestCache:
     """Digest -> mapped manifest. Used by any thread of any process of one user."""
 
-    def __init__(self, directory: str | None = None, *, bytes_max: int = CACHE_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        directory: str | None = None,
+        *,
+        bytes_max: int = CACHE_BYTES_MAX,
+        lock_patience_ms: int = LOCK_PATIENCE_MS,
+    ) -> None:
         self._wanted_directory = directory or default_directory()
         self._directory = ""
         self._bytes_max = bytes_max
+        self._lock_patience_ms = lock_patience_ms
 
     def get(self, digest: str, download: Download) -> Manifest:
         """Return the manifest whose root has this SHA-256, downloading it if no process of this host has.
@@ -51,7 +63,7 @@ class ManifestCache:
         found = _map(path, digest)
         if found is not None:
             return found
-        with _locked(path + ".lock"):
+        with _locked(path + ".lock", self._lock_patience_ms):
             found = _map(path, digest)
             if found is None:
                 self._collect(path)
@@ -112,7 +124,7 @@ class ManifestCache:
 
 def _write(path: str, digest: str, read: Read) -> None:
     root, get_part = open_bundle(read)
-    temporary = f"{path}.new-{os.getpid()}"
+    temporary = f"{path}.new-{os.getpid()}-{threading.get_ident()}"
     try:
         write_mapped(root, get_part, temporary)
         written = map_manifest(temporary)
@@ -148,16 +160,27 @@ def _remove(directory: str, pid: int) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
+def _locked(path: str, patience_ms: int) -> Iterator[None]:
+    """Hold the lock, or go on without it after `patience_ms`: whoever holds it may be stopped for ever."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience_ms / 1000
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        while not _try_lock(fd) and time.monotonic() < deadline:
+            time.sleep(LOCK_POLL_MS / 1000)
         yield
     finally:
         fcntl.flock(
             fd, fcntl.LOCK_UN
         )  # a child forked meanwhile has the descriptor too: closing would not unlock
         os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_ours(path: str, forbidden_mode: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pathlib
 import time
@@ -48,6 +49,16 @@ def test_downloads_once_and_keeps_it_private(made: ScriptedDataset, tmp_path: pa
         made.manifest.digest,
         f"{made.manifest.digest}.lock",
     ]
+
+
+def test_a_lock_that_nobody_lets_go_is_passed_over(made: ScriptedDataset, tmp_path: pathlib.Path) -> None:
+    source, base = Source(made), tmp_path / "cache"
+    cache = ManifestCache(str(base), lock_patience_ms=100)
+    assert cache.find(made.manifest.digest) is None  # makes the directory
+    with open(base / "manifests" / f"{made.manifest.digest}.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert cache.get(made.manifest.digest, source.download).file_count == 50
+    assert source.downloads == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 100])
