@@ -12,7 +12,7 @@ CLUSTER = [
     "crc32c>=2.7",
     "falcon>=4.0",
     "gevent>=24.2",
-    "kazoo>=2.10",
+    "kazoo>=2.11,<2.12",
     "prometheus-client>=0.20",
     "psutil>=5.9",
     "pymesos==0.3.15",

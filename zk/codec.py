@@ -33,6 +33,15 @@ A term says who leads, and the format level:
     [8, 12)    u32  CRC-32 of [0, 8) and the payload
     then       the payload: msgpack, a map {"epoch", "level", "owner"}; unknown keys are kept out of the way
 
+In ZooKeeper a snapshot's data is cut into chunks. What points to them is the snapshot's header, and behind it the name of
+the chunks' directory, ASCII. And one more kind of node says that a path is ours:
+
+    [0, 4)     magic "SKZK"
+    [4, 6)     u16  format version, 1
+    [6, 8)     u16  payload bytes
+    [8, 12)    u32  CRC-32 of [0, 8) and the payload
+    then       the payload: msgpack, a map {"journal": a uuid}
+
 The first 8 bytes and the place of a header's CRC are the same in every format version, so that an old program can tell
 "newer" from "damaged". What a *level* means (which entries may be written) is the user's; here it is a number that a
 program must know: a journal above LEVEL_MAX is refused.
@@ -40,6 +49,7 @@ program must know: a journal above LEVEL_MAX is refused.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -56,6 +66,7 @@ LEVEL_MAX = 1
 BATCH_MAGIC = b"SKBT"
 SNAPSHOT_MAGIC = b"SKSN"
 TERM_MAGIC = b"SKTM"
+SCHEMA_MAGIC = b"SKZK"
 
 _BATCH = struct.Struct("<4sHHQQIII")
 _SNAPSHOT = struct.Struct("<4sHHQQQI")
@@ -70,6 +81,7 @@ _PAYLOAD_BYTES_MAX = BATCH_BYTES_MAX + 5 + 2 * BATCH_RECORDS_MAX + 3 * (BATCH_BY
 FRAME_BYTES_MAX = HEADER_BYTES + _PAYLOAD_BYTES_MAX
 assert FRAME_BYTES_MAX < 512 * 1024  # what a ZooKeeper request may hold
 OWNER_BYTES_MAX = 1024
+_DIRECTORY = re.compile(r"[0-9a-z-]{1,100}")
 
 
 class BatchHeader(NamedTuple):
@@ -207,11 +219,26 @@ def _unpack_header(
     return fields
 
 
+def encode_pointer(data: bytes, *, epoch: int, next_index: int, name: str) -> bytes:
+    """Return what points to the chunks of `data`, which lie in the directory `name`."""
+    return encode_snapshot_header(data, epoch=epoch, next_index=next_index) + name.encode("ascii")
+
+
+def read_pointer(blob: bytes) -> tuple[SnapshotHeader, str]:
+    """Return the header of the snapshot that is pointed to, and its directory.
+
+    :raises Corrupt, TooNew: damaged; of a newer format version.
+    """
+    fields = _unpack_header(_SNAPSHOT, blob, SNAPSHOT_MAGIC, "snapshot")
+    name = blob[HEADER_BYTES:].decode("ascii", errors="replace")
+    if fields is None or not _DIRECTORY.fullmatch(name):
+        raise Corrupt("the journal's pointer to its snapshot is damaged")
+    return SnapshotHeader._make(fields[3:]), name
+
+
 def encode_term(term: Term) -> bytes:
-    payload = msgpack.packb(term._asdict(), use_bin_type=True)
-    assert len(payload) < 2**16
-    head = struct.pack("<4sHH", TERM_MAGIC, FORMAT_VERSION, len(payload))
-    return b"".join((head, _CRC.pack(zlib.crc32(payload, zlib.crc32(head))), payload))
+    """Return the bytes of a term; see `read_term`."""
+    return _pack_map(TERM_MAGIC, term._asdict())
 
 
 def read_term(blob: bytes) -> Term:
@@ -219,21 +246,51 @@ def read_term(blob: bytes) -> Term:
 
     :raises Corrupt, TooNew: damaged; of a newer format version, or of a level that this program does not know.
     """
-    if len(blob) < _TERM.size or blob[:4] != TERM_MAGIC:
-        raise Corrupt("the journal's epoch is damaged: these bytes are not an epoch")
-    _, version, size, crc = _TERM.unpack_from(blob)
-    payload = blob[_TERM.size :]
-    if len(payload) != size or zlib.crc32(payload, zlib.crc32(blob[:8])) != crc:
-        raise Corrupt("the journal's epoch is damaged: its checksum does not match")
-    _check_version("epoch", version, 0)
+    fields = _unpack_map(TERM_MAGIC, blob, "epoch")
     try:
-        fields = msgpack.unpackb(payload, raw=False)
         term = Term(int(fields["epoch"]), int(fields["level"]), str(fields["owner"]))
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise Corrupt(f"the journal's epoch is damaged: {error!r}") from error
     if term.level > LEVEL_MAX:
         raise TooNew(f"the journal is of level {term.level}, this program knows {LEVEL_MAX}: upgrade it")
     return term
+
+
+def encode_schema(journal: str) -> bytes:
+    """Return the bytes that say "this is the journal of that uuid"."""
+    return _pack_map(SCHEMA_MAGIC, {"journal": journal})
+
+
+def read_schema(blob: bytes) -> str:
+    """Return the journal's uuid.
+
+    :raises Corrupt, TooNew: these bytes are not ours; of a newer format version.
+    """
+    return str(_unpack_map(SCHEMA_MAGIC, blob, "schema").get("journal", ""))
+
+
+def _pack_map(magic: bytes, fields: dict[str, Any]) -> bytes:
+    payload = msgpack.packb(fields, use_bin_type=True)
+    assert len(payload) < 2**16
+    head = struct.pack("<4sHH", magic, FORMAT_VERSION, len(payload))
+    return b"".join((head, _CRC.pack(zlib.crc32(payload, zlib.crc32(head))), payload))
+
+
+def _unpack_map(magic: bytes, blob: bytes, what: str) -> dict[str, Any]:
+    if len(blob) < _TERM.size or blob[:4] != magic:
+        raise Corrupt(f"the journal's {what} is damaged: these bytes are not of that kind")
+    _, version, size, crc = _TERM.unpack_from(blob)
+    payload = blob[_TERM.size :]
+    if len(payload) != size or zlib.crc32(payload, zlib.crc32(blob[:8])) != crc:
+        raise Corrupt(f"the journal's {what} is damaged: its checksum does not match")
+    _check_version(what, version, 0)
+    try:
+        fields = msgpack.unpackb(payload, raw=False)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise Corrupt(f"the journal's {what} is damaged: {error!r}") from error
+    if not isinstance(fields, dict):
+        raise Corrupt(f"the journal's {what} is damaged: no map")
+    return fields
 
 
 def _check_version(what: str, version: int, flags: int) -> None:

@@ -29,3 +29,7 @@ class TooNew(JournalError):
 
 class Locked(JournalError):
     """Another process of this machine has this journal open; the text names it."""
+
+
+class Denied(JournalError):
+    """The place of the journal does not let us in: an operator must see to the rights or the secret. Nothing was changed."""

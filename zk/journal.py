@@ -24,7 +24,8 @@ class Recovered:
     """What `lead` found. Replay `snapshot` (state just before `snapshot_index`; None: empty), then `records` in order.
 
     `epoch` is this leadership's: above every epoch before it. `records` yields (index, bytes), indexes without gaps from
-    `snapshot_index`; it must be consumed before the first append. `level` is the journal's format level.
+    `snapshot_index`; it must be consumed before the first append. `level` is the journal's format level. `resumed`: the
+    caller's own state goes on where it is, with the records from the index that it asked for; there is no snapshot.
     """
 
     epoch: int
@@ -32,16 +33,32 @@ class Recovered:
     snapshot_index: int
     snapshot: bytes | None
     records: Iterator[tuple[int, bytes]]
+    resumed: bool = False
 
 
 class Journal(Protocol):
     """See the module. All calls may block on I/O; none is safe to make from two threads at once."""
 
-    def lead(self) -> Recovered:
+    def lead(self, from_index: int = 0) -> Recovered:
         """Take the journal: bump and fence the epoch, read what is there.
+
+        `from_index`: the caller has the state just before that record already (a follower has). Where the records from
+        there on are all still there, they are all that is given (`Recovered.resumed`, `snapshot_index` == `from_index`).
 
         :raises Locked, Corrupt, TooNew, Unavailable: and nothing was changed.
         """
+        ...
+
+    def check(self) -> None:
+        """Say whether this leadership may still act: to be asked before every action and answer. Cheap, no I/O.
+
+        :raises Fenced, Unavailable: its time is over.
+        """
+        ...
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Say whether the log has grown so far that a snapshot should be written soon; at four times that `append` refuses."""
         ...
 
     def append(self, first_index: int, records: Sequence[bytes]) -> None:

@@ -91,17 +91,26 @@ class LocalJournal:
             raise ValueError(f"{url!r} is not a local journal: write file:DIR")
         return cls(place.directory, owner=owner)
 
-    def lead(self) -> Recovered:
+    def lead(self, from_index: int = 0) -> Recovered:
         """See Journal.lead."""
         assert self._term is None and not self._is_over, "lead once"
         with self._translated("open the journal"):
             try:
-                return self._lead()
+                return self._lead(from_index)
             except BaseException:
                 self.close()
                 raise
 
-    def _lead(self) -> Recovered:
+    def check(self) -> None:
+        """See Journal.check: a lock on this machine does not run out."""
+        self._check_leading()
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """See Journal.wants_snapshot: a disk is large enough for the user's own rule."""
+        return False
+
+    def _lead(self, from_index: int) -> Recovered:
         self._disk.make_directory(self._directory)
         self._take_lock()
         for folder in ("log", "snapshots", "blobs"):
@@ -114,12 +123,16 @@ class LocalJournal:
         self._disk.replace_file(self._in("epoch"), encode_term(term))
         self._term, self._term_mark = term, self._read_mark()
         self._open_last_segment(segments, snapshot_index)
+        is_resumed = from_index > 0 and snapshot_index <= from_index <= self._next_index
+        if is_resumed:
+            snapshot_index, snapshot = from_index, None
         return Recovered(
             epoch=term.epoch,
             level=term.level,
             snapshot_index=snapshot_index,
             snapshot=snapshot,
             records=read_log(segments, from_index=snapshot_index),
+            resumed=is_resumed,
         )
 
     def append(self, first_index: int, records: Sequence[bytes]) -> None:

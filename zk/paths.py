@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+import urllib.parse
+from dataclasses import dataclass, field, replace
 
-JOURNAL_URL_RULE = "file:DIR, or zk://HOST:PORT[,HOST:PORT...]/PATH"
+JOURNAL_URL_RULE = "file:DIR, or zk://[USER:SECRET@]HOST:PORT[,HOST:PORT...]/PATH"
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _ZK_PORT = 2181
 ZK_HOSTS_MAX = 32
+_SECRET_BYTES_MAX = 4096
+_ESCAPES = "%2F and %40"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +24,15 @@ class FileUrl:
 
 @dataclass(frozen=True, slots=True)
 class ZkUrl:
-    """A journal under one path of a ZooKeeper ensemble: (host, port) each, and a path that begins with '/'."""
+    """A journal under one path of a ZooKeeper ensemble: (host, port) each, and a path that begins with '/'.
+
+    With a user, what is made there is the user's alone (ZooKeeper's digest ACL).
+    """
 
     hosts: tuple[tuple[str, int], ...]
     path: str
+    user: str = ""
+    secret: str = field(default="", repr=False)
 
 
 def parse_journal_url(url: str) -> FileUrl | ZkUrl:
@@ -33,7 +41,7 @@ def parse_journal_url(url: str) -> FileUrl | ZkUrl:
     >>> parse_journal_url("file:/var/lib/stoker")
     FileUrl(directory='/var/lib/stoker')
     >>> parse_journal_url("zk://a:2181,b/stoker")
-    ZkUrl(hosts=(('a', 2181), ('b', 2181)), path='/stoker')
+    ZkUrl(hosts=(('a', 2181), ('b', 2181)), path='/stoker', user='')
 
     :raises ValueError: neither form; the message shows both.
     """
@@ -59,20 +67,67 @@ def _parse_file(url: str) -> FileUrl:
 
 def _parse_zk(url: str) -> ZkUrl:
     authority, slash, rest = url.removeprefix("zk://").partition("/")
+    credentials, at, servers = authority.rpartition("@")
+    shown = f"zk://{'...@' if at else ''}{servers}{slash}{rest}"  # without the secret
+    if "@" in rest:
+        raise ValueError(
+            f"a zk:// URL with '@' behind its first '/': write '/' and '@' of a secret as {_ESCAPES}"
+        )
     path = slash + rest.rstrip("/")
     if len(path) < 2 or "//" in path or any(part in (".", "..") for part in path.split("/")):
-        raise ValueError(f"{url!r} needs a path of its own in ZooKeeper: write {JOURNAL_URL_RULE}")
-    if "@" in authority:
-        raise ValueError(f"{url.rpartition('@')[2]!r} has a user before it: secrets do not belong into a URL")
-    names = authority.split(",")
+        raise ValueError(f"{shown!r} needs a path of its own in ZooKeeper: write {JOURNAL_URL_RULE}")
+    names = servers.split(",")
     if len(names) > ZK_HOSTS_MAX:
         raise ValueError(f"{len(names)} ZooKeeper servers; at most {ZK_HOSTS_MAX} are allowed")
-    return ZkUrl(tuple(_parse_host(name, url) for name in names), path)
+    user, _, secret = credentials.partition(":")
+    if at and not user:
+        raise ValueError(f"{shown!r} has '@', but no user before it: write {JOURNAL_URL_RULE}")
+    hosts = tuple(_parse_host(name, shown) for name in names)
+    return ZkUrl(hosts, path, urllib.parse.unquote(user), urllib.parse.unquote(secret))
 
 
-def _parse_host(name: str, url: str) -> tuple[str, int]:
+def _parse_host(name: str, shown: str) -> tuple[str, int]:
     match = _HOST.fullmatch(name)
     port = int(match[2] or _ZK_PORT) if match else 0
     if not match or not 0 < port < 65536:
-        raise ValueError(f"{name!r} in {url!r} is not HOST:PORT: write {JOURNAL_URL_RULE}")
+        raise ValueError(f"{name!r} in {shown!r} is not HOST:PORT: write {JOURNAL_URL_RULE}")
     return match[1], port
+
+
+def with_secret(place: ZkUrl, secret: str) -> ZkUrl:
+    """Return `place` with the secret that `secret` tells: `env:NAME`, `file:PATH`, or the secret itself; "" changes nothing.
+
+    What it tells is the secret of the URL's user, or "USER:SECRET" where the URL has no user.
+
+    :raises ValueError: nothing is there, or no user; no message holds the secret.
+    """
+    told = _resolve(secret) if secret else ""
+    if told and not place.user:
+        user, _, told = told.partition(":")
+        place = replace(place, user=user)
+    if told:
+        place = replace(place, secret=told)
+    if (place.user or secret) and not (place.user and place.secret):
+        raise ValueError(
+            "ZooKeeper needs a user and a secret, or neither: write zk://USER@HOST... and a secret beside it"
+        )
+    return place
+
+
+def _resolve(secret: str) -> str:
+    if secret.startswith("env:"):
+        name = secret.removeprefix("env:")
+        if not os.environ.get(name):
+            raise ValueError(f"ZooKeeper's secret: the environment has no {name}")
+        return os.environ[name]
+    if secret.startswith("file:"):
+        path = secret.removeprefix("file:")
+        try:
+            with open(path, encoding="utf-8") as file:
+                told = file.read(_SECRET_BYTES_MAX).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"ZooKeeper's secret: cannot read {path}: {error}") from error
+        if not told:
+            raise ValueError(f"ZooKeeper's secret: {path} is empty")
+        return told
+    return secret

@@ -84,7 +84,7 @@ def _check_segment(
     while offset < len(data):
         header = read_batch_header(data[offset : offset + HEADER_BYTES])
         if header is None or not is_payload(header, _payload(data, offset, header)):
-            if not is_last or not _is_torn(data, offset, header):
+            if not is_last or not is_torn(data, offset, header):
                 raise Corrupt(f"{path} is damaged at byte {offset}, where record {index} should be")
             break
         _check_order(header, path, index, (newest_epoch, epochs[1]))
@@ -105,7 +105,7 @@ def _check_order(header: BatchHeader, path: str, index: int, epochs: tuple[int, 
         )
 
 
-def _is_torn(data: memoryview, offset: int, header: BatchHeader | None) -> bool:
+def is_torn(data: memoryview, offset: int, header: BatchHeader | None) -> bool:
     """Say whether what begins at `offset` can be one write that did not finish."""
     rest = bytes(data[offset:])
     if not rest.strip(b"\0"):

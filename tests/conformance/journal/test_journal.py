@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from stoker.zk.errors import Fenced, Locked, TooLarge
+from stoker.zk.errors import Fenced, Locked, TooLarge, Unavailable
 from stoker.zk.journal import BATCH_BYTES_MAX, BLOB_BYTES_MAX, RECORD_BYTES_MAX, Journal
-from support.journals import JournalFactory, replay
+from support.journals import JOURNAL_FACTORIES, ZOOKEEPER_MISSING, JournalFactory, replay
 
 
 def reopened(journals: JournalFactory, journal: Journal) -> Journal:
@@ -42,6 +42,12 @@ def test_records_come_back_in_order(journals: JournalFactory) -> None:
     journal.append(1, records[1:4])
     journal.append(4, records[4:])
     assert replay(reopened(journals, journal).lead()) == records
+
+
+def test_the_suite_runs_on_zookeeper_too() -> None:
+    if ZOOKEEPER_MISSING:
+        pytest.skip(ZOOKEEPER_MISSING)
+    assert sorted(JOURNAL_FACTORIES) == ["local", "zookeeper"]
 
 
 def test_records_of_many_leaderships_make_one_sequence(journals: JournalFactory) -> None:
@@ -192,6 +198,53 @@ def test_close_may_be_called_at_any_time_and_twice(journals: JournalFactory) -> 
     journal.close()
 
 
+def test_a_leader_may_act_until_it_closes(journals: JournalFactory) -> None:
+    journal = journals.open()
+    journal.lead()
+    journal.check()
+    journal.append(0, [b"0"])
+    journal.check()
+    assert not journal.wants_snapshot
+    journal.close()
+    for call in (
+        journal.check,
+        lambda: journal.append(1, [b"1"]),
+        lambda: journal.write_snapshot(1, b""),
+        lambda: journal.put_blob(b""),
+        lambda: journal.delete_blob("0" * 64),
+    ):
+        with pytest.raises(Unavailable):
+            call()
+    assert replay(journals.open().lead()) == [b"0"]
+
+
+@pytest.mark.parametrize("from_index", [1, 2, 3, 5])
+def test_a_follower_goes_on_with_its_own_state(journals: JournalFactory, from_index: int) -> None:
+    journal = journals.open()
+    journal.lead()
+    journal.append(0, [b"0", b"1"])
+    journal.append(2, [b"2", b"3", b"4"])
+    journal = reopened(journals, journal)
+    found = journal.lead(from_index)
+    assert (found.resumed, found.snapshot_index, found.snapshot) == (True, from_index, None)
+    assert replay(found) == [b"0", b"1", b"2", b"3", b"4"][from_index:]
+    journal.append(5, [b"5"])
+    assert replay(reopened(journals, journal).lead())[-1] == b"5"
+
+
+def test_a_state_that_is_too_old_or_of_another_journal_is_not_gone_on_with(journals: JournalFactory) -> None:
+    journal = journals.open()
+    journal.lead()
+    for index in range(6):
+        journal.append(index, [b"%d" % index])
+        journal.write_snapshot(index + 1, b"before %d" % (index + 1))
+    for from_index in (1, 7, 100):
+        journal = reopened(journals, journal)
+        found = journal.lead(from_index)
+        assert (found.resumed, found.snapshot_index, found.snapshot) == (False, 6, b"before 6")
+        assert replay(found) == []
+
+
 def test_replaying_may_be_given_up(journals: JournalFactory) -> None:
     journal = journals.open()
     journal.lead()
@@ -229,7 +282,7 @@ def test_many_candidates_one_leader(journals: JournalFactory) -> None:
             next_index = len(replay(journal.lead()))
             journal.append(next_index, [b"%d" % number])
             outcomes.append("wrote")
-        except (Locked, Fenced):
+        except (Locked, Fenced, Unavailable):
             outcomes.append("refused")
 
     threads = [threading.Thread(target=compete, args=(j, i)) for i, j in enumerate(candidates)]

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from support.journals import JOURNAL_FACTORIES, JournalFactory, replay
 
+EXAMPLES = {"local": 30, "zookeeper": 12}
 RECORDS = st.lists(st.binary(max_size=40), min_size=1, max_size=6)
 
 
@@ -87,5 +88,5 @@ def test_any_order_of_calls(home: str) -> None:
 
     Model.home = home
     run_state_machine_as_test(
-        Model, settings=settings(max_examples=30, stateful_step_count=25, deadline=None)
+        Model, settings=settings(max_examples=EXAMPLES[home], stateful_step_count=25, deadline=None)
     )

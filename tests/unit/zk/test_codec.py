@@ -17,11 +17,15 @@ from stoker.zk.codec import (
     HEADER_BYTES,
     Term,
     encode_batch,
+    encode_pointer,
+    encode_schema,
     encode_snapshot_header,
     encode_term,
     is_payload,
     read_batch_header,
+    read_pointer,
     read_records,
+    read_schema,
     read_snapshot,
     read_term,
 )
@@ -36,6 +40,10 @@ GOLDEN_SNAPSHOT = bytes.fromhex(
     "534b534e01000000050000000000000009000000000000000500000000000000fbd293a36c066cf07374617465"
 )
 GOLDEN_TERM = bytes.fromhex("534b544d01001800afbcc35b83a565706f636805a56c6576656c01a56f776e6572a26d65")
+GOLDEN_SCHEMA = bytes.fromhex("534b5a4b01000e0031599ce081a76a6f75726e616ca430616231")
+GOLDEN_POINTER = bytes.fromhex(
+    "534b534e01000000050000000000000009000000000000000500000000000000fbd293a36c066cf0392d352d31"
+)
 
 U64 = st.integers(0, 2**64 - 1)
 SMALL_BATCH = st.lists(st.binary(max_size=50), min_size=1, max_size=20)
@@ -50,12 +58,55 @@ def test_golden_bytes_read_as_they_were_written() -> None:
     assert found is not None
     assert (found[0].epoch, found[0].next_index, found[1]) == (5, 9, b"state")
     assert read_term(GOLDEN_TERM) == Term(5, 1, "me")
+    assert read_schema(GOLDEN_SCHEMA) == "0ab1"
+    pointed, name = read_pointer(GOLDEN_POINTER)
+    assert (pointed.epoch, pointed.next_index, pointed.data_bytes, name) == (5, 9, 5, "9-5-1")
 
 
 def test_golden_bytes_are_still_written() -> None:
     assert encode_batch([b"", b"a", b"\0b"], epoch=5, first_index=7) == GOLDEN_BATCH
     assert encode_snapshot_header(b"state", epoch=5, next_index=9) + b"state" == GOLDEN_SNAPSHOT
     assert encode_term(Term(5, 1, "me")) == GOLDEN_TERM
+    assert encode_schema("0ab1") == GOLDEN_SCHEMA
+    assert encode_pointer(b"state", epoch=5, next_index=9, name="9-5-1") == GOLDEN_POINTER
+
+
+@pytest.mark.parametrize("place", range(len(GOLDEN_SCHEMA)))
+def test_no_damaged_schema_passes(place: int) -> None:
+    with pytest.raises((Corrupt, TooNew)):
+        read_schema(GOLDEN_SCHEMA[:place] + bytes([GOLDEN_SCHEMA[place] ^ 4]) + GOLDEN_SCHEMA[place + 1 :])
+    with pytest.raises(Corrupt):
+        read_schema(GOLDEN_SCHEMA[:place])
+
+
+@pytest.mark.parametrize("place", range(HEADER_BYTES))
+def test_no_damaged_pointer_passes(place: int) -> None:
+    with pytest.raises(Corrupt):
+        read_pointer(
+            GOLDEN_POINTER[:place] + bytes([GOLDEN_POINTER[place] ^ 4]) + GOLDEN_POINTER[place + 1 :]
+        )
+    with pytest.raises(Corrupt):
+        read_pointer(GOLDEN_POINTER[:place])
+
+
+@pytest.mark.parametrize("name", [b"", b"../log", b"a/b", b"\xff", b"x" * 101])
+def test_a_pointer_leads_only_to_a_directory(name: bytes) -> None:
+    with pytest.raises(Corrupt):
+        read_pointer(GOLDEN_POINTER[:HEADER_BYTES] + name)
+
+
+def test_a_newer_schema_and_pointer_are_told_from_damage() -> None:
+    with pytest.raises(TooNew, match="format version 2"):
+        read_schema(_with_version(GOLDEN_SCHEMA, 2))
+    head = bytearray(GOLDEN_POINTER[: HEADER_BYTES - 4])
+    head[4] = 2
+    with pytest.raises(TooNew, match="format version 2"):
+        read_pointer(bytes(head) + struct.pack("<I", zlib.crc32(head)) + GOLDEN_POINTER[HEADER_BYTES:])
+
+
+def _with_version(blob: bytes, version: int) -> bytes:
+    head, payload = blob[:4] + struct.pack("<H", version) + blob[6:8], blob[12:]
+    return head + struct.pack("<I", zlib.crc32(payload, zlib.crc32(head))) + payload
 
 
 @given(SMALL_BATCH, U64, st.integers(0, 2**63))

@@ -1,0 +1,121 @@
+"""Makes a journal's path in ZooKeeper on first use, and looks whether it is ours and lets us write.
+
+All nodes of a new journal are made in one multi: there is a whole journal, or none.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
+
+from stoker.zk.codec import LEVEL_MIN, Term, encode_schema, encode_term, read_schema
+from stoker.zk.errors import Corrupt, Unavailable
+from stoker.zk.layout import Layout
+from stoker.zk.session import AnswerLost, Session, getting, listing
+
+_TRIES_MAX = 10
+_NO_VERSION = 2**30
+
+
+def prepare(session: Session) -> str:
+    """Return the uuid of the journal at the session's path; one is made where nothing is.
+
+    :raises Corrupt, TooNew, Denied, Unavailable: another application's data; a newer format; no right to read or to
+        write; no ZooKeeper. Nothing was changed.
+    """
+    layout = session.layout
+    for _ in range(_TRIES_MAX):
+        found = _read_schema(session)
+        if found is not None:
+            _check_rights(session)
+            return found
+        _check_empty(session)
+        try:
+            _make_parents(session)
+            session.transact(*_new_journal(layout))
+        except (NodeExistsError, NoNodeError, AnswerLost):
+            # Another scheduler was faster, or we were, and did not hear of it; or somebody deletes what we make.
+            session.wait_connected()
+    raise Unavailable(f"cannot make the journal at {layout.root}: others make and delete it all the time")
+
+
+def _read_schema(session: Session) -> str | None:
+    try:
+        data, _ = session.ask(getting(session.layout.schema))
+    except NoNodeError:
+        return None
+    try:
+        return read_schema(data)
+    except Corrupt as error:
+        raise Corrupt(f"{session.layout.schema} in ZooKeeper is not a Stoker journal's: {error}") from error
+
+
+def _check_empty(session: Session) -> None:
+    root = session.layout.root
+    try:
+        session.ask(lambda client: client.sync_async(root))
+        names = sorted(session.ask(listing(root)))
+    except NoNodeError:
+        return
+    if names and "schema" not in names:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise Corrupt(
+            f"{root} in ZooKeeper holds another application's data ({shown}): name a path of its own"
+        )
+
+
+def _make_parents(session: Session) -> None:
+    parts = session.layout.root.split("/")[1:]
+    for depth in range(1, len(parts) + 1):
+        path = "/" + "/".join(parts[:depth])
+        if _is_missing(session, path):
+            _make(session, path)
+
+
+def _is_missing(session: Session, path: str) -> bool:
+    return session.ask(lambda client: client.exists_async(path)) is None
+
+
+def _make(session: Session, path: str) -> None:
+    try:
+        session.ask(lambda client: client.create_async(path, b""))
+    except NodeExistsError:
+        return  # by another scheduler, or by us in a try that was not answered
+
+
+def _new_journal(layout: Layout) -> list[tuple[str, tuple[object, ...]]]:
+    return [
+        ("create", (layout.schema, encode_schema(uuid.uuid4().hex))),
+        ("create", (layout.epoch, encode_term(Term(0, LEVEL_MIN, "")))),
+        ("create", (layout.election, b"")),
+        ("create", (layout.log, b"")),
+        ("create", (layout.pointer, b"")),
+        ("create", (layout.snapshots, b"")),
+        ("create", (layout.blobs, b"")),
+    ]
+
+
+def _check_rights(session: Session) -> None:
+    """Try all kinds of writes in a multi that ends with a condition that never holds. :raises Denied: one is not allowed."""
+    layout, name = session.layout, f"rights-{uuid.uuid4().hex}"
+    folders = (layout.election, layout.log, layout.snapshots, layout.blobs)
+    operations: list[tuple[str, tuple[object, ...]]] = [
+        ("create", (f"{path}/{name}", b"")) for path in folders
+    ]
+    operations += [("delete", (f"{path}/{name}",)) for path in folders]
+    operations += [("set_data", (layout.epoch, b"", _NO_VERSION))]
+    try:
+        while True:
+            try:
+                session.transact(*operations)
+            except AnswerLost:
+                session.wait_connected()
+                continue
+            raise Unavailable(f"{layout.epoch} was changed at a version that it does not have")
+    except BadVersionError:
+        return
+    except NoNodeError as error:
+        raise Corrupt(
+            f"{layout.root} in ZooKeeper is not whole: a part of the journal was deleted"
+        ) from error
