@@ -1,0 +1,215 @@
+"""Putting a journal's state where there is none: the other half of a backup. Bytes only.
+
+A `Target` is the place, taken for the time of a restore: nobody leads there meanwhile. The state comes as one snapshot,
+with its blobs; `commit` is one step that either happened or not, so a restore that was interrupted leaves no journal
+behind, and can be done again. Only where a journal is overwritten are there steps between: then the epoch says so
+(`mark_unfinished`), nobody leads what is half there, and the next restore finishes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from stoker.zk.blobs import LocalBlobs
+from stoker.zk.codec import Term, encode_snapshot_header, encode_term
+from stoker.zk.disk import Disk
+from stoker.zk.errors import Corrupt, JournalError, Locked, TooNew, Unavailable
+from stoker.zk.home import Snapshot
+from stoker.zk.local_onlooker import LocalOnlooker
+from stoker.zk.onlooker import is_empty
+from stoker.zk.segments import INDEX_DIGITS
+
+LOCK_WAIT_MS = 5_000  # a scheduler that waits at an empty journal has its lock for a moment now and then
+_LOCK_RETRY_S = 0.05
+ASIDE = "before-restore"
+_MARK = b"a restore into this journal was not finished: run it again: "
+
+
+class NotEmpty(JournalError):
+    """There is a journal already, and it was not said that it may be overwritten. Nothing was changed."""
+
+
+class Target(Protocol):
+    """See the module."""
+
+    def open(self, *, overwrite: bool) -> int:
+        """Take the place; return the newest epoch that was there, 0 if none.
+
+        :raises NotEmpty, Locked, Unavailable, Denied: and nothing was changed.
+        """
+        ...
+
+    def put_blob(self, data: bytes) -> None:
+        """:raises Unavailable, TooLarge: ..."""
+        ...
+
+    def commit(self, snapshot: Snapshot, term: Term) -> None:
+        """Make it a journal of `term` that holds `snapshot`; the epoch is above all that were there.
+
+        :raises Unavailable: it may or may not have happened. :raises Fenced: somebody led meanwhile; nothing happened.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the place free; idempotent."""
+        ...
+
+
+class LocalTarget:
+    """A directory. What it held is kept beside, in `before-restore-N/`: nothing is deleted."""
+
+    def __init__(self, directory: str, *, owner: str, disk: Disk | None = None) -> None:
+        self._directory = os.path.abspath(directory)
+        self._owner = owner
+        self._disk = disk or Disk()
+        self._blobs = LocalBlobs(self._in("blobs"), self._disk)
+        self._lock = -1
+        self._epoch = 0  # the newest that was here
+
+    def open(self, *, overwrite: bool) -> int:
+        """See Target.open."""
+        with self._translated("restore into"):
+            try:
+                self._disk.make_directory(self._directory)
+                self._take_lock()
+                if self._look(overwrite=overwrite):
+                    self._put_aside()
+                for folder in ("log", "snapshots", "blobs"):
+                    self._disk.make_directory(self._in(folder))
+            except BaseException:
+                self.close()
+                raise
+        return self._epoch
+
+    def put_blob(self, data: bytes) -> None:
+        """See Target.put_blob."""
+        with self._translated("store a blob in"):
+            self._blobs.put(data)
+
+    def commit(self, snapshot: Snapshot, term: Term) -> None:
+        """See Target.commit. The term goes first where the place is empty (so it stays), and last where it was not."""
+        assert term.epoch > self._epoch
+        header = encode_snapshot_header(snapshot.data, epoch=term.epoch, next_index=snapshot.next_index)
+        name = f"{snapshot.next_index:0{INDEX_DIGITS}d}.snapshot"
+        steps = [
+            (self._in("epoch"), (encode_term(term),)),
+            (self._in("snapshots", name), (header, snapshot.data)),
+        ]
+        with self._translated("restore into"):
+            is_marked = unfinished_restore(self._read("epoch")) is not None
+            for path, pieces in reversed(steps) if is_marked else steps:
+                self._disk.replace_file(path, *pieces)
+
+    def close(self) -> None:
+        """See Target.close."""
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self._in("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline_s = time.monotonic() + LOCK_WAIT_MS / 1000
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline_s:
+                    holder = os.pread(self._lock, 4096, 0).decode(errors="replace").strip()
+                    raise Locked(
+                        f"the journal in {self._directory} is open in process {holder or 'unknown'}: stop that one first"
+                    ) from error
+            time.sleep(_LOCK_RETRY_S)
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()} {self._owner}\n".encode(), 0)
+
+    def _look(self, *, overwrite: bool) -> bool:
+        """Return whether something has to be put aside. :raises NotEmpty: and that must not be."""
+        unfinished = unfinished_restore(self._read("epoch"))
+        if unfinished is not None:
+            self._epoch, _ = unfinished
+            return True
+        try:
+            header = LocalOnlooker(self._directory).header()
+            self._epoch = header.term.epoch
+            if is_empty(header):
+                return False
+            what = f"holds a journal of {header.next_index} records"
+        except (Corrupt, TooNew) as error:
+            what = f"holds what is no good journal ({error})"
+        if overwrite:
+            return True
+        raise NotEmpty(
+            f"{self._directory} {what}: restore into an empty place, or say --overwrite (what is there is put aside)"
+        )
+
+    def _put_aside(self) -> None:
+        """Move what is here into a directory of its own, where it is a journal again; go on where that was interrupted."""
+        term = self._read("epoch")
+        unfinished = unfinished_restore(term)
+        number = unfinished[1] if unfinished else self._free_number()
+        aside = self._in(f"{ASIDE}-{number}")
+        self._disk.make_directory(aside)
+        if unfinished is None:
+            if term:
+                self._disk.replace_file(os.path.join(aside, "epoch"), term)
+            self._disk.replace_file(self._in("epoch"), mark_unfinished(self._epoch, number))
+        for folder in ("log", "snapshots", "blobs"):
+            if not os.path.isdir(self._in(folder)):
+                continue
+            if not os.path.exists(os.path.join(aside, folder)):
+                self._disk.rename(self._in(folder), os.path.join(aside, folder))
+            elif folder != "blobs":
+                self._empty(self._in(folder))  # of the restore that was interrupted
+        self._disk.sync_directory(aside)
+        self._disk.sync_directory(self._directory)
+
+    def _free_number(self) -> int:
+        number = 1
+        while os.path.exists(self._in(f"{ASIDE}-{number}")):
+            number += 1
+        return number
+
+    def _empty(self, folder: str) -> None:
+        for name in os.listdir(folder):
+            self._disk.unlink(os.path.join(folder, name))
+
+    def _read(self, name: str) -> bytes:
+        try:
+            with open(self._in(name), "rb") as file:
+                return file.read(64 * 1024)
+        except FileNotFoundError:
+            return b""
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Unavailable(f"cannot {what} {self._directory}: {error.strerror or error}") from error
+
+    def _in(self, *names: str) -> str:
+        return os.path.join(self._directory, *names)
+
+
+def mark_unfinished(epoch: int, number: int) -> bytes:
+    """Return what takes the place of the term while a journal is overwritten: no term, so nobody leads.
+
+    `number`: of the directory where what was there goes.
+
+    >>> unfinished_restore(mark_unfinished(7, 1)), unfinished_restore(b"anything else")
+    ((7, 1), None)
+    """
+    return _MARK + b"%d %d\n" % (epoch, number)
+
+
+def unfinished_restore(blob: bytes) -> tuple[int, int] | None:
+    """Return the epoch and the number that `mark_unfinished` was given, None: `blob` is no such mark."""
+    words = blob.removeprefix(_MARK).split()
+    is_mark = blob.startswith(_MARK) and len(words) == 2 and all(word.isdigit() for word in words)
+    return (int(words[0]), int(words[1])) if is_mark else None

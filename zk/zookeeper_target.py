@@ -1,0 +1,182 @@
+"""Restoring a journal in ZooKeeper; see restore, and layout for what lies where.
+
+Every write checks the version that the term's znode had when the place was looked at: whoever leads meanwhile changes it,
+and nothing more is written. The commit is one multi, of the term and the pointer to the snapshot. What an interrupted
+restore leaves before it is garbage that the next leader takes away.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, NotEmptyError
+
+from stoker.zk.codec import Term, encode_pointer, encode_term, read_pointer, read_term
+from stoker.zk.errors import Corrupt, Fenced, Locked, TooLarge, TooNew
+from stoker.zk.home import Snapshot
+from stoker.zk.layout import INDEX_DIGITS, chunks
+from stoker.zk.paths import ZkUrl
+from stoker.zk.prepare import prepare
+from stoker.zk.restore import NotEmpty, mark_unfinished, unfinished_restore
+from stoker.zk.session import AnswerLost, Operation, getting, listing
+from stoker.zk.zookeeper_blobs import ZooKeeperBlobs
+from stoker.zk.zookeeper_journal import DELETES_MAX, SNAPSHOT_BYTES_MAX
+from stoker.zk.zookeeper_onlooker import open_session, read_members, shown
+
+MEMBERS_WAIT_MS = 15_000  # for schedulers that are on their way out, and for the sessions of dead ones
+_LOOK_S = 0.1
+
+
+class ZooKeeperTarget:
+    """See the module, and restore.Target for what each call promises. What an overwritten journal held is deleted."""
+
+    def __init__(
+        self,
+        place: ZkUrl,
+        *,
+        owner: str,
+        secret: str = "",
+        gevent: bool = False,
+        members_wait_ms: int = MEMBERS_WAIT_MS,
+    ) -> None:
+        """Nothing is touched yet. :raises ValueError: the secret is none."""
+        self._place = place
+        self._mark = uuid.uuid4().hex  # by which a term of ours is told from all others
+        self._session = open_session(place, owner=owner, secret=secret, gevent=gevent)
+        self._layout = self._session.layout
+        self._blobs = ZooKeeperBlobs(self._session)
+        self._members_wait_ms = members_wait_ms
+        self._epoch = 0  # the newest that was here
+        self._fence = 0  # version of the term's znode
+
+    def open(self, *, overwrite: bool) -> int:
+        """See Target.open. Waits a while for schedulers to go."""
+        self._session.start()
+        prepare(self._session)
+        self._session.ask(lambda client: client.sync_async(self._layout.root))
+        self._wait_alone()
+        data, stat = self._session.ask(getting(self._layout.epoch))
+        self._fence = stat.version
+        if self._look(data, overwrite=overwrite):
+            self._clear()
+        return self._epoch
+
+    def put_blob(self, data: bytes) -> None:
+        """See Target.put_blob."""
+        self._blobs.put(data, self._write)
+
+    def commit(self, snapshot: Snapshot, term: Term) -> None:
+        """See Target.commit."""
+        if len(snapshot.data) > SNAPSHOT_BYTES_MAX:
+            raise TooLarge(
+                f"a snapshot of {len(snapshot.data)} bytes; at most {SNAPSHOT_BYTES_MAX} are allowed"
+            )
+        assert term.epoch > self._epoch
+        epoch = term.epoch
+        name = f"{snapshot.next_index:0{INDEX_DIGITS}d}-{epoch}-{uuid.uuid4().hex}"
+        self._write(("create", (self._layout.snapshot(name), b"")))
+        for number, chunk in enumerate(chunks(snapshot.data)):
+            self._write(("create", (self._layout.snapshot_chunk(name, number), chunk)))
+        encoded = encode_term(term._replace(owner=f"{term.owner} {self._mark}"))
+        pointer = encode_pointer(snapshot.data, epoch=epoch, next_index=snapshot.next_index, name=name)
+        self._take(encoded, ("set_data", (self._layout.pointer, pointer)))
+
+    def close(self) -> None:
+        """See Target.close."""
+        self._session.close()
+
+    # --- parts
+
+    def _wait_alone(self) -> None:
+        deadline_s = time.monotonic() + self._members_wait_ms / 1000
+        while members := read_members(self._session):
+            if time.monotonic() > deadline_s:
+                raise Locked(
+                    f"schedulers are there at {shown(self._place)}: {', '.join(members)}; stop them first "
+                    "(one that was killed is there until its session ends)"
+                )
+            self._session.check_alive()
+            time.sleep(_LOOK_S)
+
+    def _look(self, data: bytes, *, overwrite: bool) -> bool:
+        """Return whether something has to be cleared away. :raises NotEmpty: and that must not be."""
+        unfinished = unfinished_restore(data)
+        if unfinished is not None:
+            self._epoch, _ = unfinished
+            return True
+        try:
+            self._epoch = read_term(data).epoch
+            pointer = self._session.ask(getting(self._layout.pointer))[0]
+            pointed = read_pointer(pointer) if pointer else None
+            listed = self._children(self._layout.log)
+            if not listed and pointed is None:
+                return False
+            what = "holds a journal"
+        except (Corrupt, TooNew) as error:
+            what = f"holds what is no good journal ({error})"
+        if overwrite:
+            return True
+        raise NotEmpty(
+            f"{shown(self._place)} {what}: restore into an empty place, or say --overwrite (what is there is deleted; "
+            "`stoker journal backup` saves it)"
+        )
+
+    def _clear(self) -> None:
+        """Delete the journal that is here; from the first step on nobody leads it."""
+        self._take(mark_unfinished(self._epoch, 0), ("set_data", (self._layout.pointer, b"")))
+        self._delete([f"{self._layout.log}/{name}" for name in self._children(self._layout.log)])
+        for folder in (self._layout.snapshots, self._layout.blobs):
+            for name in self._children(folder):
+                path = f"{folder}/{name}"
+                self._delete([f"{path}/{child}" for child in self._children(path)] + [path])
+
+    def _take(self, term: bytes, *operations: Operation) -> None:
+        """Set the term's znode and do `operations` with it; its version is the fence from then on."""
+        is_doubtful = False
+        while True:
+            try:
+                term_set: Operation = ("set_data", (self._layout.epoch, term, self._fence))
+                results = self._session.finish_transaction(
+                    self._session.begin_transaction(term_set, *operations)
+                )
+                self._fence = results[0].version
+                return
+            except AnswerLost:
+                is_doubtful = True
+                self._session.wait_connected()
+            except BadVersionError as error:
+                data, stat = self._session.ask(getting(self._layout.epoch))
+                if is_doubtful and data == term:
+                    self._fence = stat.version
+                    return  # it was done, only the answer got lost
+                raise self._taken() from error
+
+    def _write(self, *operations: Operation) -> None:
+        """Do operations that may be found done already, under the fence, however often that has to be sent."""
+        is_doubtful = False
+        while True:
+            try:
+                self._session.transact(("check", (self._layout.epoch, self._fence)), *operations)
+                return
+            except AnswerLost:
+                is_doubtful = True
+                self._session.wait_connected()
+            except BadVersionError as error:
+                raise self._taken() from error
+            except (NodeExistsError, NoNodeError, NotEmptyError) as error:
+                if is_doubtful:
+                    return
+                raise Fenced(f"somebody else changes {self._layout.root}: {error!r}") from error
+
+    def _delete(self, paths: list[str]) -> None:
+        for start in range(0, len(paths), DELETES_MAX):
+            self._write(*(("delete", (path,)) for path in paths[start : start + DELETES_MAX]))
+
+    def _children(self, path: str) -> list[str]:
+        return sorted(self._session.ask(listing(path)))
+
+    def _taken(self) -> Fenced:
+        return Fenced(
+            f"a scheduler has taken the journal at {shown(self._place)} meanwhile: nothing was restored"
+        )
