@@ -73,7 +73,7 @@ class Revive:
 class StartListing:
     """List `source` in a child process and build the manifest; comes back as ListingFinished.
 
-    `previous` is the digest of the version to refresh from, empty for the first.
+    `previous` is the digest of the version to refresh from, empty for the first. `clear_version`: see fleet.Listed.
     """
 
     dataset_id: int
@@ -84,6 +84,7 @@ class StartListing:
     version: int
     previous: str
     slot_bytes: int
+    clear_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

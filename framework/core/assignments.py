@@ -27,6 +27,7 @@ def current_assignment(catalog: Catalog, fleet: Fleet) -> Assignment:
 
 def build_assignment(catalog: Catalog, fleet: Fleet) -> Assignment:
     """Return the assignment as state is now. Equal versions within an epoch are equal values."""
+    catalog.place_all()
     return Assignment(
         epoch=catalog.epoch,
         version=assignment_version(catalog, fleet),

@@ -11,16 +11,15 @@ Ids are counted here and never used again, also not after a removal.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from stoker.framework.core import entries as e
-from stoker.framework.core.codec import CodecError, from_plain, to_plain
-from stoker.framework.core.placement import PlacementSlot, place
-from stoker.framework.core.rules import merge_rules
+from stoker.framework.core.codec import CodecError, plain, reader
+from stoker.framework.core.homes import Homes
+from stoker.framework.core.rules import Rules, loosely_merged, normalise_rules, wishes
 from stoker.framework.model import DatasetState, FileError, FleetSpec, JobKind, JobState, Manifested
 
 SNAPSHOT_FORMAT = 1
@@ -28,11 +27,14 @@ SLOTS_GONE_MAX = (
     64  # removed slots that placement still remembers, so that a removal moves only their own share
 )
 
+NAMES_REMOVED_MAX = 10_000  # beyond that any new name counts as used before
+
+BASE_RULES_LOOSE_MAX = 16  # rules of forgotten jobs that a dataset keeps before they are normalised
+
 Launch = e.LaunchPlanned
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A wanted executor's place. `launch_id` 0: nothing is launched for it now; the rest is about its newest launch."""
 
     slot_id: int
@@ -44,8 +46,7 @@ class Slot:
     ended_wall_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
+class Dataset(NamedTuple):
     """A dataset; `versions` has the newest last and is empty until the first listing succeeded.
 
     `rules` is what `base_rules` and the known jobs' wishes come to, in the order of their wanted versions and without
@@ -77,8 +78,7 @@ class Dataset:
         return self.versions[-1] if self.versions else None
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     job_id: str
     kind: str
     dataset_id: int
@@ -101,29 +101,54 @@ class Job:
     errors: tuple[FileError, ...] = ()
     message: str = ""
 
+    @property
+    def wishes(self) -> Rules:
+        """Return what it adds to what is wanted of its dataset; nothing once it is cancelled."""
+        return () if self.state is JobState.CANCELLED else wishes(self.kind == JobKind.LOAD, self.paths)
+
 
 class Catalog:
-    """All promised state, in dense dicts by id, in the order of ids. Read it freely; change it by `apply` alone."""
+    """All promised state, in dense dicts by id, in the order of ids. Read it freely; change it by `apply` alone.
+
+    It is bounded, by what `decide` lets in (names are of Settings):
+
+        slots           instances_max; slots_out: those, and SLOTS_GONE_MAX that are gone
+        launches        one a slot: an ended one is forgotten at once, its slot keeps why
+        datasets        datasets_max, with versions_kept versions, and wanted_rules_max rules for as long as nothing is
+                        cancelled (then those of the jobs that are left); a removed one leaves its name: names_removed
+        names_removed   NAMES_REMOVED_MAX
+        jobs            jobs_kept_max finished ones, for jobs_kept_ms; jobs_active_max active ones; those in between that an
+                        active one holds up: in all jobs_kept_max + 2 * jobs_active_max. Keys go with their jobs
+
+    What is remembered of placement is one array a dataset.
+    """
 
     def __init__(self) -> None:
         self.cluster = b""
         self.name = ""
         self.epoch = 0
+        self.master = ""
         self.framework_id = ""
         self.fleet: FleetSpec | None = None
         self.slots: dict[int, Slot] = {}
         self.slots_out: dict[int, int] = {}  # slot id: bytes; removed or out of placement, oldest first
         self.launches: dict[int, Launch] = {}  # those not ended
         self.datasets: dict[int, Dataset] = {}
+        self.names_removed: dict[str, int] = {}  # of datasets that could be read once: their ids
         self.jobs: dict[str, Job] = {}  # oldest first
         self.slot_id_next = 1
         self.launch_id_next = 1
         self.dataset_id_next = 1
         self.job_number_next = 1
+        self.generation_min = 1  # of what is listed from now on
         self.wall_ms = 0  # the newest journaled time: journaled times never go back
         self.placement_version = 0  # grows with whatever placement is a function of
         self.revision = 0  # grows with whatever an assignment is made of
         self.launch_revision = 0  # grows with slots and launches
+        self.slots_revision = (
+            0  # grows with the slots that placement uses; not journaled: a replay begins anew
+        )
+        self._slots_in: tuple[int, ...] | None = None  # remembered; None: not computed yet
         self._index()
 
     def apply(self, entry: e.Entry) -> None:
@@ -131,23 +156,23 @@ class Catalog:
         _APPLY[type(entry)](self, entry)
 
     def copy(self) -> Catalog:
-        """Return this state as it is now, at little cost: for who reads it elsewhere while this one goes on."""
-        twin = Catalog()
-        for name in (*_SCALARS, "fleet"):
-            setattr(twin, name, getattr(self, name))
-        for name in (*_TABLES, "slots_out"):
-            setattr(twin, name, dict(getattr(self, name)))
-        twin._index()
+        """Return this state as it is now, for who reads it elsewhere while this one goes on.
+
+        Values are shared, tables copied: 100,000 jobs take some milliseconds.
+        """
+        twin = Catalog.__new__(Catalog)
+        for name, value in vars(self).items():
+            setattr(twin, name, value.copy() if isinstance(value, dict | set | Homes) else value)
         return twin
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the whole state as plain values, such that `Catalog.restore(msgpack round trip)` equals this."""
+        """Return the whole state, such that `Catalog.restore(msgpack round trip)` equals this; values are shared."""
         state: dict[str, Any] = {"format": SNAPSHOT_FORMAT}
         state |= {name: getattr(self, name) for name in _SCALARS}
-        state["fleet"] = to_plain(self.fleet)
-        state["slots_out"] = [list(item) for item in self.slots_out.items()]
-        for name in _TABLES:
-            state[name] = [to_plain(value) for value in getattr(self, name).values()]
+        state["fleet"] = None if self.fleet is None else plain(self.fleet)
+        state["slots_out"] = list(self.slots_out.items())
+        state["names_removed"] = list(self.names_removed.items())
+        state |= {name: list(getattr(self, name).values()) for name in _TABLES}
         return state
 
     @classmethod
@@ -167,10 +192,11 @@ class Catalog:
         for name in _SCALARS:
             setattr(catalog, name, state.get(name, getattr(catalog, name)))
         fleet = state.get("fleet")
-        catalog.fleet = None if fleet is None else from_plain(FleetSpec, fleet)
+        catalog.fleet = None if fleet is None else reader(FleetSpec)(fleet)
         catalog.slots_out = {int(slot): int(size) for slot, size in state.get("slots_out", ())}
+        catalog.names_removed = {str(name): int(i) for name, i in state.get("names_removed", ())}
         for name, (value_type, key) in _TABLES.items():
-            values = [from_plain(value_type, raw) for raw in state.get(name, ())]
+            values = list(map(reader(value_type), state.get(name, ())))
             setattr(catalog, name, {getattr(value, key): value for value in values})
         catalog._index()
         return catalog
@@ -178,6 +204,12 @@ class Catalog:
     def dataset_named(self, name: str) -> Dataset | None:
         dataset_id = self._names.get(name)
         return None if dataset_id is None else self.datasets[dataset_id]
+
+    def was_used(self, name: str) -> bool:
+        """Return whether there may be readers of an earlier dataset of this name."""
+        # After a restored backup nobody knows which names were used since.
+        is_known = self.generation_min == 1 and len(self.names_removed) < NAMES_REMOVED_MAX
+        return name in self.names_removed or not is_known
 
     def launch_of_task(self, task_id: str) -> Launch | None:
         """Return the launch of this Mesos task (and executor) id, if it has not ended."""
@@ -207,6 +239,11 @@ class Catalog:
     def finished_job_count(self) -> int:
         return len(self.jobs) - len(self._active)
 
+    @property
+    def datasets_removed(self) -> int:
+        """Return how many datasets were ever removed."""
+        return self.dataset_id_next - 1 - len(self.datasets)
+
     def manifest_digests(self) -> set[str]:
         """Return the roots of all manifests that a dataset's version points to."""
         return {v.digest for dataset in self.datasets.values() for v in dataset.versions}
@@ -217,36 +254,30 @@ class Catalog:
 
     def slot_order(self) -> list[Slot]:
         """Return the slots as placements number them: those that placement uses by id, then those that are out by id."""
-        return sorted(self.slots.values(), key=lambda slot: (slot.slot_id in self.slots_out, slot.slot_id))
+        out = sorted(slot_id for slot_id in self.slots_out if slot_id in self.slots)
+        return [self.slots[slot_id] for slot_id in (*self.slots_in, *out)]
+
+    @property
+    def slots_in(self) -> tuple[int, ...]:
+        """Return the ids of the slots that placement uses, as placements number them."""
+        if self._slots_in is None:
+            self._slots_in = tuple(sorted(slot_id for slot_id in self.slots if slot_id not in self.slots_out))
+        return self._slots_in
 
     def home_counts(self, dataset: Dataset) -> list[int]:
         """Return for each slot of `slot_order` that is not out, of how many PGs it is a home."""
-        return self._placement(dataset)[1]
+        return self._homes.of(self, dataset).counts
 
     def homes(self, dataset: Dataset) -> npt.NDArray[np.uint16]:
         """Return the homes of the dataset's PGs: [replicas][pg_count] positions in `slot_order`, NO_HOME: none.
 
         A pure function of the state, remembered until the state that it depends on changes.
         """
-        return self._placement(dataset)[0]
+        return self._homes.of(self, dataset).homes
 
-    def _placement(self, dataset: Dataset) -> tuple[npt.NDArray[np.uint16], list[int]]:
-        assert dataset.current is not None, dataset.name
-        key = (self.placement_version, dataset.current.generation, dataset.replicas)
-        found = self._homes.get(dataset.dataset_id)
-        if found is None or found[0] != key:
-            slots = [s for s in self.slot_order() if not self.is_out(s.slot_id)]
-            homes = place(
-                dataset.current.pg_count,
-                [_placement_slot(s.slot_id, s.mem_bytes) for s in slots],
-                dataset.replicas,
-                seed=(dataset.dataset_id << 20) + dataset.current.generation,
-                out=[_placement_slot(slot_id, size) for slot_id, size in self.slots_out.items()],
-            )
-            homes.flags.writeable = False
-            counts = np.bincount(homes.ravel(), minlength=len(slots))[: len(slots)].tolist()
-            found = self._homes[dataset.dataset_id] = (key, homes, counts)
-        return found[1], found[2]
+    def place_all(self) -> None:
+        """Compute the homes of all datasets that nobody asked for yet: quicker than one by one."""
+        self._homes.place_all(self)
 
     def _index(self) -> None:
         self._names = {dataset.name: dataset.dataset_id for dataset in self.datasets.values()}
@@ -254,19 +285,25 @@ class Catalog:
         self._agents = {launch.agent_id: launch.launch_id for launch in self.launches.values()}
         self._keys = {job.key: job.job_id for job in self.jobs.values() if job.key}
         self._active = {job.job_id for job in self.jobs.values() if not job.state.is_final}
-        self._homes: dict[int, tuple[Any, npt.NDArray[np.uint16], list[int]]] = {}
+        self._slots_in = None
+        self._homes = Homes()
 
     def _changed(self, *, placement: bool = False, launches: bool = False) -> None:
         self.revision += 1
         self.placement_version += placement
         self.launch_revision += launches
 
+    def _slots_changed(self) -> None:
+        self.slots_revision += 1
+        self._slots_in = None
+
     def _set_dataset(self, dataset: Dataset, *, placement: bool = False) -> None:
         self.datasets[dataset.dataset_id] = dataset
         self._changed(placement=placement)
 
     def _saw(self, wall_ms: int) -> None:
-        self.wall_ms = max(self.wall_ms, wall_ms)
+        if wall_ms > self.wall_ms:
+            self.wall_ms = wall_ms
 
     # --- one method an entry
 
@@ -277,7 +314,7 @@ class Catalog:
 
     def _epoch_began(self, entry: e.EpochBegan) -> None:
         assert entry.epoch > self.epoch, (entry.epoch, self.epoch)
-        self.epoch = entry.epoch
+        self.epoch, self.master = entry.epoch, entry.master or self.master
         self._saw(entry.wall_ms)
 
     def _framework_registered(self, entry: e.FrameworkRegistered) -> None:
@@ -290,12 +327,14 @@ class Catalog:
         assert entry.slot_id >= self.slot_id_next
         self.slot_id_next = entry.slot_id + 1
         self.slots[entry.slot_id] = Slot(entry.slot_id, entry.mem_bytes)
+        self._slots_changed()
         self._changed(placement=True, launches=True)
 
     def _slot_resized(self, entry: e.SlotResized) -> None:
-        self.slots[entry.slot_id] = replace(self.slots[entry.slot_id], mem_bytes=entry.mem_bytes)
+        self.slots[entry.slot_id] = self.slots[entry.slot_id]._replace(mem_bytes=entry.mem_bytes)
         if entry.slot_id in self.slots_out:
             self.slots_out[entry.slot_id] = entry.mem_bytes
+        self._slots_changed()
         self._changed(placement=True, launches=True)
 
     def _slot_marked(self, entry: e.SlotMarked) -> None:
@@ -303,6 +342,7 @@ class Catalog:
             self.slots_out.pop(entry.slot_id, None)
         else:
             self.slots_out.setdefault(entry.slot_id, self.slots[entry.slot_id].mem_bytes)
+        self._slots_changed()
         self._changed(placement=True)
 
     def _slot_removed(self, entry: e.SlotRemoved) -> None:
@@ -312,6 +352,7 @@ class Catalog:
         gone = [slot_id for slot_id in self.slots_out if slot_id not in self.slots]
         for slot_id in gone[: max(0, len(gone) - SLOTS_GONE_MAX)]:
             del self.slots_out[slot_id]
+        self._slots_changed()
         self._changed(placement=True, launches=True)
 
     def _launch_planned(self, entry: e.LaunchPlanned) -> None:
@@ -321,7 +362,7 @@ class Catalog:
         self._tasks[entry.task_id] = entry.launch_id
         self._agents[entry.agent_id] = entry.launch_id
         self.launch_id_next = entry.launch_id + 1
-        self.slots[slot.slot_id] = replace(slot, launch_id=entry.launch_id, last_agent_id=entry.agent_id)
+        self.slots[slot.slot_id] = slot._replace(launch_id=entry.launch_id, last_agent_id=entry.agent_id)
         self._saw(entry.wall_ms)
         self._changed(launches=True)
 
@@ -331,8 +372,7 @@ class Catalog:
         if self._agents.get(launch.agent_id) == launch.launch_id:
             del self._agents[launch.agent_id]
         slot = self.slots[launch.slot_id]
-        self.slots[slot.slot_id] = replace(
-            slot,
+        self.slots[slot.slot_id] = slot._replace(
             launch_id=0,
             ended_count=slot.ended_count + 1,
             ended_reason=entry.reason,
@@ -364,14 +404,17 @@ class Catalog:
     def _dataset_removed(self, entry: e.DatasetRemoved) -> None:
         dataset = self.datasets.pop(entry.dataset_id)
         del self._names[dataset.name]
-        self._homes.pop(dataset.dataset_id, None)
+        self._homes.forget(dataset.dataset_id)
+        if dataset.versions and len(self.names_removed) < NAMES_REMOVED_MAX:
+            self.names_removed[dataset.name] = dataset.dataset_id
         self._changed(placement=True)
 
     def _wanted_set(self, entry: e.WantedSet) -> None:
-        self._set_dataset(wanted_set(self.datasets[entry.dataset_id], entry))
+        self.datasets[entry.dataset_id] = wanted_set(self.datasets[entry.dataset_id], entry)
+        self.revision += 1
 
     def _job_created(self, entry: e.JobCreated) -> None:
-        assert entry.job_id == job_id_of(self.job_number_next)
+        assert int(entry.job_id[1:]) == self.job_number_next, entry.job_id
         self.job_number_next += 1
         self.jobs[entry.job_id] = job_created(entry)
         self._active.add(entry.job_id)
@@ -380,9 +423,7 @@ class Catalog:
         self._saw(entry.wall_ms)
 
     def _job_started(self, entry: e.JobStarted) -> None:
-        self.jobs[entry.job_id] = replace(
-            self.jobs[entry.job_id], state=JobState.RUNNING, started_ms=entry.wall_ms
-        )
+        self.jobs[entry.job_id] = job_started(self.jobs[entry.job_id], entry)
         self._saw(entry.wall_ms)
 
     def _job_finished(self, entry: e.JobFinished) -> None:
@@ -390,33 +431,55 @@ class Catalog:
         self._active.discard(entry.job_id)
         self._saw(entry.wall_ms)
 
+    def _journal_restored(self, entry: e.JournalRestored) -> None:
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + entry.ids_ahead)
+        self.generation_min = max(self.generation_min, entry.generation_min)
+        self._saw(entry.wall_ms)
+
     def _jobs_forgotten(self, entry: e.JobsForgotten) -> None:
+        base_rules: dict[int, Rules] = {}  # by dataset
         for job_id in entry.job_ids:
             job = self.jobs.pop(job_id)
             assert job.state.is_final, job_id
-            dataset = self.datasets.get(job.dataset_id)
-            if dataset is not None and job.state != JobState.CANCELLED:
-                base = merge_rules(dataset.base_rules, job.kind == JobKind.LOAD, job.paths)
-                self.datasets[dataset.dataset_id] = replace(dataset, base_rules=base)
-            if self._keys.get(job.key) == job_id:
+            if job.key and self._keys.get(job.key) == job_id:
                 del self._keys[job.key]
+            dataset = self.datasets.get(job.dataset_id)
+            if dataset is not None:
+                before = base_rules.get(job.dataset_id, dataset.base_rules)
+                base_rules[job.dataset_id] = loosely_merged(before, job.wishes)
+        for dataset_id, rules in base_rules.items():
+            if len(rules) > BASE_RULES_LOOSE_MAX:
+                rules = normalise_rules(rules)
+            self.datasets[dataset_id] = _spliced(self.datasets[dataset_id], _BASE_RULES, rules)
 
 
 _SCALARS = (
     "cluster",
     "name",
     "epoch",
+    "master",
     "framework_id",
     "slot_id_next",
     "launch_id_next",
     "dataset_id_next",
     "job_number_next",
+    "generation_min",
     "wall_ms",
     "placement_version",
     "revision",
     "launch_revision",
 )
-_TABLES: dict[str, tuple[type[Any], str]] = {
+_COUNTERS = (
+    "slot_id_next",
+    "launch_id_next",
+    "dataset_id_next",
+    "job_number_next",
+    "placement_version",
+    "revision",
+    "launch_revision",
+)
+_TABLES: dict[str, tuple[Any, str]] = {
     "slots": (Slot, "slot_id"),
     "launches": (Launch, "launch_id"),
     "datasets": (Dataset, "dataset_id"),
@@ -444,6 +507,7 @@ _APPLY: dict[type[Any], Callable[[Catalog, Any], None]] = {
     e.JobStarted: Catalog._job_started,
     e.JobFinished: Catalog._job_finished,
     e.JobsForgotten: Catalog._jobs_forgotten,
+    e.JournalRestored: Catalog._journal_restored,
 }
 
 
@@ -473,64 +537,55 @@ def dataset_added(entry: e.DatasetAdded) -> Dataset:
 def listing_began(dataset: Dataset, entry: e.ListingBegan) -> Dataset:
     """A dataset that has a version stays READY while it is listed again: its readers and loads go on."""
     state = dataset.state if dataset.versions else DatasetState.LISTING
-    return replace(dataset, state=state, error="", attempt=entry.attempt, is_listing=True)
+    return dataset._replace(state=state, error="", attempt=entry.attempt, is_listing=True)
 
 
 def dataset_listed(dataset: Dataset, entry: e.DatasetListed) -> Dataset:
     versions = (*dataset.versions, entry.manifested)[-entry.versions_kept :]
-    return replace(dataset, state=DatasetState.READY, error="", is_listing=False, versions=versions)
+    return dataset._replace(state=DatasetState.READY, error="", is_listing=False, versions=versions)
 
 
 def listing_failed(dataset: Dataset, entry: e.ListingFailed) -> Dataset:
     """A refresh that failed leaves the versions that stand, and its error to read."""
     state = DatasetState.READY if dataset.versions else DatasetState.FAILED
-    return replace(dataset, state=state, error=entry.error, is_listing=False)
+    return dataset._replace(state=state, error=entry.error, is_listing=False)
 
 
 def dataset_changed(dataset: Dataset, entry: e.DatasetChanged) -> Dataset:
-    return replace(dataset, replicas=entry.replicas, policy=entry.policy, priority=entry.priority)
+    return dataset._replace(replicas=entry.replicas, policy=entry.policy, priority=entry.priority)
 
 
 def wanted_set(dataset: Dataset, entry: e.WantedSet) -> Dataset:
-    return replace(
-        dataset,
-        wanted_version=entry.wanted_version,
-        rules=entry.rules,
-        wanted_block_count=entry.block_count,
-    )
+    return _spliced(dataset, _WANTED, entry.wanted_version, entry.rules, entry.block_count)
+
+
+def _spliced(dataset: Dataset, place: int, *values: Any) -> Dataset:
+    """Return the dataset with these values from `place` on: as `_replace`, in half the time."""
+    return tuple.__new__(Dataset, (*dataset[:place], *values, *dataset[place + len(values) :]))
+
+
+_WANTED = Dataset._fields.index("wanted_version")
+_BASE_RULES = Dataset._fields.index("base_rules")
+assert Dataset._fields[_WANTED : _WANTED + 3] == ("wanted_version", "rules", "wanted_block_count")
 
 
 def job_created(entry: e.JobCreated) -> Job:
-    return Job(
-        job_id=entry.job_id,
-        kind=entry.kind,
-        dataset_id=entry.dataset_id,
-        dataset=entry.dataset,
-        paths=entry.paths,
-        key=entry.key,
-        body=entry.body,
-        fit=entry.fit,
-        wanted_version=entry.wanted_version,
-        bytes_total=entry.bytes_total,
-        files_total=entry.files_total,
-        block_count=entry.block_count,
-        created_ms=entry.wall_ms,
-    )
+    return tuple.__new__(Job, (*entry, *_NOT_STARTED))
+
+
+def job_started(job: Job, entry: e.JobStarted) -> Job:
+    return tuple.__new__(Job, (*job[:_ASKED], JobState.RUNNING, entry.wall_ms, *_NOT_STARTED[2:]))
 
 
 def job_finished(job: Job, entry: e.JobFinished) -> Job:
-    return replace(
-        job,
-        state=JobState(entry.state),
-        finished_ms=entry.wall_ms,
-        bytes=entry.bytes,
-        files=entry.files,
-        error_count=entry.error_count,
-        errors=entry.errors,
-        message=entry.message,
-    )
+    state = _STATES[entry.state]
+    return tuple.__new__(Job, (*job[:_ASKED], state, job.started_ms, entry.wall_ms, *entry[2:-1]))
 
 
-def _placement_slot(slot_id: int, mem_bytes: int) -> PlacementSlot:
-    # One executor an agent: a slot is a fault domain of its own until domains are journaled.
-    return PlacementSlot(slot_id, mem_bytes, str(slot_id))
+# A job is what was asked, then how it went, then what came of it. Most of a replay is making jobs, so they are put
+# together of whole pieces.
+_ASKED = len(e.JobCreated._fields)
+_NOT_STARTED: tuple[Any, ...] = tuple(Job._field_defaults.values())
+_STATES = {state.value: state for state in JobState}
+assert Job._fields[: _ASKED - 1] == e.JobCreated._fields[:-1] and Job._fields[_ASKED - 1] == "created_ms"
+assert Job._fields[_ASKED:] == ("state", "started_ms", "finished_ms", *e.JobFinished._fields[2:-1])

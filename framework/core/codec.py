@@ -1,7 +1,8 @@
-"""Entries and state as plain values and as bytes, by name: what the journal and its snapshots hold.
+"""Entries and values as bytes: what the journal and its snapshots hold.
 
-An entry is the msgpack of `[kind, {field: value}]`; nested values are maps, tuples are lists. A field that this
-program does not know is ignored, a missing one takes its default, so a rolling upgrade may add fields. A kind that it
+An entry is the msgpack of `[kind, [field, field, ...]]`, its fields in the order in which its class declares them; values
+inside one are arrays too. A field is told by its place, so none is ever moved or removed. One more at the end than this
+program knows is ignored, one that is missing there takes its default: a rolling upgrade may add fields. A kind that it
 does not know is an error: an entry skipped is a state that never was.
 
 Owns no meaning: which entries there are stands in entries.py, what they change in catalog.py.
@@ -12,18 +13,16 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import types
 import typing
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgpack
 
 from stoker.framework.core import entries
 from stoker.framework.core.entries import Entry
 
-_T = TypeVar("_T")
-_KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in typing.get_args(entries.Entry)}
+_SCALARS = (int, str, bytes, bool)
 
 
 class CodecError(ValueError):
@@ -32,7 +31,7 @@ class CodecError(ValueError):
 
 def encode_entry(entry: Entry) -> bytes:
     """Return the entry's bytes; equal entries give equal bytes."""
-    return bytes(msgpack.packb([type(entry).__name__, to_plain(entry)], use_bin_type=True))
+    return bytes(msgpack.packb((type(entry).__name__, entry), default=plain))
 
 
 def decode_entry(data: bytes) -> Entry:
@@ -41,85 +40,133 @@ def decode_entry(data: bytes) -> Entry:
     :raises CodecError: not an entry; or one of a kind that only a newer program knows (the message names it).
     """
     try:
-        raw = msgpack.unpackb(data, raw=False)
+        kind, fields = msgpack.unpackb(data, use_list=False)
+        read = _READERS[kind]
     except Exception as error:  # msgpack raises a handful of unrelated types for bad bytes
-        raise CodecError(f"a journal record is not msgpack: {error}") from error
-    if not (isinstance(raw, list) and len(raw) == 2 and isinstance(raw[0], str) and isinstance(raw[1], dict)):
-        raise CodecError("a journal record is not [kind, fields]")
-    cls = _KINDS.get(raw[0])
-    if cls is None:
-        raise CodecError(
-            f"the journal holds an entry of kind {raw[0]!r}, which this version of Stoker does not know: "
-            "it was written by a newer one; run that"
-        )
-    return typing.cast(Entry, from_plain(cls, raw[1]))
+        raise _explained(data) from error
+    entry: Entry = read(fields)
+    return entry
 
 
-def to_plain(value: Any) -> Any:
-    """Return `value` (a dataclass, tuple, enum or scalar) as dicts, lists and scalars."""
-    cls: Any = type(value)
-    if hasattr(cls, "__dataclass_fields__"):
-        return {name: to_plain(getattr(value, name)) for name in _names(cls)}
-    if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
-    if isinstance(value, enum.Enum):
-        return value.value
-    return value
+def plain(value: Any) -> list[Any]:
+    """Return the fields of a dataclass value; for msgpack, which knows all our other values."""
+    return [getattr(value, field.name) for field in dataclasses.fields(value)]
 
 
-def from_plain(cls: type[_T], raw: Any) -> _T:
-    """Return the `cls` (a dataclass) whose `to_plain` is `raw`; unknown fields are ignored.
+def named(value: Any) -> Any:
+    """Return a value as dicts (of fields, by name), lists and scalars: for people, who read it as JSON."""
+    names = getattr(value, "_fields", None) or getattr(value, "__dataclass_fields__", None)
+    if names is not None:
+        return {name: named(getattr(value, name)) for name in names}
+    return [named(item) for item in value] if isinstance(value, tuple | list) else value
 
-    :raises CodecError: a field without a default is missing, or one has the wrong shape.
+
+@functools.cache
+def reader(cls: Any) -> Callable[[Any], Any]:
+    """Return the function that makes a `cls` (a NamedTuple, or a dataclass) of its fields as msgpack brings them back.
+
+    It raises CodecError where a field without a default is missing, or one is of another type.
     """
-    if not isinstance(raw, dict):
-        raise CodecError(f"{cls.__name__}: expected a map, not {type(raw).__name__}")
-    converters: dict[str, Callable[[Any], Any]] = _converters(typing.cast(Any, cls))
-    names = _names(typing.cast(Any, cls))
-    try:
-        fields = raw if raw.keys() <= names.keys() else {name: raw[name] for name in names if name in raw}
+    fields = _fields(cls)
+    shape = tuple(field.wire for field in fields)
+    converters = [(place, field) for place, field in enumerate(fields) if field.convert is not None]
+    make = tuple.__new__ if issubclass(cls, tuple) else lambda cls, values: cls(*values)
+
+    def read(values: Any) -> Any:
+        # The usual record says what this program knows, no more and no less: then one comparison checks all of it.
+        if type(values) is not tuple or tuple(map(type, values)) != shape:
+            values = _fitted(cls, values)
         if converters:
-            fields = {**fields, **{n: c(fields[n]) for n, c in converters.items() if n in fields}}
-        return cls(**fields)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, CodecError):
-            raise
-        raise CodecError(f"{cls.__name__}: {error}") from error
+            values = _converted(cls, values, converters)
+        return make(cls, values)
+
+    return read
+
+
+class _Field(typing.NamedTuple):
+    name: str
+    wire: type[Any]  # of the value that msgpack brings
+    convert: Callable[[Any], Any] | None  # to the field's own type; None: it is that
+    default: Any  # _NONE: there is none
+
+
+_NONE = object()
 
 
 @functools.cache
-def _names(cls: Any) -> dict[str, None]:
-    return {field.name: None for field in dataclasses.fields(cls)}
-
-
-@functools.cache
-def _converters(cls: Any) -> dict[str, Callable[[Any], Any]]:
-    """Return what turns plain values into the fields' types, for the fields that need it."""
+def _fields(cls: Any) -> list[_Field]:
     hints = typing.get_type_hints(cls)
-    found = {name: _converter(hints[name]) for name in _names(cls)}
-    return {name: convert for name, convert in found.items() if convert is not None}
+    if issubclass(cls, tuple):
+        defaults: dict[str, Any] = cls._field_defaults
+    else:
+        has_default = [f for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING]
+        defaults = {field.name: field.default for field in has_default}
+    return [_Field(name, *_codec(hint), defaults.get(name, _NONE)) for name, hint in hints.items()]
 
 
-def _converter(hint: Any) -> Callable[[Any], Any] | None:
-    """Return what turns a plain value into one of type `hint`; None: it is plain already."""
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        return _tuple_converter(typing.get_args(hint))
-    if origin in (typing.Union, types.UnionType):
-        (inner,) = (a for a in typing.get_args(hint) if a is not type(None))
-        convert = _converter(inner)
-        return None if convert is None else lambda value: None if value is None else convert(value)
-    if dataclasses.is_dataclass(hint):
-        return functools.partial(from_plain, typing.cast(type[Any], hint))
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return hint
-    assert hint in (int, str, bytes, bool), f"no codec for {hint}"
-    return None
+def _codec(hint: Any) -> tuple[type[Any], Callable[[Any], Any] | None]:
+    """Return what msgpack brings for a value of type `hint`, and how to make that the value."""
+    if hint in _SCALARS:
+        return hint, None
+    if typing.get_origin(hint) is tuple:
+        (inner, *_) = arguments = typing.get_args(hint)
+        if hasattr(inner, "_fields"):
+            assert arguments[1:] == (Ellipsis,), hint
+            read = reader(inner)
+            return tuple, lambda items: tuple(map(read, items)) if items else ()
+        return tuple, None
+    if issubclass(hint, enum.Enum):
+        return str, hint
+    return tuple, reader(hint)
 
 
-def _tuple_converter(arguments: tuple[Any, ...]) -> Callable[[Any], Any]:
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        convert = _converter(arguments[0])
-        return tuple if convert is None else lambda value: tuple(map(convert, value))
-    assert all(_converter(a) is None for a in arguments), "mixed tuples hold scalars only"
-    return tuple
+def _fitted(cls: Any, raw: Any) -> tuple[Any, ...]:
+    """Return the values that a `cls` of this program takes, of one that another program wrote."""
+    if not isinstance(raw, tuple | list):
+        raise CodecError(f"{cls.__name__}: expected its fields, not {type(raw).__name__}")
+    fields = _fields(cls)
+    values = [_as_tuples(value) for value in raw[: len(fields)]]
+    for field in fields[len(values) :]:
+        if field.default is _NONE:
+            raise CodecError(f"{cls.__name__}: field {field.name} is missing")
+        values.append(field.default)
+    for field, value in zip(fields, values, strict=True):
+        if type(value) is not field.wire and value is not field.default:
+            raise CodecError(
+                f"{cls.__name__}.{field.name} is {type(value).__name__}, not {field.wire.__name__}"
+            )
+    return tuple(values)
+
+
+def _converted(cls: type[Any], values: tuple[Any, ...], fields: list[tuple[int, _Field]]) -> list[Any]:
+    converted = list(values)
+    for place, field in fields:
+        assert field.convert is not None
+        try:
+            converted[place] = field.convert(values[place])
+        except CodecError:
+            raise
+        except ValueError as error:
+            raise CodecError(f"{cls.__name__}.{field.name}: {error}") from error
+    return converted
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, tuple | list) else value
+
+
+def _explained(data: bytes) -> CodecError:
+    """Return what is wrong with a record that is not `[kind, fields]` with a kind that is known."""
+    try:
+        raw = msgpack.unpackb(data)
+    except Exception as error:  # as in decode_entry
+        return CodecError(f"a journal record is not msgpack: {error}")
+    if not (isinstance(raw, list) and len(raw) == 2 and isinstance(raw[0], str)):
+        return CodecError("a journal record is not [kind, fields]")
+    return CodecError(
+        f"the journal holds an entry of kind {raw[0]!r}, which this version of Stoker does not know: "
+        "it was written by a newer one; run that"
+    )
+
+
+_READERS = {cls.__name__: reader(cls) for cls in typing.get_args(entries.Entry)}

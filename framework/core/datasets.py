@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
+from stoker.framework.core import publishing
 from stoker.framework.core.actions import Action, Answer, ForgetManifest, Frame, StartListing, StopListing
 from stoker.framework.core.catalog import (
     Catalog,
@@ -121,16 +122,20 @@ def removal_requested(
         if other.dataset_id != dataset.dataset_id
         for version in other.versions
     }
-    digests = {version.digest for version in dataset.versions} - elsewhere
+    digests = {version.digest for version in dataset.versions}
+    listed = fleet.listed.get(dataset.dataset_id)
+    if listed is not None:
+        digests.add(listed.manifested.digest)
+    digests -= elsewhere
     actions += [ForgetManifest(digest) for digest in sorted(digests)]
     answer = Answer(event.reply_id, 200, dataset_view(catalog, fleet, dataset, stamp.now_ms))
     return Frame((*entries, e.DatasetRemoved(dataset.dataset_id)), (*actions, answer))
 
 
 def listing_finished(
-    catalog: Catalog, stamp: ev.Stamp, event: ev.ListingFinished, settings: Settings
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.ListingFinished, settings: Settings
 ) -> Frame:
-    """Journal the listing's result, if it is the one that is waited for."""
+    """Journal the listing's result, if it is the one that is waited for; a new dataset's as publishing.py says."""
     dataset = catalog.datasets.get(event.dataset_id)
     manifested = event.manifested
     if dataset is None or not dataset.is_listing or dataset.attempt != event.attempt:
@@ -141,6 +146,8 @@ def listing_finished(
     if manifested is None:
         error = clip(event.error or "the listing ended without a word", settings.error_bytes_max)
         return Frame((e.ListingFailed(dataset.dataset_id, error),))
+    if dataset.current is None:
+        return publishing.publish(catalog, fleet, stamp)
     entry = e.DatasetListed(dataset.dataset_id, manifested, now_wall_ms(catalog, stamp))
     kept = {v.digest for v in (*dataset.versions, manifested)[-entry.versions_kept :]}
     kept |= {v.digest for d in catalog.datasets.values() if d is not dataset for v in d.versions}
@@ -153,11 +160,12 @@ def converge(catalog: Catalog, fleet: Fleet, settings: Settings) -> Frame:
     room = settings.listings_running_max - len(fleet.listings)
     if room <= 0:
         return Frame()
-    missing = [d for d in catalog.datasets.values() if d.is_listing and d.dataset_id not in fleet.listings]
-    return Frame(actions=tuple(start_listing(catalog, dataset) for dataset in missing[:room]))
+    known = fleet.listings.keys() | fleet.listed.keys()
+    missing = [d for d in catalog.datasets.values() if d.is_listing and d.dataset_id not in known]
+    return Frame(actions=tuple(start_listing(catalog, fleet, dataset) for dataset in missing[:room]))
 
 
-def start_listing(catalog: Catalog, dataset: Dataset) -> StartListing:
+def start_listing(catalog: Catalog, fleet: Fleet, dataset: Dataset) -> StartListing:
     """Return the action for the dataset's listing as it is promised."""
     current = dataset.current
     slot_bytes = catalog.fleet.mem_bytes if catalog.fleet else SLOT_BYTES_DEFAULT
@@ -166,10 +174,11 @@ def start_listing(catalog: Catalog, dataset: Dataset) -> StartListing:
         attempt=dataset.attempt,
         source=dataset.source,
         options=dataset.options,
-        generation=1 if current is None else current.generation,
+        generation=max(catalog.generation_min, 1 if current is None else current.generation),
         version=1 if current is None else current.version + 1,
         previous="" if current is None else current.digest,
         slot_bytes=slot_bytes,
+        clear_version=publishing.clear_version(catalog, fleet, dataset),
     )
 
 
@@ -227,7 +236,7 @@ def _list_again(
 def _start(catalog: Catalog, fleet: Fleet, dataset: Dataset, settings: Settings) -> tuple[Action, ...]:
     if len(fleet.listings) >= settings.listings_running_max:
         return ()  # a tick starts it once there is room
-    return (start_listing(catalog, dataset),)
+    return (start_listing(catalog, fleet, dataset),)
 
 
 def _dataset_refusal(event: ev.DatasetRequested, settings: Settings) -> Refusal | None:

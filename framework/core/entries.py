@@ -1,55 +1,49 @@
 """Entries: decisions, journaled. Past tense. `Catalog.apply(entry)` is the only code that changes promised state.
 
-Entries are values of plain types, so that codec.py can write and read them by name. Adding a field with a default is
-free; changing one needs a new entry. Times are Unix milliseconds: labels, never compared.
+Entries are tuples of plain values, which codec.py writes and reads by the fields' places: a new field goes to the end and
+has a default; changing, moving or removing one needs a new entry. Times are Unix milliseconds: labels, never compared.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from stoker.framework.model import FileError, FleetSpec, Manifested
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterCreated:
+class ClusterCreated(NamedTuple):
     cluster: bytes  # uuid, 16 bytes
     name: str
     wall_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class EpochBegan:
+class EpochBegan(NamedTuple):
     epoch: int
     wall_ms: int
+    master: str = ""  # where the leader found Mesos
 
 
-@dataclass(frozen=True, slots=True)
-class FrameworkRegistered:
+class FrameworkRegistered(NamedTuple):
     framework_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class FleetSet:
+class FleetSet(NamedTuple):
     spec: FleetSpec
 
 
-@dataclass(frozen=True, slots=True)
-class SlotAdded:
+class SlotAdded(NamedTuple):
     slot_id: int
     mem_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class SlotResized:
+class SlotResized(NamedTuple):
     """The wanted capacity changed; a running executor of another size is ended and launched anew, one at a time."""
 
     slot_id: int
     mem_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class SlotMarked:
+class SlotMarked(NamedTuple):
     """Placement uses the slot (`is_in`), or no longer: it had no executor for too long."""
 
     slot_id: int
@@ -58,13 +52,11 @@ class SlotMarked:
     wall_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class SlotRemoved:
+class SlotRemoved(NamedTuple):
     slot_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchPlanned:
+class LaunchPlanned(NamedTuple):
     """Journaled before ACCEPT. `task_id` is also the Mesos executor id; neither is ever used again."""
 
     launch_id: int
@@ -80,15 +72,13 @@ class LaunchPlanned:
     wall_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchEnded:
+class LaunchEnded(NamedTuple):
     launch_id: int
     reason: str
     wall_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetAdded:
+class DatasetAdded(NamedTuple):
     dataset_id: int
     name: str
     source: str
@@ -100,16 +90,14 @@ class DatasetAdded:
     wall_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class ListingBegan:
+class ListingBegan(NamedTuple):
     """A (re-)listing of the source; `attempt` grows with each."""
 
     dataset_id: int
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetListed:
+class DatasetListed(NamedTuple):
     """Version `manifested.version` stands. The manifest's blobs were stored before this entry."""
 
     dataset_id: int
@@ -118,27 +106,23 @@ class DatasetListed:
     versions_kept: int = 2  # this one and those before it; older ones are forgotten
 
 
-@dataclass(frozen=True, slots=True)
-class ListingFailed:
+class ListingFailed(NamedTuple):
     dataset_id: int
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetChanged:
+class DatasetChanged(NamedTuple):
     dataset_id: int
     replicas: int
     policy: str
     priority: int
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetRemoved:
+class DatasetRemoved(NamedTuple):
     dataset_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class WantedSet:
+class WantedSet(NamedTuple):
     """The dataset's wanted residency: (included, path prefix), the last that matches decides; "" matches all.
 
     A new version with equal rules means: try again what failed, drop again what is excluded by a rule.
@@ -150,8 +134,7 @@ class WantedSet:
     block_count: int  # blocks that the rules want, of the version current then
 
 
-@dataclass(frozen=True, slots=True)
-class JobCreated:
+class JobCreated(NamedTuple):
     """`body` is a digest of the request, to tell a repeated one from another under the same key."""
 
     job_id: str
@@ -169,14 +152,12 @@ class JobCreated:
     wall_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class JobStarted:
+class JobStarted(NamedTuple):
     job_id: str
     wall_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class JobFinished:
+class JobFinished(NamedTuple):
     job_id: str
     state: str
     bytes: int
@@ -187,9 +168,21 @@ class JobFinished:
     wall_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class JobsForgotten:
+class JobsForgotten(NamedTuple):
     job_ids: tuple[str, ...]
+
+
+class JournalRestored(NamedTuple):
+    """A backup was restored, and what was promised after it is forgotten: its ids and addresses are never used again.
+
+    `ids_ahead` is added to whatever counts; what is listed from now on has at least `generation_min`, so that no block
+    that an executor has from then is taken for another.
+    """
+
+    epoch: int
+    ids_ahead: int
+    generation_min: int
+    wall_ms: int
 
 
 Entry = (
@@ -214,4 +207,5 @@ Entry = (
     | JobStarted
     | JobFinished
     | JobsForgotten
+    | JournalRestored
 )

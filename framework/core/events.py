@@ -177,6 +177,7 @@ class LeadershipBegan:
     cluster: bytes  # a fresh uuid, used if the journal has none
     name: str
     seed: bytes
+    master: str = ""  # where this leader finds Mesos
 
 
 @dataclass(frozen=True, slots=True)

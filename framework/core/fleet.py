@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 from stoker.executor.messages import Assignment, Heartbeat, Residency, SlotAddress
 from stoker.framework.core import actions as a
 from stoker.framework.core import events as ev
-from stoker.framework.core.catalog import Catalog, Launch
+from stoker.framework.core.catalog import Catalog, Job, Launch
 from stoker.framework.core.progress import job_progress
-from stoker.framework.model import Offer, Selection, Settings, TaskStatus
+from stoker.framework.core.reports import Reports
+from stoker.framework.model import Manifested, Offer, Selection, Settings, TaskStatus
 
 AGENTS_MAX = 20_000  # remembered, the longest unseen are forgotten
 ADDRESSES_AT_ONCE_MAX = (
@@ -76,6 +77,7 @@ class Ending:
     agent_id: str
     next_ms: int
     tries: int
+    since_ms: int
 
 
 @dataclass(slots=True)
@@ -88,8 +90,22 @@ class AgentSeen:
 @dataclass(slots=True)
 class ListingSeen:
     attempt: int
+    clear_version: int = 0  # see Listed
     files: int = 0
     bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A new dataset's listing that succeeded and is not journaled yet; see publishing.py.
+
+    `clear_version`: an assignment of this epoch with this version, or a newer one, names no earlier dataset of the name;
+    0: there was none.
+    """
+
+    attempt: int
+    clear_version: int
+    manifested: Manifested
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +117,21 @@ class OfferDecision:
 
 
 class Fleet:
-    """All observed state of one leadership. Read it freely; it changes by `observe` and `apply` alone."""
+    """All observed state of one leadership. Read it freely; it changes by `observe` and `apply` alone.
+
+    It is bounded by the catalog, which it follows: launches, executors, unanswered by the catalog's launches; back-offs
+    and empty_since_ms by its slots; listings and listed by its datasets; selections, rates and reports by its active
+    jobs; what an executor holds by its datasets. Of the rest, agents end at AGENTS_MAX, decisions at offers_kept_max,
+    endings after kill_tries_max tries; and offers are as many as the master makes.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.seed = b""
         self.began_ms = 0
+        self.may_have_strays = (
+            False  # launches ended before the take-over: their tasks may live yet, unknown here
+        )
         self.revision = 0  # grows with slot addresses and `residency_complete`
         self.residency_complete = False
 
@@ -133,10 +158,12 @@ class Fleet:
         self.endings: dict[str, Ending] = {}  # by task id
 
         self.listings: dict[int, ListingSeen] = {}  # by dataset id: those that run
+        self.listed: dict[int, Listed] = {}  # by dataset id: first listings that succeeded, not journaled yet
         self.selections: dict[
             tuple[int, int], Selection
         ] = {}  # by (dataset id, wanted version that it led to)
         self.rates: dict[str, deque[tuple[int, int]]] = {}  # job id: (now_ms, bytes done)
+        self.reports: dict[int, Reports] = {}  # by dataset id: remembered work; of those with active jobs
 
         self.awaited_ms = -(2**63)  # when somebody last waited for what executors do
 
@@ -147,11 +174,14 @@ class Fleet:
         self._followed = -1
         self._awaited: set[int] = set()  # launches of before the take-over, not heard in whole yet
         self._is_dirty = False
+        self._removed_count = 0  # of datasets, when it was last looked who knows of removed ones
 
     def observe(self, stamp: ev.Stamp, event: ev.Event, catalog: Catalog) -> None:  # noqa: C901 (one flat match)
         """Take in what the event says; `catalog` is the state that it will be decided on."""
         changed_ms = self._pass_time(stamp)
-        if catalog.has_active_jobs or self.listings:
+        if self.listed:
+            self._drop_listed(catalog)
+        if catalog.has_active_jobs or self.listings or self.listed:
             self.awaited_ms = stamp.now_ms
         if not isinstance(event, ev.LeadershipBegan):
             self._follow(changed_ms, catalog)
@@ -176,7 +206,7 @@ class Fleet:
             case ev.AgentRemoved():
                 self._agent_removed(event.agent_id)
             case ev.ListingProgressed() | ev.ListingFinished():
-                self._listing(event)
+                self._listing(event, catalog)
             case ev.JobRequested():
                 self._selection(event, catalog)
             case ev.Ticked():
@@ -207,19 +237,20 @@ class Fleet:
                 self.suppressed, self.revived_ms = False, now_ms
                 self.revive_delay_ms = min(2 * self.revive_delay_ms, self.settings.decline_ms)
             case a.StartListing():
-                self.listings[action.dataset_id] = ListingSeen(action.attempt)
+                self.listings[action.dataset_id] = ListingSeen(action.attempt, action.clear_version)
             case a.StopListing():
                 self.listings.pop(action.dataset_id, None)
+                self.listed.pop(action.dataset_id, None)
             case _:
                 pass
 
     def _killed(self, now_ms: int, action: a.Kill) -> None:
         ending = self.endings.pop(action.task_id, None)
-        tries = 1 if ending is None else ending.tries + 1
+        tries, since_ms = (1, now_ms) if ending is None else (ending.tries + 1, ending.since_ms)
         # Given up, a task that lives yet is a stray one at the next implicit reconciliation.
         if tries < self.settings.kill_tries_max:
             next_ms = now_ms + self.settings.kill_retry_ms * 2 ** (tries - 1)
-            self.endings[action.task_id] = Ending(action.agent_id, next_ms, tries)
+            self.endings[action.task_id] = Ending(action.agent_id, next_ms, tries, since_ms)
 
     # --- questions
 
@@ -256,6 +287,10 @@ class Fleet:
         backoff = self.backoffs.get(slot_id)
         return 0 if backoff is None else max(0, backoff.until_ms - now_ms)
 
+    def listed_digests(self) -> set[str]:
+        """Return the roots of manifests that are stored, and that the catalog is about to name."""
+        return {listed.manifested.digest for listed in self.listed.values()}
+
     def rate_bytes_per_s(self, job_id: str) -> int:
         samples = self.rates.get(job_id)
         if not samples or samples[-1][0] == samples[0][0]:
@@ -278,6 +313,7 @@ class Fleet:
         self.seed = event.seed
         self.began_ms = self._awake_ms = stamp.now_ms
         self._awaited = set(catalog.launches)
+        self.may_have_strays = catalog.launch_id_next - 1 > len(catalog.launches)
         self._follow(stamp.now_ms, catalog, is_inherited=True)
 
     def _complete(self, now_ms: int) -> None:
@@ -330,6 +366,13 @@ class Fleet:
             samples.append((stamp.now_ms, job_progress(catalog, self, job).bytes))
             while samples[-1][0] - samples[0][0] > self.settings.rate_window_ms:
                 samples.popleft()
+        self._forget_jobs(catalog, jobs)
+        if self._removed_count != catalog.datasets_removed:
+            self._removed_count = catalog.datasets_removed
+            self._forget_datasets(catalog)
+
+    def _forget_jobs(self, catalog: Catalog, jobs: list[Job]) -> None:
+        """Drop what is known for the sake of jobs, but for these, the active ones."""
         active = {job.job_id for job in jobs}
         for job_id in [i for i in self.rates if i not in active]:
             del self.rates[job_id]
@@ -337,6 +380,14 @@ class Fleet:
         wanted |= {(job.dataset_id, catalog.datasets[job.dataset_id].wanted_version) for job in jobs}
         for key in [k for k in self.selections if k not in wanted]:
             del self.selections[key]
+        read = {job.dataset_id for job in jobs}
+        for dataset_id in [i for i in self.reports if i not in read]:
+            del self.reports[dataset_id]
+        for reports in self.reports.values():
+            reports.forget(active)
+
+    def _forget_datasets(self, catalog: Catalog) -> None:
+        """Drop what is known of datasets that were removed."""
         for dataset_id in [i for i in self.listings if i not in catalog.datasets]:
             del self.listings[dataset_id]
         for seen in self.executors.values():
@@ -409,7 +460,7 @@ class Fleet:
         seen.needs_whole = not heartbeat.whole and (seen.needs_whole or not follows)
         seen.heard_ms = stamp.now_ms
         seen.heartbeat = replace(heartbeat, datasets=())
-        self._residency(stamp, seen, heartbeat)
+        self._residency(stamp, seen, heartbeat, catalog, is_new=last is None)
         if not seen.needs_whole:
             self._awaited.discard(heartbeat.launch_id)
             self._complete(stamp.now_ms)
@@ -418,11 +469,19 @@ class Fleet:
         elif moved:
             self._is_dirty = True
 
-    def _residency(self, stamp: ev.Stamp, seen: ExecutorSeen, heartbeat: Heartbeat) -> None:
+    def _residency(
+        self, stamp: ev.Stamp, seen: ExecutorSeen, heartbeat: Heartbeat, catalog: Catalog, *, is_new: bool
+    ) -> None:
         before = seen.datasets
         if heartbeat.whole:
             seen.datasets = {}
+        told = {residency.dataset_id for residency in heartbeat.datasets}
+        for dataset_id, reports in self.reports.items():
+            if is_new or heartbeat.whole or dataset_id in told:  # silence in a whole one is news too
+                reports.mark(heartbeat.slot_id)
         for residency in heartbeat.datasets:
+            if residency.dataset_id not in catalog.datasets:
+                continue  # removed, and about to be freed
             key = (residency.dataset_id, residency.generation)
             held = before.get(key) or Held(residency, bytearray())
             _update(held, residency, is_exact=not seen.needs_whole)
@@ -434,14 +493,24 @@ class Fleet:
                 held.unfit_since_ms = stamp.now_ms
             seen.datasets[key] = held
 
-    def _listing(self, event: ev.ListingProgressed | ev.ListingFinished) -> None:
+    def _listing(self, event: ev.ListingProgressed | ev.ListingFinished, catalog: Catalog) -> None:
         listing = self.listings.get(event.dataset_id)
         if listing is None or listing.attempt != event.attempt:
             return
-        if isinstance(event, ev.ListingFinished):
-            del self.listings[event.dataset_id]
+        if isinstance(event, ev.ListingProgressed):
+            listing.files, listing.bytes = event.files, event.bytes
             return
-        listing.files, listing.bytes = event.files, event.bytes
+        del self.listings[event.dataset_id]
+        if event.manifested is not None:
+            self.listed[event.dataset_id] = Listed(event.attempt, listing.clear_version, event.manifested)
+            self._drop_listed(catalog)
+
+    def _drop_listed(self, catalog: Catalog) -> None:
+        for dataset_id, listed in list(self.listed.items()):
+            dataset = catalog.datasets.get(dataset_id)
+            is_awaited = dataset is not None and dataset.is_listing and dataset.attempt == listed.attempt
+            if not is_awaited or (dataset is not None and dataset.current is not None):
+                del self.listed[dataset_id]
 
     def _selection(self, event: ev.JobRequested, catalog: Catalog) -> None:
         selection = event.selection

@@ -7,6 +7,7 @@ import numpy as np
 from stoker.executor.messages import NO_HOME
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.progress import job_progress
 from stoker.framework.core.rules import merge_rules, normalise_rules
 from stoker.framework.model import DatasetState, JobKind, JobState
 
@@ -17,6 +18,7 @@ def check(catalog: Catalog, fleet: Fleet) -> None:
     _check_datasets(catalog)
     _check_jobs(catalog)
     _check_fleet(catalog, fleet)
+    _check_progress(catalog, fleet)
 
 
 def _check_slots(catalog: Catalog) -> None:
@@ -83,3 +85,17 @@ def _check_fleet(catalog: Catalog, fleet: Fleet) -> None:
         assert seen.heartbeat.launch_id == launch_id, f"launch {launch_id} is filed under another"
     assert len(fleet.decisions) <= fleet.settings.offers_kept_max
     assert len(fleet.listings) <= fleet.settings.listings_running_max
+
+
+def _check_progress(catalog: Catalog, fleet: Fleet) -> None:
+    """What is remembered of the jobs' progress is what it comes to when it is counted from the beginning."""
+    remembered = {job.job_id: job_progress(catalog, fleet, job) for job in catalog.active_jobs()}
+    kept, fleet.reports = fleet.reports, {}
+    try:
+        for job in catalog.active_jobs():
+            counted = job_progress(catalog, fleet, job)
+            assert remembered[job.job_id] == counted, (
+                f"job {job.job_id}: {remembered[job.job_id]}, not {counted}"
+            )
+    finally:
+        fleet.reports = kept

@@ -21,8 +21,8 @@ from stoker.framework.core.datasets import no_such_dataset, refuse
 from stoker.framework.core.fits import Plan, make_plan
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.launches import clip, is_utf8, now_wall_ms
-from stoker.framework.core.progress import JobProgress, SlotProgress, job_errors, job_progress
-from stoker.framework.core.rules import Rules, merge_rules, normalise_rules, rules_bytes
+from stoker.framework.core.progress import JobProgress, job_errors, job_progress
+from stoker.framework.core.rules import Rules, normalise_rules, rules_bytes
 from stoker.framework.core.views import job_view
 from stoker.framework.model import (
     STALE_SELECTION,
@@ -35,8 +35,9 @@ from stoker.framework.model import (
     Settings,
 )
 
-FORGOTTEN_FRAME_MAX = 100
-FINISHED_FRAME_MAX = 4  # of one frame: each may hold job_errors_bytes_max of errors
+FORGOTTEN_FRAME_MAX = 1_000
+FINISHED_FRAME_MAX = 64  # of one frame; of those with errors only
+FAILED_FRAME_MAX = 4  # since each may hold job_errors_bytes_max of them
 MISSING_NAMED_MAX = 3
 
 
@@ -89,6 +90,9 @@ def cancel_requested(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.
         view = job_view(catalog, fleet, job, stamp.now_ms)
         return Frame(actions=(Answer(event.reply_id, 200, view),))
     entries = _take_back(catalog, job)
+    refusal = next((r for entry in entries if (r := _rules_refusal(entry.rules, fleet.settings))), None)
+    if refusal is not None:
+        return refuse(event.reply_id, refusal)
     progress = job_progress(catalog, fleet, job)
     finished = _finished(catalog, stamp, job, JobState.CANCELLED, progress, message="cancelled on request")
     view = job_view(catalog, fleet, job_finished(job, finished), stamp.now_ms)
@@ -98,19 +102,19 @@ def cancel_requested(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.
 def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
     """On a tick: start and finish jobs by what executors report; forget old ones."""
     entries: list[e.Entry] = []
-    finished = 0
+    finished = failed = 0
     for job in catalog.active_jobs():
         progress = job_progress(catalog, fleet, job)
-        end = _end(catalog, fleet, stamp, job, progress, settings) if finished < FINISHED_FRAME_MAX else None
-        is_begun = end is not None or any(slot.is_reported for slot in progress.slots)
+        has_room = finished < FINISHED_FRAME_MAX and failed < FAILED_FRAME_MAX
+        end = _end(catalog, fleet, stamp, job, progress, settings) if has_room else None
+        is_begun = end is not None or progress.reported_count > 0
         if job.state == JobState.PENDING and is_begun:
             entries.append(e.JobStarted(job.job_id, now_wall_ms(catalog, stamp)))
         if end is not None:
             entries.append(end)
             finished += 1
-    if not entries:
-        entries += _forget(catalog, stamp, settings)
-    return Frame(tuple(entries))
+            failed += bool(end.errors)
+    return Frame((*entries, *_forget(catalog, stamp, settings)))
 
 
 def body_digest(event: ev.JobRequested) -> str:
@@ -191,13 +195,9 @@ def _limit_refusal(
             f"the {len(event.paths)} paths take {paths_bytes} bytes",
             f"at most {settings.job_paths_bytes_max} are allowed in a job: name directories, or make more jobs",
         )
-    if len(rules) > settings.wanted_rules_max or rules_bytes(rules) > settings.wanted_rules_bytes_max:
-        return Refusal(
-            413,
-            "too_large",
-            f"what is wanted of the dataset would take {len(rules)} rules of {rules_bytes(rules)} bytes",
-            f"at most {settings.wanted_rules_max} of {settings.wanted_rules_bytes_max} bytes: name whole directories",
-        )
+    refusal = _rules_refusal(rules, settings)
+    if refusal is not None:
+        return refusal
     # Jobs are forgotten in the order of their wishes, so one that never ends can hold up the forgetting.
     if (
         len(catalog.active_jobs()) >= settings.jobs_active_max
@@ -210,6 +210,18 @@ def _limit_refusal(
             "wait for some to finish, or cancel the oldest that are active: stoker job ls",
         )
     return None
+
+
+def _rules_refusal(rules: Rules, settings: Settings) -> Refusal | None:
+    """Refuse what a journal record has no room for; also of a cancel, which may bring back what its job had covered."""
+    if len(rules) <= settings.wanted_rules_max and rules_bytes(rules) <= settings.wanted_rules_bytes_max:
+        return None
+    return Refusal(
+        413,
+        "too_large",
+        f"what is wanted of the dataset would take {len(rules)} rules of {rules_bytes(rules)} bytes",
+        f"at most {settings.wanted_rules_max} of {settings.wanted_rules_bytes_max} bytes: name whole directories",
+    )
 
 
 def _fit_refusal(event: ev.JobRequested, plan: Plan) -> Refusal | None:
@@ -257,13 +269,11 @@ def _create(
 # --- ends
 
 
-def _take_back(catalog: Catalog, job: Job) -> list[e.Entry]:
+def _take_back(catalog: Catalog, job: Job) -> list[e.WantedSet]:
     """Return the entries that undo the job's wish."""
     dataset = catalog.datasets[job.dataset_id]
-    rules = normalise_rules(dataset.base_rules)
-    for other in catalog.jobs_of(job.dataset_id):
-        if other.job_id != job.job_id and other.state != JobState.CANCELLED:
-            rules = merge_rules(rules, other.kind == JobKind.LOAD, other.paths)
+    others = [other for other in catalog.jobs_of(job.dataset_id) if other.job_id != job.job_id]
+    rules = normalise_rules((*dataset.base_rules, *(rule for other in others for rule in other.wishes)))
     if rules == dataset.rules:
         return []
     # Without its manifest nobody can count: the old number is an upper bound unless everything or nothing is wanted.
@@ -280,35 +290,35 @@ def _end(
 ) -> e.JobFinished | None:
     """Return the end of a job that has nothing left to do, else None."""
     if job.kind == JobKind.FREE:
-        if any((s.is_running and not s.is_reported) or s.held_blocks for s in progress.slots):
+        if progress.unheard_count or progress.held_blocks:
             return None
         return _finished(catalog, stamp, job, JobState.SUCCEEDED, progress, is_whole=True)
-    if not progress.slots or not all(_is_settled(slot, stamp, settings) for slot in progress.slots):
+    if not _is_settled(progress, stamp, settings):
         return None
-    unfit = [slot for slot in progress.slots if slot.unfit_blocks]
     count, named = job_errors(catalog, fleet, job)
-    message = _load_message(job, count, named, unfit)
-    if count or (unfit and not job.fit):
+    message = _load_message(job, count, named, progress)
+    if count or (progress.unfit_blocks and not job.fit):
         errors = _bounded(named, settings)
         return _finished(catalog, stamp, job, JobState.FAILED, progress, count, errors, message)
-    return _finished(catalog, stamp, job, JobState.SUCCEEDED, progress, message=message, is_whole=not unfit)
+    is_whole = not progress.unfit_blocks
+    return _finished(catalog, stamp, job, JobState.SUCCEEDED, progress, message=message, is_whole=is_whole)
 
 
-def _is_settled(slot: SlotProgress, stamp: ev.Stamp, settings: Settings) -> bool:
-    if not slot.is_reported or slot.unsettled_blocks:
+def _is_settled(progress: JobProgress, stamp: ev.Stamp, settings: Settings) -> bool:
+    if not progress.slot_count or progress.reported_count < progress.slot_count or progress.unsettled_blocks:
         return False
-    return slot.unfit_since_ms is None or stamp.now_ms - slot.unfit_since_ms >= settings.job_unfit_ms
+    since_ms = progress.unfit_since_ms
+    return since_ms is None or stamp.now_ms - since_ms >= settings.job_unfit_ms
 
 
-def _load_message(job: Job, count: int, named: list[FileError], unfit: list[SlotProgress]) -> str:
+def _load_message(job: Job, count: int, named: list[FileError], progress: JobProgress) -> str:
     parts = []
     if count:
         first = f"; the first is {clip(named[0].path, 300)!r}: {clip(named[0].message, 300)}" if named else ""
         parts.append(f"{count} of {job.files_total} files failed{first}")
-    if unfit:
-        blocks = sum(slot.unfit_blocks for slot in unfit)
-        where = ", ".join(str(slot.slot_id) for slot in unfit[:8])
-        parts.append(f"{blocks} blocks found no room, on slots {where}")
+    if progress.unfit_blocks:
+        where = ", ".join(map(str, progress.unfit_slot_ids[:8]))
+        parts.append(f"{progress.unfit_blocks} blocks found no room, on slots {where}")
     return "; ".join(parts)
 
 
@@ -356,6 +366,8 @@ def _forget(catalog: Catalog, stamp: ev.Stamp, settings: Settings) -> list[e.Ent
     held_up: set[int] = set()  # datasets with an older job that stays: wishes are forgotten in their order
     forgotten: list[str] = []
     for job in catalog.jobs.values():
+        if len(forgotten) >= surplus and job.created_ms >= before_ms:
+            break  # nor is any after it old: they stand in the order of their creation
         is_old = len(forgotten) < surplus or job.finished_ms < before_ms
         if job.state.is_final and is_old and job.dataset_id not in held_up:
             forgotten.append(job.job_id)

@@ -41,7 +41,7 @@ def leadership_began(
     wall_ms = now_wall_ms(catalog, stamp)
     if not catalog.cluster:
         entries.append(e.ClusterCreated(event.cluster, event.name, wall_ms))
-    entries.append(e.EpochBegan(event.epoch, wall_ms))
+    entries.append(e.EpochBegan(event.epoch, wall_ms, event.master))
     if catalog.fleet is None:
         entries.append(e.FleetSet(event.fleet))
     entries += _missing_slots(catalog, catalog.fleet or event.fleet, settings)
@@ -288,9 +288,9 @@ def _mark_slots(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Setti
     """Take slots that have no executor for too long out of placement, and back in once they have."""
     wall_ms = now_wall_ms(catalog, stamp)
     marks: list[e.Entry] = []
-    for slot_id, slot in catalog.slots.items():
+    for slot_id in sorted((fleet.empty_since_ms.keys() | catalog.slots_out.keys()) & catalog.slots.keys()):
         empty_ms = fleet.empty_ms(slot_id, stamp.now_ms)
-        if catalog.is_out(slot_id) and slot.launch_id in fleet.executors:
+        if catalog.is_out(slot_id) and catalog.slots[slot_id].launch_id in fleet.executors:
             marks.append(e.SlotMarked(slot_id, True, "its executor answers", wall_ms))
         elif not catalog.is_out(slot_id) and fleet.subscribed and empty_ms > settings.slot_out_ms:
             marks.append(e.SlotMarked(slot_id, False, f"no executor for {empty_ms} ms", wall_ms))

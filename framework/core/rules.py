@@ -21,7 +21,12 @@ def merge_rules(rules: Rules, included: bool, paths: Sequence[str]) -> Rules:
     >>> merge_rules(((True, "a/b"), (False, "c")), True, ["a"])
     ((True, 'a'), (False, 'c'))
     """
-    return normalise_rules((*rules, *((included, path) for path in paths or ("",))))
+    return normalise_rules((*rules, *wishes(included, paths)))
+
+
+def wishes(included: bool, paths: Sequence[str]) -> Rules:
+    """Return what wanting, or freeing, `paths` (none: everything) comes to by itself; not normalised."""
+    return tuple([(included, path) for path in paths or ("",)])
 
 
 def normalise_rules(rules: Iterable[tuple[bool, str]]) -> Rules:
@@ -32,14 +37,25 @@ def normalise_rules(rules: Iterable[tuple[bool, str]]) -> Rules:
     """
     last_first: dict[str, bool] = {}
     for included, path in reversed(tuple(rules)):
-        if path not in last_first and not any(above in last_first for above in _ancestors(path)):
+        if path not in last_first and _nearest_above(path, last_first) is None:
             last_first[path] = included
+    if len(last_first) == 1:
+        return tuple((included, path) for path, included in last_first.items())
     kept: dict[str, bool] = {}
-    for path in sorted(last_first, key=_components):
-        above = [kept[p] for p in _ancestors(path) if p in kept]
-        if not above or above[-1] != last_first[path]:
+    for path in sorted(last_first, key=_in_order):
+        if _nearest_above(path, kept) != last_first[path]:
             kept[path] = last_first[path]
     return tuple((included, path) for path, included in kept.items())
+
+
+def loosely_merged(rules: Rules, more: Rules) -> Rules:
+    """Return rules that decide as `rules` and then `more` do, not normalised; cheap.
+
+    >>> loosely_merged(((True, "a"),), ((False, "b"),)), loosely_merged(((True, "a"),), ((False, ""),))
+    (((True, 'a'), (False, 'b')), ((False, ''),))
+    """
+    covers_all = len(more) == 1 and more[0][1] == ""  # as a job on the whole dataset does
+    return more if covers_all else (*rules, *more)
 
 
 def is_wanted(rules: Rules, path: str) -> bool:
@@ -60,13 +76,15 @@ def rules_bytes(rules: Rules) -> int:
     return sum(len(path.encode("utf-8", "replace")) + 8 for _, path in rules)
 
 
-def _ancestors(path: str) -> list[str]:
-    """Return the prefixes that cover `path`, without itself, the shortest first."""
-    if path == "":
-        return []
-    parts = path.split("/")
-    return ["", *("/".join(parts[:i]) for i in range(1, len(parts)))]
+def _nearest_above(path: str, rules: dict[str, bool]) -> bool | None:
+    """Return what the longest prefix that covers `path`, other than itself, decides; None: there is none."""
+    while path and rules:
+        path = path.rpartition("/")[0]
+        if path in rules:
+            return rules[path]
+    return None
 
 
-def _components(path: str) -> list[str]:
-    return path.split("/") if path else []
+def _in_order(path: str) -> str:
+    """Return what sorts paths component by component, so that what covers a path comes before it."""
+    return path.replace("/", "\0")

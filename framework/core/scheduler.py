@@ -7,11 +7,11 @@ left is found again at the next tick, from the difference of catalog and fleet.
 
 from __future__ import annotations
 
-from stoker.framework.core import datasets, executors, jobs, launches, matching
+from stoker.framework.core import datasets, executors, jobs, launches, matching, publishing
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import Frame
 from stoker.framework.core.catalog import Catalog
-from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.fleet import ADDRESSES_AT_ONCE_MAX, Fleet
 from stoker.framework.model import Settings
 
 
@@ -21,7 +21,10 @@ def decide(  # noqa: C901 (one flat match, a line an event)
     """Return what follows from `event`, which `fleet` has observed already."""
     match event:
         case ev.HeartbeatReceived():
-            return executors.answer_heartbeat(catalog, fleet, stamp, event)
+            answer = executors.answer_heartbeat(catalog, fleet, stamp, event)
+            is_small = len(catalog.slots) <= ADDRESSES_AT_ONCE_MAX  # else the next tick looks, once for all
+            published = fleet.listed and is_small
+            return join(answer, publishing.publish(catalog, fleet, stamp)) if published else answer
         case ev.OffersReceived():
             return matching.match_offers(catalog, fleet, stamp, settings)
         case ev.TaskUpdated():
@@ -37,7 +40,7 @@ def decide(  # noqa: C901 (one flat match, a line an event)
         case ev.Subscribed():
             return launches.subscribed(catalog, fleet, stamp, event, settings)
         case ev.ListingFinished():
-            return datasets.listing_finished(catalog, stamp, event, settings)
+            return datasets.listing_finished(catalog, fleet, stamp, event, settings)
         case ev.FleetRequested():
             return launches.fleet_requested(catalog, fleet, stamp, event, settings)
         case ev.DatasetRequested():
@@ -64,6 +67,7 @@ def _ticked(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings)
         frame,
         launches.reconcile(fleet, stamp, settings),
         datasets.converge(catalog, fleet, settings),
+        publishing.publish(catalog, fleet, stamp),
         jobs.converge(catalog, fleet, stamp, settings),
     )
 

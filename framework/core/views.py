@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from stoker.framework.core import publishing
 from stoker.framework.core.catalog import Catalog, Dataset, Job, Slot
 from stoker.framework.core.fleet import ExecutorSeen, Fleet, Held, popcount
-from stoker.framework.core.progress import JobProgress, SlotProgress, job_progress
+from stoker.framework.core.progress import JobProgress, SlotProgress, job_progress, slot_progress
 from stoker.framework.model import FleetSpec, JobKind, Manifested
 
 SILENT_MS = 3_000  # three heartbeats: shown as LOST before it is given up
@@ -22,7 +23,7 @@ SILENT_MS = 3_000  # three heartbeats: shown as LOST before it is given up
 
 def dataset_view(catalog: Catalog, fleet: Fleet, dataset: Dataset, now_ms: int) -> dict[str, Any]:
     current = dataset.current
-    listing = fleet.listings.get(dataset.dataset_id) if dataset.is_listing else None
+    listing = _listing(fleet, dataset)
     cached_bytes, copies = (None, None) if current is None else _cached(fleet, dataset, current)
     return {
         "name": dataset.name,
@@ -31,6 +32,7 @@ def dataset_view(catalog: Catalog, fleet: Fleet, dataset: Dataset, now_ms: int) 
         "options": dict(dataset.options),
         "state": dataset.state.value,
         "error": dataset.error or None,
+        "message": publishing.waits_for(catalog, fleet, dataset, now_ms) or None,
         "files": None if current is None else current.files,
         "bytes": None if current is None else current.bytes,
         "cached_bytes": cached_bytes,
@@ -46,23 +48,31 @@ def dataset_view(catalog: Catalog, fleet: Fleet, dataset: Dataset, now_ms: int) 
         "wanted": [{"include": included, "path": path} for included, path in dataset.rules],
         "block_bytes": None if current is None else current.block_bytes,
         "blocks": None if current is None else current.block_count,
-        "listing": {"files": listing.files if listing else 0, "bytes": listing.bytes if listing else 0}
-        if dataset.is_listing
-        else None,
+        "listing": listing,
         "created_ms": dataset.created_ms,
     }
 
 
+def _listing(fleet: Fleet, dataset: Dataset) -> dict[str, int] | None:
+    if not dataset.is_listing:
+        return None
+    listed, running = fleet.listed.get(dataset.dataset_id), fleet.listings.get(dataset.dataset_id)
+    counts = listed.manifested if listed is not None else running
+    return {"files": counts.files if counts else 0, "bytes": counts.bytes if counts else 0}
+
+
 def job_view(catalog: Catalog, fleet: Fleet, job: Job, now_ms: int) -> dict[str, Any]:
-    progress = JobProgress(job.bytes, job.files, ())
+    progress = JobProgress(job.bytes, job.files)
+    slots: list[SlotProgress] = []
     rate: int | None = None
     eta: int | None = None
     message = job.message
     if not job.state.is_final:
         progress = job_progress(catalog, fleet, job)
+        slots = slot_progress(catalog, fleet, job)
         rate = fleet.rate_bytes_per_s(job.job_id)
         eta = -(-(job.bytes_total - progress.bytes) // rate) if rate else None
-        message = _waiting_for(catalog, fleet, progress, now_ms)
+        message = _waiting_for(catalog, fleet, progress, slots, now_ms)
     return {
         "id": job.job_id,
         "kind": job.kind,
@@ -77,10 +87,10 @@ def job_view(catalog: Catalog, fleet: Fleet, job: Job, now_ms: int) -> dict[str,
             "files_total": job.files_total,
             "rate_bytes_per_s": rate,
             "eta_seconds": eta,
-            "executors": [_slot_json(s) for s in progress.slots] if job.kind == JobKind.LOAD else [],
+            "executors": [_slot_json(s) for s in slots] if job.kind == JobKind.LOAD else [],
         },
         "error_count": job.error_count,
-        "errors": [dataclasses.asdict(error) for error in job.errors],
+        "errors": [error._asdict() for error in job.errors],
         "created_ms": job.created_ms,
         "started_ms": job.started_ms or None,
         "finished_ms": job.finished_ms or None,
@@ -265,16 +275,16 @@ def _slot_json(slot: SlotProgress) -> dict[str, Any]:
     }
 
 
-def _waiting_for(catalog: Catalog, fleet: Fleet, progress: JobProgress, now_ms: int) -> str:
+def _waiting_for(
+    catalog: Catalog, fleet: Fleet, progress: JobProgress, slots: list[SlotProgress], now_ms: int
+) -> str:
     """Return what an active job waits for, if it is not work that goes on."""
-    silent = [s for s in progress.slots if not s.is_reported]
+    silent = [s for s in slots if not s.is_reported]
     if silent:
         slot = catalog.slots[silent[0].slot_id]
         state, reason = _executor_state(catalog, fleet, slot, now_ms)
         more = f" ({len(silent)} slots are missing)" if len(silent) > 1 else ""
         return f"waits for slot {slot.slot_id}, {state}{': ' + reason if reason else ''}{more}"
-    unfit = sum(s.unfit_blocks for s in progress.slots)
-    if unfit:
-        return f"{unfit} blocks find no room"
-    freed = sum(s.held_blocks for s in progress.slots)
-    return f"{freed} blocks are still held, or lent to readers" if freed else ""
+    if progress.unfit_blocks:
+        return f"{progress.unfit_blocks} blocks find no room"
+    return f"{progress.held_blocks} blocks are still held, or lent to readers" if progress.held_blocks else ""

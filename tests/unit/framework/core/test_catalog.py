@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from sim.world import World
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
-from stoker.framework.core.catalog import SLOTS_GONE_MAX, Catalog
+from stoker.framework.core.catalog import BASE_RULES_LOOSE_MAX, SLOTS_GONE_MAX, Catalog, job_id_of
 from stoker.framework.core.codec import CodecError
+from stoker.framework.core.invariants import check
+from stoker.framework.core.rules import merge_rules
 from stoker.framework.model import FleetSpec
 from support.core_stage import Stage, manifested, replayed
 
@@ -24,7 +26,7 @@ def journal(seed: int) -> list[bytes]:
     """A journal as life writes it, of a bad day."""
     world = World(seed, agents=4, instances=3)
     world.run(60_000)
-    return world.journal
+    return world.truth.records
 
 
 def through_bytes(value: Any) -> Any:
@@ -108,3 +110,47 @@ def test_a_new_version_keeps_the_placement() -> None:
     again = manifested(dataset, 64, version=2)
     stage.do(ev.ListingFinished(dataset.dataset_id, dataset.attempt, again))
     assert (stage.catalog.homes(stage.dataset()) == homes).all()
+
+
+def test_another_dataset_does_not_make_homes_anew_and_another_slot_does() -> None:
+    stage = Stage(instances=3).start()
+    homes = stage.catalog.homes(stage.ready("alpha", blocks=64))
+    stage.ready("beta", blocks=64)
+    stage.ask(ev.DatasetRemovalRequested(7, "beta"))
+    assert stage.catalog.homes(stage.dataset()) is homes
+    stage.ask(ev.FleetRequested(7, FleetSpec(4, stage.spec.mem_bytes)))
+    assert stage.catalog.homes(stage.dataset()) is not homes
+    assert stage.catalog.slots_in == (1, 2, 3, 4)
+
+
+def test_homes_computed_together_are_those_computed_one_by_one() -> None:
+    stage = Stage(instances=3).start()
+    for number, blocks in enumerate((1, 16, 64, 64, 64)):
+        stage.ready(f"d{number}", blocks=blocks, replicas=1 + number % 2)
+    stage.add("unlisted")
+    one_by_one, together = replayed(stage.journal), replayed(stage.journal)
+    together.place_all()
+    for dataset in [d for d in together.datasets.values() if d.current is not None]:
+        found = together.homes(dataset)
+        assert (found == one_by_one.homes(dataset)).all()
+        assert together.home_counts(dataset) == one_by_one.home_counts(dataset)
+        together.place_all()
+        assert together.homes(dataset) is found
+
+
+def test_what_forgotten_jobs_wished_is_kept_in_few_rules() -> None:
+    stage = Stage(instances=1).start()
+    dataset_id = stage.ready(blocks=16).dataset_id
+    catalog, path_count = stage.catalog, 3
+    for number in range(1, 200):
+        paths = (f"d{number % path_count}",)
+        rules = merge_rules(catalog.datasets[dataset_id].rules, number % 2 == 1, paths)
+        catalog.apply(e.WantedSet(dataset_id, number, rules, 1))
+        job_id, kind = job_id_of(number), "load" if number % 2 == 1 else "free"
+        catalog.apply(
+            e.JobCreated(job_id, kind, dataset_id, "alpha", paths, "", "", False, number, 1, 1, 1, number)
+        )
+        catalog.apply(e.JobFinished(job_id, "SUCCEEDED", 1, 1, 0, (), "", number))
+        catalog.apply(e.JobsForgotten((job_id,)))
+        assert len(catalog.datasets[dataset_id].base_rules) <= BASE_RULES_LOOSE_MAX
+        check(catalog, stage.fleet)

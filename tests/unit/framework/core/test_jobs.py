@@ -10,6 +10,7 @@ from stoker.executor.wire import Failure
 from stoker.framework.core import actions as a
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
+from stoker.framework.core.catalog import job_id_of
 from stoker.framework.core.views import job_view
 from stoker.framework.model import STALE_SELECTION, FleetSpec, JobState, Selection
 from support.core_stage import BLOCK_BYTES, MIB, Stage, entries_of, manifested
@@ -93,7 +94,7 @@ def test_is_not_over_before_every_slot_has_reported_by_the_newest_wish_and_versi
     stage.job("load", "d0")
     old = stage.dataset()
     stage.hold(1, old)
-    stage.hold(2, replace(old, wanted_version=0))
+    stage.hold(2, old._replace(wanted_version=0))
     stage.tick()
     assert stage.only_job().state == JobState.RUNNING
     stage.do(ev.RefreshRequested(7, "alpha"))
@@ -417,9 +418,71 @@ def test_an_active_job_holds_up_the_forgetting_of_later_wishes() -> None:
 
 
 def test_many_that_end_at_once_end_in_slices() -> None:
-    """Each may carry errors, and a frame must fit a batch of the journal."""
+    """A frame must fit a batch of the journal."""
+    stage = staged(instances=1)
+    for _ in range(100):
+        stage.job("load")
+    stage.hold(1, stage.dataset())
+    assert [len(entries_of(stage.tick(), e.JobFinished)) for _ in range(3)] == [64, 36, 0]
+
+
+def test_failures_end_in_smaller_slices_since_each_names_its_files() -> None:
     stage = staged(instances=1)
     for _ in range(10):
         stage.job("load")
-    stage.hold(1, stage.dataset())
-    assert [len(entries_of(stage.tick(), e.JobFinished)) for _ in range(3)] == [4, 4, 2]
+    wanted = stage.wanted_on(1, stage.dataset())
+    failures = (FileFailure(1, "d1/f1", Failure.UNDER_STORE, "404"),)
+    stage.hold(1, stage.dataset(), [], wanted_settled=len(wanted), failed_count=1, failures=failures)
+    assert [len(entries_of(stage.tick(), e.JobFinished)) for _ in range(4)] == [4, 4, 2, 0]
+
+
+def test_the_oldest_are_forgotten_also_while_others_end() -> None:
+    """A busy cluster has no quiet tick."""
+    stage = staged(instances=1, jobs_kept_max=2)
+    for _ in range(8):
+        stage.job("load")
+        stage.hold(1, stage.dataset())
+        stage.tick()
+        assert len(stage.catalog.jobs) <= 4
+    stage.tick()
+    assert len(stage.catalog.jobs) == 2
+
+
+def test_a_thousand_are_forgotten_at_a_time() -> None:
+    stage = staged(instances=1, jobs_active_max=3_000, jobs_kept_ms=1_000_000)
+    for _ in range(1_500):
+        stage.catalog.apply(created_of(stage))
+    for job_id in list(stage.catalog.jobs):
+        stage.catalog.apply(e.JobFinished(job_id, "CANCELLED", 0, 0, 0, (), "", stage.catalog.wall_ms))
+    assert [len(x.job_ids) for x in entries_of(stage.tick(), e.JobsForgotten)] == [
+        500
+    ]  # beyond jobs_kept_max
+    frame = stage.tick(after_ms=1_010_000)
+    assert [len(x.job_ids) for x in entries_of(frame, e.JobsForgotten)] == [1_000]
+    assert not stage.catalog.jobs
+
+
+def created_of(stage: Stage) -> e.JobCreated:
+    job_id = job_id_of(stage.catalog.job_number_next)
+    wall_ms = 1_700_000_000_000 + stage.now_ms
+    return e.JobCreated(
+        job_id, "load", stage.dataset().dataset_id, "alpha", (), "", "", False, 0, 1, 1, 1, wall_ms
+    )
+
+
+def test_a_cancel_that_would_bring_back_too_many_rules_is_refused() -> None:
+    """What everything covered comes back when everything is taken back; a journal record holds only so much."""
+    stage = staged(instances=1, wanted_rules_max=3)
+    stage.job("load", "d1", "d2")
+    everything = [stage.job("load").body["id"]]
+    stage.job("load", "d3/f3", "d3/f7", fit=True)
+    stage.job("free", "d1", "d2")
+    everything.append(stage.job("load").body["id"])
+    stage.job("free", "d0", "d3")
+    assert len(stage.dataset().rules) == 3
+    before = stage.catalog.snapshot()
+    cancel(stage, everything[0])
+    answer = stage.ask(ev.JobCancelRequested(7, everything[1]))
+    assert answer.refusal is not None and answer.refusal.code == "too_large"
+    assert len(stage.catalog.jobs) == 6 and stage.catalog.snapshot() != before
+    assert not stage.catalog.jobs[everything[1]].state.is_final

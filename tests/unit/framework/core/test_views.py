@@ -12,7 +12,7 @@ from stoker.framework.core.catalog import Dataset
 from support.core_stage import BLOCK_BYTES, MIB, Stage
 
 DATASET = (
-    "name id source options state error files bytes cached_bytes cached_ratio version generation residency replicas "
+    "name id source options state error message files bytes cached_bytes cached_ratio version generation residency replicas "
     "replicas_actual policy tier priority wanted block_bytes blocks listing created_ms"
 )
 JOB = "id kind dataset paths state message progress error_count errors created_ms started_ms finished_ms"
