@@ -88,6 +88,7 @@ class Leadership(Protocol):
 class Api:
     """`leadership` returns the present one or raises NotLeading, with the reason. `known_schemes`: of sources; empty: any.
 
+    `about` returns what GET /v1/leader says of a scheduler that does not lead (None: the reason why not, as all else does).
     `document` is openapi.document.
     """
 
@@ -95,17 +96,23 @@ class Api:
         self,
         leadership: Callable[[], Leadership],
         *,
+        about: Callable[[], dict[str, Any]] | None = None,
         allow_sources: Sequence[str],
         known_schemes: Callable[[], Collection[str]] = tuple,
         metrics: Metrics,
         document: Mapping[str, Any],
     ) -> None:
         self._leadership = leadership
+        self._about = about
         self._allow_sources = tuple(allow_sources)
         self._known_schemes = known_schemes
         self._metrics = metrics
         self._document = document
         self._followers = 0
+
+    def check_leads(self) -> None:
+        """:raises LedElsewhere, NotLeading: this scheduler cannot answer what only a leader can."""
+        self._leadership()
 
     # --- datasets
 
@@ -278,7 +285,12 @@ class Api:
     # --- about this scheduler
 
     def show_leader(self, call: Call) -> Reply:
-        return Reply(200, self._leadership().leader_view())
+        try:
+            return Reply(200, self._leadership().leader_view())
+        except NotLeading:
+            if self._about is None:
+                raise
+            return Reply(200, self._about())
 
     def show_openapi(self, call: Call) -> Reply:
         return Reply(200, self._document)
@@ -292,12 +304,20 @@ class Api:
 
     def show_metrics(self, call: Call) -> Reply:
         try:
-            self._leadership().loop.peek(lambda catalog, fleet: _gauge(self._metrics, catalog, fleet))
+            loop = self._leadership().loop
+            loop.peek(lambda catalog, fleet: _gauge(self._metrics, catalog, fleet))
+            self._metrics.journal_next_index.set(loop.next_index)
         except NotLeading:
-            pass  # the counters stand for themselves
+            self._gauge_following()  # the counters stand for themselves
         return Reply(200, self._metrics.text())
 
     # --- helpers
+
+    def _gauge_following(self) -> None:
+        about = {} if self._about is None else self._about()
+        self._metrics.following.set(about.get("state") == "following")
+        self._metrics.journal_next_index.set(about.get("next_index", 0))
+        self._metrics.journal_behind_records.set(about.get("behind", 0))
 
     def _read(self, view: Callable[[Catalog, Fleet], Any]) -> Reply:
         return Reply(200, self._leadership().loop.read(view))
@@ -415,4 +435,6 @@ def _gauge(metrics: Metrics, catalog: Catalog, fleet: Fleet) -> None:
             gauge.labels(state).inc()
     heard = [e for e in executors if e["used_bytes"] is not None]  # the others' capacity is a wish
     metrics.capacity_bytes.set(sum(e["capacity_bytes"] for e in heard))
+    metrics.following.set(0)
+    metrics.journal_behind_records.set(0)
     metrics.used_bytes.set(sum(e["used_bytes"] for e in heard))

@@ -22,13 +22,17 @@ from typing import Any
 from stoker.executor.units import format_bytes
 from stoker.framework.errors import ConfigError
 from stoker.framework.model import EXECUTOR_CPUS_MILLI, NAME, NAME_RULE, FleetSpec, Settings
+from stoker.framework.scratch import public_path
 from stoker.mesos.detector import parse_address
+from stoker.zk.paths import parse_journal_url
 
 PORT_DEFAULT = 7070
 FAILOVER_TIMEOUT_MS_DEFAULT = (
     14 * 86_400_000
 )  # two weeks: longer than any repair, since after it Mesos kills all
 _LIMITS = Settings()
+SESSION_TIMEOUT_MS_DEFAULT = 10_000
+SESSION_TIMEOUT_MS_MIN, SESSION_TIMEOUT_MS_MAX = 1_000, 600_000
 INSTANCES_MAX = _LIMITS.instances_max
 MEM_BYTES_MIN = _LIMITS.executor_mem_bytes_min
 MEM_BYTES_MAX = _LIMITS.executor_mem_bytes_max
@@ -36,6 +40,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
 _ROLE = re.compile(r"\*|[^\s/*.-][^\s*]*")
+_CREDENTIALS = re.compile(r"^zk://[^/]*@")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -43,8 +48,12 @@ _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class Config:
     """All that one scheduler is told. Sizes in bytes, times in milliseconds.
 
-    `fleet` is the wanted fleet of a new cluster; an older cluster keeps the one in its journal. `secret` may be
-    `env:NAME` or `file:PATH`. `executor_environment` names variables that executors get from this process' environment.
+    `journal` is `file:DIR`, or `zk://HOST:PORT,.../PATH`, which several schedulers share; then `session_timeout_ms` is how
+    long a dead one may pass for alive. `new_cluster` and `new_master` say what nobody could find out: that an empty
+    journal is no lost one, that the cluster's master is now found at another address.
+
+    `fleet` is the wanted fleet of a new cluster; an older cluster keeps the one in its journal. `secret` and `zk_secret`
+    may be `env:NAME` or `file:PATH`. `executor_environment` names variables that executors get from this process' environment.
     `allow_sources`: prefixes of what may be added as a dataset ("": anything); none: anything but files of the
     machines themselves.
     """
@@ -71,6 +80,10 @@ class Config:
     socket_dir: str = ""
     fillers: int = 0
     scratch_dir: str = ""
+    zk_secret: str = ""
+    session_timeout_ms: int = SESSION_TIMEOUT_MS_DEFAULT
+    new_cluster: bool = False
+    new_master: bool = False
     log_level: str = "info"
     settings: Mapping[str, int] = field(default_factory=dict)
 
@@ -105,13 +118,28 @@ class Config:
             raise ConfigError(problems)
 
     @property
-    def journal_dir(self) -> str:
-        return os.path.abspath(self.journal.removeprefix("file:"))
+    def is_shared(self) -> bool:
+        """Return whether several schedulers share the journal, of whom one leads."""
+        return self.journal.startswith("zk://")
 
     @property
-    def scratch(self) -> str:
-        """Return the directory of what can be made again: mapped manifests, listings under way."""
-        return self.scratch_dir or self.journal_dir.rstrip("/") + ".scratch"
+    def journal_name(self) -> str:
+        """Return the journal's URL as it may be told: without credentials."""
+        return _CREDENTIALS.sub("zk://", self.journal)
+
+    @property
+    def journal_dir(self) -> str:
+        assert not self.is_shared
+        return os.path.abspath(self.journal.removeprefix("file:"))
+
+    def scratch(self, port: int) -> str:
+        """Return the directory of what can be made again: mapped manifests, listings under way.
+
+        It is this process' own while it has `port`: what another left there is removed.
+        """
+        if self.scratch_dir or not self.is_shared:
+            return self.scratch_dir or self.journal_dir.rstrip("/") + ".scratch"
+        return public_path(self.host, port)
 
     @property
     def fleet(self) -> FleetSpec:
@@ -138,7 +166,7 @@ class Config:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def resolve_secret(self) -> str:
-        """Return the secret itself.
+        """Return the Mesos secret itself.
 
         :raises ConfigError: it names a variable or a file that is not there.
         """
@@ -204,13 +232,25 @@ def _address_problems(flag: str, address: str, form: str) -> list[str]:
 
 
 def _journal_problems(config: Config) -> list[str]:
-    if config.journal.startswith("zk://"):
-        return [f"--zk {config.journal!r}: a journal in ZooKeeper is not there yet; use --journal file:DIR"]
+    if config.is_shared:
+        return _zk_problems(config)
     if not config.journal.startswith("file:") or len(config.journal) <= len("file:"):
-        return [f"--journal {config.journal!r}: write file:DIR"]
+        return [f"--journal {config.journal!r}: write file:DIR, or --zk zk://HOST:PORT,HOST:PORT/PATH"]
     if "\0" in config.journal:
         return ["--journal: a directory's name has no NUL"]
     return []
+
+
+def _zk_problems(config: Config) -> list[str]:
+    problems = []
+    try:
+        parse_journal_url(config.journal)
+    except ValueError as error:
+        problems.append(f"--zk: {error}")
+    if not SESSION_TIMEOUT_MS_MIN <= config.session_timeout_ms <= SESSION_TIMEOUT_MS_MAX:
+        allowed = f"{SESSION_TIMEOUT_MS_MIN} ms to {SESSION_TIMEOUT_MS_MAX // 1000} s"
+        problems.append(f"--session-timeout: {config.session_timeout_ms} ms; {allowed} are allowed")
+    return problems
 
 
 def _listener_problems(config: Config) -> list[str]:

@@ -1,9 +1,14 @@
-"""A scheduler's process: its API, and one leadership after another until it is told to stop.
+"""A scheduler's process: its API, and one membership after another until it is told to stop.
 
-The API answers from the first moment to the last; without a leadership it answers 503 with the reason. A journal that
-cannot be written for a while (a full disk) ends the leadership, and the same process tries to lead again. Everything
-else that ends a leadership ends the process, with one clear line and a status other than 0: whoever supervises it
-starts it again, and it finds everything in the journal.
+A membership is one session at the place of the journal: connect, follow what the journal says, wait for the turn, take
+over, lead. It ends when the session, the epoch or the deadline is lost, or the journal cannot be written: then all that
+it held (replica, catalog, fleet, the stream to Mesos) is thrown away together, and the next one begins, with the pauses of
+a back-off. The API answers from the first moment to the last: a follower sends its callers on to the leader, and without
+a leader it says 503 with the reason.
+
+Everything else that ends a leadership ends the process, with one clear line and a status other than 0: whoever supervises
+it starts it again, and it finds everything in the journal. SIGTERM leaves the election first, so that the next scheduler
+need not wait for our session to run out.
 
 Exit status: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong configuration.
 """
@@ -11,25 +16,31 @@ Exit status: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong configuration.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 from gevent.event import AsyncResult
+from gevent.threadpool import ThreadPool
 
 import stoker
 from stoker.framework.api import Api
 from stoker.framework.clock import now_ms
 from stoker.framework.config import Config
-from stoker.framework.errors import ConfigError, Fatal, NotLeading
-from stoker.framework.journaling import JournalThread
-from stoker.framework.leadership import Leadership
+from stoker.framework.core.catalog import Catalog
+from stoker.framework.errors import ConfigError, Fatal, LedElsewhere, MustWait, NotLeading
+from stoker.framework.following import Follower, Replica
+from stoker.framework.guard import ASK_INTERVAL_MS, Guard, is_unused
+from stoker.framework.journaling import JournalGreenlets, JournalThread, retire
+from stoker.framework.leadership import Leadership, MakeDriver
 from stoker.framework.loop import Crashed
 from stoker.framework.metrics import Metrics
 from stoker.framework.openapi import document
@@ -38,12 +49,13 @@ from stoker.framework.schemes import known_schemes
 from stoker.framework.translate import Json
 from stoker.framework.web import make_app, make_server
 from stoker.mesos.scheduler_driver import SchedulerDriver
-from stoker.zk.errors import JournalError, Unavailable
-from stoker.zk.local import LocalJournal
+from stoker.zk.errors import Fenced, JournalError, Unavailable
+from stoker.zk.home import Home, open_home
 
 USAGE = "usage: python -m stoker.framework --config FILE   (JSON; - is standard input; `stoker scheduler` writes it)"
-LEAD_DELAY_MS_MIN = 200  # between tries to lead again, doubled
-LEAD_DELAY_MS_MAX = 5_000
+RETRY_MS_MIN = 200  # between memberships, doubled
+RETRY_MS_MAX = 5_000
+FIRST_TRIES_MAX = 3  # at a place in ZooKeeper that was never reached: then its URL is taken for wrong
 STOP_TIMEOUT_S = 5
 
 log = logging.getLogger(__name__)
@@ -60,16 +72,39 @@ def main(arguments: list[str]) -> int:
     try:
         config = Config.from_json(_read_config(arguments[1]))
         secret = config.resolve_secret()
+        _check_home(config)
     except ConfigError as error:
         for problem in error.problems:
             print(f"stoker scheduler: {problem}", file=sys.stderr)
         return 2
     _set_up_logging(config.log_level)
+    daemon = Daemon(config, secret)
+    signals = (signal.SIGTERM, signal.SIGINT)
+    handlers = [gevent.signal_handler(number, daemon.stop) for number in signals]
     try:
-        return Daemon(config, secret).run()
+        return daemon.run()
     except Fatal as error:
         print(f"stoker scheduler: {error}", file=sys.stderr)
         return 1
+    finally:
+        for number, handler in zip(signals, handlers, strict=True):
+            handler.cancel()
+            signal.signal(number, signal.SIG_IGN)  # told twice, it ends with the status of the first time
+
+
+def _check_home(config: Config) -> None:
+    """:raises ConfigError: the journal's URL, or its secret, is none."""
+    try:
+        open_home(
+            config.journal,
+            member="",
+            owner="",
+            session_timeout_ms=config.session_timeout_ms,
+            gevent=True,
+            secret=config.zk_secret,
+        ).close()
+    except ValueError as error:
+        raise ConfigError([f"{'--zk' if config.is_shared else '--journal'}: {error}"]) from error
 
 
 def _read_config(path: str) -> str:
@@ -96,111 +131,258 @@ def _set_up_logging(level: str) -> None:
 class Daemon:
     """One scheduler. Make it and `run` it in the main greenlet of a process that gevent has patched."""
 
-    def __init__(self, config: Config, secret: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        secret: str,
+        *,
+        open_home: Callable[..., Home] = open_home,
+        make_driver: MakeDriver | None = None,
+    ) -> None:
         self._config = config
+        self._process = uuid.uuid4().hex
         self._secret = secret
+        self._open_home = open_home
+        self._make_driver = make_driver or self._make_mesos_driver
+        self._guard = Guard.of(config, secret)
         self._metrics = Metrics()
+        self._home: Home | None = None
+        self._follower: Follower | None = None
         self._leadership: Leadership | None = None
-        self._reason = "the scheduler is starting"
-        self._has_led = False
+        self._state, self._reason = "starting", "the scheduler is starting"
+        self._has_begun = False
         self._exit: AsyncResult = AsyncResult()
         self._url = ""
+        self._port = 0
 
     def run(self) -> int:
         """Return the exit status. :raises Fatal: with what the operator should read."""
         _raise_descriptor_limit()
         server = self._listen()
-        with _signals(self._stop):
-            server.start()
-            print(f"STOKER_URL={self._url}", flush=True)
-            log.info("listening url=%s pid=%d", self._url, os.getpid())
-            leading = gevent.spawn(self._lead_until_it_fails)
-            try:
-                status: int = self._exit.get()
-                return status
-            finally:
-                self._reason = "this scheduler is stopping"
-                leading.kill()
-                server.stop(timeout=STOP_TIMEOUT_S)
+        server.start()
+        print(f"STOKER_URL={self._url}", flush=True)
+        log.info("listening url=%s pid=%d", self._url, os.getpid())
+        work = gevent.spawn(self._take_part_until_it_fails)
+        try:
+            status: int = self._exit.get()
+            return status
+        finally:
+            self._say("stopping", "this scheduler is stopping")
+            work.kill()
+            server.stop(timeout=STOP_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Let `run` leave the election, and return 0; idempotent."""
+        log.info("stopping")
+        self._exit.set(0)
 
     def _listen(self) -> Any:
         config = self._config
         version = stoker.__version__
         api = Api(
             self._current,
+            about=self._about,
             allow_sources=config.allow_sources,
             known_schemes=gevent.spawn(known_schemes).get,
             metrics=self._metrics,
             document=document(ROUTES, version=version),
         )
         try:
-            server = make_server(config.host, config.port, make_app(api, self._metrics))
+            server = make_server(
+                config.host, config.port, make_app(api, self._metrics, check_leads=api.check_leads)
+            )
         except OSError as error:
             hint = "choose another --port, or stop who has it" if config.port else "choose another --host"
             raise Fatal(
                 f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {hint}"
             ) from error
-        self._url = config.url(server.server_port)
+        self._port = server.server_port
+        self._url = config.url(self._port)
         return server
 
+    # --- what the API asks
+
     def _current(self) -> Leadership:
+        """Return the present leadership. :raises LedElsewhere, NotLeading: there is none here; who leads, or why nobody."""
         leadership = self._leadership
-        if leadership is None:
-            raise NotLeading(self._reason)
-        if leadership.loop.ended.ready():
-            raise NotLeading(str(leadership.loop.ended.get()))
-        return leadership
+        if leadership is not None and not leadership.loop.ended.ready():
+            return leadership
+        leader = self._leader()
+        if leader:
+            raise LedElsewhere(leader)
+        raise NotLeading(
+            f"this scheduler leads no more{_how_it_ended(leadership)}" if leadership else self._why_not()
+        )
 
-    def _stop(self) -> None:
-        log.info("stopping")
-        self._exit.set(0)
+    def _leader(self) -> str:
+        """Return the URL of the scheduler that leads, as far as we know and it is not us; else ""."""
+        home = self._home
+        members = home.members() if home is not None and self._state in ("following", "waiting") else ()
+        return "" if not members or members[0] == self._url else members[0]
 
-    def _lead_until_it_fails(self) -> None:
+    def _about(self) -> dict[str, Any]:
+        """Return what GET /v1/leader says of a scheduler that does not lead, or cannot ask its journal now."""
+        home, follower = self._home, self._follower
+        leader = self._url if self._state == "leading" else self._leader()
+        catalog = Catalog() if follower is None else follower.replica.catalog
+        return {
+            "leader": leader,
+            "self": self._url,
+            "epoch": 0 if follower is None else follower.replica.epoch,
+            "framework_id": catalog.framework_id,
+            "cluster": catalog.cluster.hex(),
+            "name": catalog.name or self._config.name,
+            "master": self._config.master,
+            "state": "following" if leader not in ("", self._url) else self._state,
+            "schedulers": [] if home is None else list(home.members()),
+            "next_index": 0 if follower is None else follower.replica.next_index,
+            "behind": 0 if follower is None else follower.behind_records,
+            "reason": "" if leader not in ("", self._url) else self._why_not(),
+        }
+
+    def _why_not(self) -> str:
+        """Return why nobody is known to lead."""
+        home = self._home
+        if home is not None and home.members().count(self._url) > 1:
+            return (
+                f"another scheduler, or this one before it was started again, calls itself {self._url} as well: "
+                "give each its own --advertise"
+            )
+        return self._reason
+
+    def _say(self, state: str, reason: str) -> None:
+        self._state, self._reason = state, reason
+
+    # --- memberships
+
+    def _take_part_until_it_fails(self) -> None:
         try:
-            self._lead_forever()
+            self._take_part_forever()
         except Exception as error:  # the greenlet's top frame: `run` raises it again
             self._exit.set_exception(error)
 
-    def _lead_forever(self) -> None:
-        delay_ms = LEAD_DELAY_MS_MIN
+    def _take_part_forever(self) -> None:
+        place = self._config.journal_name
+        delay_ms, first_tries = RETRY_MS_MIN, FIRST_TRIES_MAX
         while True:
             began_ms = now_ms()
             try:
-                self._lead()
+                self._take_part()
+            except MustWait as error:
+                self._say("waiting", str(error))
+                delay_ms = max(delay_ms, ASK_INTERVAL_MS)
             except Unavailable as error:
-                if not self._has_led:
-                    raise Fatal(f"the journal {self._config.journal} cannot be used: {error}") from error
-                log.error("not leading: the journal %s: %s; trying again", self._config.journal, error)
-                self._reason = f"the journal cannot be used now: {error}"
+                first_tries -= 1
+                if not self._has_begun and (not first_tries or not self._config.is_shared):
+                    raise Fatal(f"the journal {place} cannot be used: {error}") from error
+                log.error("not leading: the journal %s: %s; trying again", place, error)
+                self._say("starting", f"the journal cannot be used now: {error}")
+            except Fenced as error:
+                if not self._config.is_shared:
+                    raise Fatal(f"the journal {place} cannot be used: {error}") from error
+                log.warning("leading no more: %s; following again", error)
+                self._say("starting", f"this scheduler leads no more: {error}")
             except JournalError as error:
-                raise Fatal(f"the journal {self._config.journal} cannot be used: {error}") from error
-            delay_ms = LEAD_DELAY_MS_MIN if now_ms() - began_ms > LEAD_DELAY_MS_MAX else delay_ms
+                raise Fatal(f"the journal {place} cannot be used: {error}") from error
+            gc.unfreeze()  # what take-overs froze has been thrown away
+            gc.collect()
+            delay_ms = RETRY_MS_MIN if now_ms() - began_ms > RETRY_MS_MAX else delay_ms
             gevent.sleep(delay_ms / 1000)
-            delay_ms = min(delay_ms * 2, LEAD_DELAY_MS_MAX)
+            delay_ms = min(delay_ms * 2, RETRY_MS_MAX)
 
-    def _lead(self) -> None:
-        """Take the journal and lead until it ends. :raises JournalError, Fatal: how it ended."""
-        self._metrics.lead_tries.inc()
-        journal = JournalThread(
-            LocalJournal(self._config.journal_dir, owner=f"scheduler {self._config.name} at {self._url}")
+    def _take_part(self) -> None:
+        """One membership, to its end. :raises JournalError, MustWait, Fatal: how it ended."""
+        config = self._config
+        home = self._open_home(
+            config.journal,
+            member=self._url,
+            owner=f"scheduler {config.name} at {self._url}",
+            session_timeout_ms=config.session_timeout_ms,
+            gevent=True,
+            secret=config.zk_secret,
+            process=self._process,
         )
+        turn: AsyncResult = AsyncResult()  # True, or what ended the membership before
+        workers = ThreadPool(1)
+        greenlets: list[gevent.Greenlet] = []
+        try:
+            home.start()
+            self._home, self._has_begun = home, config.is_shared or self._has_begun
+            if config.is_shared and self._state != "waiting":
+                self._say("following", "no scheduler leads now")
+            self._follower = Follower(home, config, workers, turn.set_exception)
+            greenlets = [gevent.spawn(self._wait_turn, home, self._follower, turn)]
+            turn.get()
+            self._has_begun = True
+            self._follower.stop()
+            if config.is_shared:
+                self._check_new(self._follower.replica)  # once more: it may have been long since we joined
+            self._say("taking over", "this scheduler is taking over")
+            self._lead(home, self._follower.replica if config.is_shared else None)
+        finally:
+            self._home = None
+            gevent.killall(greenlets, block=False)
+            if self._follower is not None:
+                self._follower.kill()
+                self._follower = None
+            home.close()
+            retire(workers)
+
+    def _wait_turn(self, home: Home, follower: Follower, turn: AsyncResult) -> None:
+        """Catch up, become a candidate, and wait; `turn` is told how that ended."""
+        try:
+            follower.caught_up.wait()
+            self._has_begun = True
+            self._check_new(follower.replica)
+            home.join()
+            home.wait_turn()
+            turn.set(True)
+        except Exception as error:  # the greenlet's top frame
+            turn.set_exception(error)
+
+    def _check_new(self, replica: Replica) -> None:
+        """:raises MustWait: nobody has ever led with this journal, and it is not known to be a new cluster's."""
+        config = self._config
+        is_new = replica.is_empty if config.is_shared else is_unused(config.journal_dir)
+        if is_new and (reason := self._guard.reason_to_wait()):
+            raise MustWait(reason)
+        if self._state == "waiting":
+            self._say("following" if config.is_shared else "starting", "no scheduler leads now")
+
+    def _lead(self, home: Home, replica: Replica | None) -> None:
+        """Take the journal and lead until it ends. :raises JournalError, MustWait, Fatal: how it ended."""
+        self._metrics.lead_tries.inc()
+        is_shared = self._config.is_shared
+        journal = JournalGreenlets(home.journal()) if is_shared else JournalThread(home.journal())
         leadership: Leadership | None = None
         try:
             leadership = Leadership(
-                self._config, journal, self._make_driver, url=self._url, metrics=self._metrics
+                self._config,
+                journal,
+                self._make_driver,
+                url=self._url,
+                metrics=self._metrics,
+                replica=replica,
+                schedulers=home.members,
+                port=self._port,
             )
             with contextlib.suppress(NotLeading):  # it ended before it began: `ended` says how
                 leadership.begin()
-                self._leadership, self._has_led = leadership, True
+                self._leadership = leadership
+                self._say("leading", "")
                 self._metrics.leading.set(1)
             leadership.loop.ended.wait()
-            self._reason = f"its leadership ended: {leadership.loop.ended.get()}"
             self._raise_end(leadership)
         finally:
+            if self._state != "stopping":
+                self._say("starting", "its leadership ended" + _how_it_ended(leadership))
             self._leadership = None
             self._metrics.leading.set(0)
             if leadership is not None:
-                leadership.close()  # while the journal is ours: the next scheduler may use the same scratch directory
+                leadership.stop()
+                if is_shared:
+                    home.close()  # at once: the next scheduler takes over while we tidy up
+                leadership.close()  # with a local journal still ours: the next process uses the same scratch directory
             journal.close()
 
     def _raise_end(self, leadership: Leadership) -> None:
@@ -212,7 +394,7 @@ class Daemon:
             raise Fatal(f"our mistake: {error}; the log tells the last events") from error
         raise error
 
-    def _make_driver(self, scheduler: Any, framework: Json) -> SchedulerDriver:
+    def _make_mesos_driver(self, scheduler: Any, framework: Json) -> SchedulerDriver:
         config = self._config
         return SchedulerDriver(
             scheduler,
@@ -221,20 +403,17 @@ class Daemon:
             implicit_acknowledgements=False,
             principal=config.principal or None,
             secret=self._secret or None,
+            may_send=scheduler.may_send,
         )
+
+
+def _how_it_ended(leadership: Leadership | None) -> str:
+    return (
+        f": {leadership.loop.ended.get()}" if leadership is not None and leadership.loop.ended.ready() else ""
+    )
 
 
 def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-@contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    handlers = [gevent.signal_handler(number, stop) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.cancel()

@@ -39,3 +39,15 @@ class OutcomeUnknown(FrameworkError):
 
 class Fatal(FrameworkError):
     """This process cannot go on, and trying again would not help: the operator reads the one line and acts."""
+
+
+class LedElsewhere(NotLeading):
+    """Another scheduler leads: `leader` is its URL, and whoever asked here is sent there."""
+
+    def __init__(self, leader: str) -> None:
+        super().__init__(f"the leader is {leader}")
+        self.leader = leader
+
+
+class MustWait(FrameworkError):
+    """This scheduler must not lead now, and nothing was taken or written; the text says what it waits for."""

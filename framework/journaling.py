@@ -1,22 +1,32 @@
-"""The blocking journal, made callable from greenlets: one call at a time, each in a native thread.
+"""The journal as a leader's greenlets use it: one call at a time, and nothing that holds up the hub.
 
-Greenlets wait without holding up the hub; a native lock keeps the journal's rule that no two calls run at once. The
-pools are this module's own, so that nothing slow elsewhere can keep an append from its thread.
+A local journal blocks its thread, so its calls run in native threads of this module's own pools, which nothing slow
+elsewhere can keep from an append (`JournalThread`). The ZooKeeper journal waits by itself as greenlets do, so its calls
+run where they are made (`JournalGreenlets`), where an append may run beside another call. Both keep the journal's rule
+that otherwise no two calls run at once.
+
+`check` is the exception: it does no I/O and is made at any time, before each action and each answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import gevent
 import gevent.monkey
+from gevent.hub import get_hub
+from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
 from stoker.zk.journal import Journal, Recovered
 
 WORKERS_MAX = 4  # threads for work past some 50 ms: manifests, snapshot encoding
+RECORDS_A_READ_MAX = (
+    2_000  # of a journal that is read from its beginning: between two of them the hub gets a turn
+)
 _BLOB_CALLS_MAX = 1
 
 _T = TypeVar("_T")
@@ -46,8 +56,32 @@ def _outcome(function: Callable[..., _T], arguments: tuple[Any, ...]) -> tuple[_
         return None, error
 
 
+class LeaderJournal(Protocol):
+    """Journal's calls, for greenlets; `get_blob_here` is for code that runs in a native thread of a pool."""
+
+    def lead(self, from_index: int = 0) -> Recovered:
+        """Take the journal. `records` of what it returns is read by `read_records` alone. :raises JournalError: ..."""
+        ...
+
+    def read_records(self, recovered: Recovered) -> Iterator[list[tuple[int, bytes]]]:
+        """Yield the records that `lead` found, some at a time. :raises JournalError: ..."""
+        ...
+
+    def check(self) -> None: ...
+    @property
+    def wants_snapshot(self) -> bool: ...
+    def append(self, first_index: int, records: Sequence[bytes]) -> None: ...
+    def write_snapshot(self, index: int, data: bytes) -> None: ...
+    def put_blob(self, data: bytes) -> str: ...
+    def get_blob(self, digest: str) -> bytes | None: ...
+    def delete_blob(self, digest: str) -> None: ...
+    def blob_digests(self) -> list[str]: ...
+    def get_blob_here(self, digest: str) -> bytes | None: ...
+    def close(self) -> None: ...
+
+
 class JournalThread:
-    """`journal`, one call at a time. Greenlets call the methods; `get_blob_here` is for code already in a pool's thread."""
+    """`journal`, each call in a native thread. See LeaderJournal."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -55,9 +89,19 @@ class JournalThread:
         self._appends = ThreadPool(1)
         self._blobs = ThreadPool(_BLOB_CALLS_MAX)
 
-    def lead(self) -> tuple[Recovered, list[tuple[int, bytes]]]:
-        """Take the journal and read its records, all in the thread. :raises JournalError: see Journal.lead."""
-        return self._run(self._appends, self._lead)
+    def lead(self, from_index: int = 0) -> Recovered:
+        return self._run(self._appends, self._journal.lead, from_index)
+
+    def read_records(self, recovered: Recovered) -> Iterator[list[tuple[int, bytes]]]:
+        while records := self._run(self._appends, _some_of, recovered.records):
+            yield records
+
+    def check(self) -> None:
+        self._journal.check()
+
+    @property
+    def wants_snapshot(self) -> bool:
+        return self._journal.wants_snapshot
 
     def append(self, first_index: int, records: Sequence[bytes]) -> None:
         self._run(self._appends, self._journal.append, first_index, records)
@@ -88,10 +132,6 @@ class JournalThread:
         retire(self._appends)
         retire(self._blobs)
 
-    def _lead(self) -> tuple[Recovered, list[tuple[int, bytes]]]:
-        recovered = self._journal.lead()
-        return recovered, list(recovered.records)
-
     def _run(self, pool: ThreadPool, function: Callable[..., _T], *arguments: Any) -> _T:
         result: _T = run_in(pool, self._locked, function, *arguments)
         return result
@@ -99,3 +139,78 @@ class JournalThread:
     def _locked(self, function: Callable[..., _T], *arguments: Any) -> _T:
         with self._lock:
             return function(*arguments)
+
+
+class JournalGreenlets:
+    """`journal`, whose calls wait as greenlets do, each where it is made. See LeaderJournal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._appending = BoundedSemaphore(1)
+        self._other = BoundedSemaphore(1)  # writing blobs and snapshots, which an append need not wait for
+        self._hub = get_hub()
+        self._make_signal = gevent.monkey.get_original("threading", "Event")
+
+    def lead(self, from_index: int = 0) -> Recovered:
+        with self._appending, self._other:
+            return self._journal.lead(from_index)
+
+    def read_records(self, recovered: Recovered) -> Iterator[list[tuple[int, bytes]]]:
+        while records := _some_of(recovered.records):
+            yield records
+
+    def check(self) -> None:
+        self._journal.check()
+
+    @property
+    def wants_snapshot(self) -> bool:
+        return self._journal.wants_snapshot
+
+    def append(self, first_index: int, records: Sequence[bytes]) -> None:
+        with self._appending:
+            self._journal.append(first_index, records)
+
+    def write_snapshot(self, index: int, data: bytes) -> None:
+        with self._other:
+            self._journal.write_snapshot(index, data)
+
+    def put_blob(self, data: bytes) -> str:
+        with self._other:
+            return self._journal.put_blob(data)
+
+    def get_blob(self, digest: str) -> bytes | None:
+        return self._journal.get_blob(digest)  # reads touch nothing that others change
+
+    def delete_blob(self, digest: str) -> None:
+        with self._other:
+            self._journal.delete_blob(digest)
+
+    def blob_digests(self) -> list[str]:
+        return self._journal.blob_digests()
+
+    def get_blob_here(self, digest: str) -> bytes | None:
+        """As `get_blob`, from a native thread of a pool, which waits while a greenlet of the hub's thread asks."""
+        outcomes: list[tuple[bytes | None, Exception | None]] = []
+        answered = self._make_signal()
+
+        def ask() -> None:
+            try:
+                outcomes.append(_outcome(self.get_blob, (digest,)))
+            finally:
+                answered.set()
+
+        self._hub.loop.run_callback_threadsafe(gevent.spawn, ask)
+        answered.wait()
+        (outcome,) = outcomes
+        data, error = outcome
+        if error is not None:
+            raise error
+        return data
+
+    def close(self) -> None:
+        """Release the journal; a call in flight ends with an error. Nothing may follow."""
+        self._journal.close()
+
+
+def _some_of(records: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    return list(itertools.islice(records, RECORDS_A_READ_MAX))

@@ -1,44 +1,47 @@
 """One leadership: everything that is thrown away together when it ends. Built from a journal that was just taken.
 
 Owns the loop with catalog and fleet, the connection to Mesos, the listings and the mapped manifests, and the order in
-which they begin and end: replay, then LeadershipBegan durable, then Mesos; at the end the loop stops first, so that
-nothing is decided any more while the rest goes down. Leaving Mesos is never a TEARDOWN.
+which they begin and end: replay, then LeadershipBegan durable, then Mesos. At the end the loop stops first, so that
+nothing is decided any more, and the stream to Mesos is closed with it, so that nothing more is sent (`stop`); then the
+journal may go to the next leader, while the rest goes down (`close`). Leaving Mesos is never a TEARDOWN.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgpack
 from gevent.threadpool import ThreadPool
 
 from stoker.framework.clock import Clock
 from stoker.framework.config import Config
 from stoker.framework.core import actions as a
 from stoker.framework.core.catalog import Catalog
-from stoker.framework.core.codec import CodecError, decode_entry, encode_entry
+from stoker.framework.core.codec import encode_entry
 from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.core.events import LeadershipBegan, Stamp
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.scheduler import decide
 from stoker.framework.errors import Fatal
-from stoker.framework.journaling import WORKERS_MAX, JournalThread, retire, run_in
+from stoker.framework.following import Replica, check_belongs, take_over
+from stoker.framework.journaling import WORKERS_MAX, LeaderJournal, retire
 from stoker.framework.listings import Listings
 from stoker.framework.loop import Core, Loop
 from stoker.framework.manifests import Manifests
 from stoker.framework.mesos_shell import Driver, MesosShell
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import EXECUTOR_OVERHEAD_BYTES
+from stoker.framework.scratch import Scratch
+from stoker.framework.snapshots import encode_snapshot
+from stoker.framework.summons import Summons
 from stoker.framework.translate import Json, framework_to_mesos, launch_environment
-from stoker.zk.errors import Corrupt, TooNew, Unavailable
+from stoker.zk.errors import Fenced, Unavailable
 
 SEED_BYTES = 32
-SNAPSHOT_BYTES_MAX = 1024 * 1024 * 1024
+FAILED_OVER = "failed over"  # in Mesos' word to a framework's old stream when a new one has subscribed
 
 log = logging.getLogger(__name__)
 
@@ -48,69 +51,102 @@ MakeDriver = Callable[
 
 
 class Leadership:
-    """See the module. `begin` makes one; `loop.ended` is set when it is over; `close` tidies up."""
+    """See the module. `begin` makes one; `loop.ended` is set when it is over; `stop` and `close` tidy up.
+
+    `replica` is what this scheduler followed so far. `schedulers` returns all schedulers' URLs, the leader's first.
+    """
 
     def __init__(
-        self, config: Config, journal: JournalThread, make_driver: MakeDriver, *, url: str, metrics: Metrics
+        self,
+        config: Config,
+        journal: LeaderJournal,
+        make_driver: MakeDriver,
+        *,
+        url: str,
+        metrics: Metrics,
+        replica: Replica | None = None,
+        schedulers: Callable[[], tuple[str, ...]] | None = None,
+        port: int = 0,
     ) -> None:
+        """:raises JournalError, Fatal: there is none, and the journal can only be closed."""
         self._config = config
         self._journal = journal
         self._url = url
-        recovered, records = journal.lead()
+        self._metrics = metrics
+        self._schedulers = schedulers
+        self._scratch_path = config.scratch(port)
+        self._scratch: Scratch | None = None
         self._workers = ThreadPool(WORKERS_MAX)
-        catalog, wall_ms = run_in(self._workers, _replay, recovered.snapshot, records)
-        self._catalog: Catalog = catalog
+        try:
+            self._build(make_driver, replica)
+        except BaseException:
+            if self._scratch is not None:
+                self._scratch.close()
+            retire(self._workers)
+            raise
+
+    def _build(self, make_driver: MakeDriver, replica: Replica | None) -> None:
+        config, metrics = self._config, self._metrics
+        recovered, replica = take_over(self._journal, replica, self._workers)
+        self._catalog = catalog = replica.catalog
+        check_belongs(catalog, config)
         self._epoch = recovered.epoch
         metrics.epoch.set(recovered.epoch)
-        next_index = records[-1][0] + 1 if records else recovered.snapshot_index
-        log.info("replayed epoch=%d next_index=%d records=%d", recovered.epoch, next_index, len(records))
         settings = config.decision_settings()
-        core = Core(catalog, Fleet(settings), settings, decide, encode_entry, _encode_snapshot)
         self.loop = Loop(
-            core,
-            journal,
+            Core(catalog, Fleet(settings), settings, decide, encode_entry, encode_snapshot),
+            self._journal,
             self._perform,
-            next_index=next_index,
-            clock=Clock(not_before_ms=wall_ms),
+            next_index=replica.next_index,
+            snapshot_index=None if recovered.resumed else recovered.snapshot_index,
+            clock=Clock(not_before_ms=catalog.wall_ms),
             metrics=metrics,
             workers=self._workers,
         )
         try:
-            self.manifests = Manifests(os.path.join(config.scratch, "manifests"), journal, self._workers)
+            self._scratch = scratch = Scratch(self._scratch_path)
+            self.manifests = Manifests(scratch.within("manifests"), self._journal, self._workers)
             self._listings = Listings(
                 self.loop,
-                journal,
+                self._journal,
                 self.manifests,
                 cluster=lambda: catalog.cluster,
-                directory=os.path.join(config.scratch, "listings"),
+                directory=scratch.within("listings"),
                 live_digests=lambda: self.loop.read(lambda catalog, _: catalog.manifest_digests()),
                 workers=self._workers,
                 metrics=metrics,
             )
         except OSError as error:  # a full disk, as a rule the journal's
-            retire(self._workers)
             raise Unavailable(
-                f"cannot make its scratch directory {config.scratch}: {error.strerror}"
+                f"cannot make its scratch directory {self._scratch_path}: {error.strerror}"
             ) from error
         self._mesos = MesosShell(
             lambda scheduler: make_driver(scheduler, self._framework()),
             self.loop.put,
             spawn=self.loop.spawn,
+            check=self.loop.check,
             launch_values=self._launch_values,
             on_error=self._mesos_refused,
             metrics=metrics,
         )
+        self._summons = Summons(self.loop.peek, self._mesos.send_message, lambda: self.schedulers)
 
     def begin(self) -> None:
         """Take the state over, then go to Mesos. :raises NotLeading: leadership ended already, see `loop.ended`."""
         self.loop.start()
         began = LeadershipBegan(
-            self._epoch, self._config.fleet, uuid.uuid4().bytes, self._config.name, os.urandom(SEED_BYTES)
+            self._epoch,
+            self._config.fleet,
+            uuid.uuid4().bytes,
+            self._config.name,
+            os.urandom(SEED_BYTES),
+            self._config.master,
         )
         self.loop.put_and_wait(began)
         self._warn_of_ignored_fleet()
         self._listings.sweep()
         self._mesos.start()
+        self.loop.spawn(self._summons.run)
         log.info(
             "leading epoch=%d cluster=%s framework_id=%s datasets=%d jobs=%d",
             self._epoch,
@@ -120,20 +156,25 @@ class Leadership:
             len(self._catalog.jobs),
         )
 
-    def close(self) -> None:
-        """End it, however far it came; idempotent."""
+    def stop(self) -> None:
+        """Decide nothing more, and send Mesos nothing more; returns at once. Idempotent."""
         self.loop.stop()
         self._mesos.stop()
+
+    def close(self) -> None:
+        """End it, however far it came; idempotent."""
+        self.stop()
         self._listings.close()
         self.manifests.close()
-        with contextlib.suppress(OSError):  # not empty: it holds what is not ours
-            os.rmdir(self._config.scratch)
+        if self._scratch is not None:
+            self._scratch.close()
         retire(self._workers)
 
     @property
     def schedulers(self) -> tuple[str, ...]:
         """Return the URLs of all schedulers, the leader's first."""
-        return (self._url,)
+        known = self._schedulers() if self._schedulers is not None else ()
+        return (self._url, *(url for url in known if url != self._url))
 
     def leader_view(self) -> dict[str, Any]:
         """Return what GET /v1/leader says."""
@@ -149,6 +190,9 @@ class Leadership:
                 "master": self._config.master,
                 "state": "leading",
                 "schedulers": list(self.schedulers),
+                "next_index": self.loop.next_index,
+                "behind": 0,
+                "reason": "",
             }
 
         return self.loop.read(view)
@@ -189,6 +233,9 @@ class Leadership:
         return launch.mem_bytes + EXECUTOR_OVERHEAD_BYTES, self._config.command, environment
 
     def _mesos_refused(self, message: str) -> None:
+        if self._config.is_shared and FAILED_OVER in message:
+            self.loop.stop(Fenced(f"another scheduler speaks to Mesos for this framework now ({message})"))
+            return
         known = self._catalog.framework_id or "none yet"
         self.loop.stop(Fatal(f"Mesos refused this framework (id {known}): {message}"))
 
@@ -200,33 +247,3 @@ class Leadership:
                 "mem_bytes=%d role=%s) are for a new cluster: change it with `stoker fleet set`",
                 kept.instances, kept.mem_bytes, kept.role, told.instances, told.mem_bytes, told.role,
             )  # fmt: skip
-
-
-def _replay(snapshot: bytes | None, records: Iterable[tuple[int, bytes]]) -> tuple[Catalog, int]:
-    """Return the catalog that the journal holds, and its newest time. Runs in a native thread: it can take seconds.
-
-    :raises Corrupt: a record or snapshot that is none. :raises TooNew: written by a newer program.
-    """
-    at = "the snapshot"
-    try:
-        catalog = Catalog() if snapshot is None else Catalog.restore(_decode_snapshot(snapshot))
-        for index, record in records:
-            at = f"record {index}"
-            catalog.apply(decode_entry(record))
-    except CodecError as error:
-        kind = TooNew if "newer" in str(error) else Corrupt
-        raise kind(f"{at}: {error}") from error
-    except (AssertionError, KeyError) as error:
-        raise Corrupt(f"{at} does not follow from what is before it: {error!r}") from error
-    return catalog, catalog.wall_ms
-
-
-def _encode_snapshot(catalog: Catalog) -> bytes:
-    return bytes(msgpack.packb(catalog.snapshot(), use_bin_type=True))
-
-
-def _decode_snapshot(data: bytes) -> Any:
-    try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=False, max_buffer_size=SNAPSHOT_BYTES_MAX)
-    except Exception as error:  # msgpack raises a handful of unrelated types for bad bytes
-        raise CodecError(f"the snapshot is not msgpack: {error}") from error

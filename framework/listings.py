@@ -32,7 +32,7 @@ from gevent.threadpool import ThreadPool
 from stoker.framework.core.actions import StartListing
 from stoker.framework.core.events import Event, ListingFinished, ListingProgressed
 from stoker.framework.errors import FrameworkError
-from stoker.framework.journaling import JournalThread, run_in
+from stoker.framework.journaling import LeaderJournal, run_in
 from stoker.framework.manifests import Manifests
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Manifested
@@ -74,7 +74,7 @@ class Listings:
     def __init__(
         self,
         loop: Putter,
-        journal: JournalThread,
+        journal: LeaderJournal,
         manifests: Manifests,
         *,
         cluster: Callable[[], bytes],

@@ -11,6 +11,10 @@ answered. A frame without entries, and a read, wait for what they have seen.
 Memory runs ahead of the journal and is never repaired: any JournalError ends the leadership (`ended`), and catalog,
 fleet and loop are thrown away together. Anything unexpected ends it as Crashed, with the story of the last events.
 
+A leadership has a deadline that its journal renews. It is looked at (`check`) before each action, before each answer and
+before what was read is told, so that a process which was stopped for a while says and does nothing more when it goes
+on; a timer looks too, so that a leader that nobody asks anything steps down as well.
+
 Knows no Mesos, HTTP or child process: `perform` does, and must not block.
 """
 
@@ -33,7 +37,7 @@ from stoker.framework.core.actions import Action, Answer, AnswerHeartbeat, Frame
 from stoker.framework.core.entries import Entry
 from stoker.framework.core.events import Event, Stamp, Ticked
 from stoker.framework.errors import NotLeading, OutcomeUnknown, Overloaded
-from stoker.framework.journaling import JournalThread, run_in
+from stoker.framework.journaling import LeaderJournal, run_in
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Settings
 from stoker.framework.story import describe, gist
@@ -47,6 +51,10 @@ ASKS_MAX = 2_000  # requests waiting for their answer
 BATCH_RECORDS_MAX = 2_000
 WRITE_TIMEOUT_MS = 2_000
 SNAPSHOT_RECORDS = 10_000  # records between snapshots
+SNAPSHOT_RECORDS_MIN = (
+    100  # where the journal itself wants one: also between one that failed and the next try
+)
+WATCH_INTERVAL_MS = 200  # between looks at the deadline while nothing happens
 SLICE_MS = 50  # of deciding, then the hub gets a turn
 STORY_MAX = 1_000
 
@@ -94,18 +102,19 @@ class _Queued:
 
 
 class Loop:
-    """See the module. `next_index` is the index of the journal's next record."""
+    """See the module. `next_index` is of the journal's next record, `snapshot_index` that of its newest snapshot, if known."""
 
     def __init__(
         self,
         core: Core,
-        journal: JournalThread,
+        journal: LeaderJournal,
         perform: Callable[[Stamp, Action], None],
         *,
         next_index: int,
         clock: Clock,
         metrics: Metrics,
         workers: ThreadPool,
+        snapshot_index: int | None = None,
         snapshot_records: int = SNAPSHOT_RECORDS,
         write_timeout_ms: int = WRITE_TIMEOUT_MS,
     ) -> None:
@@ -129,14 +138,19 @@ class Loop:
         self._next_index = next_index
         self._decided_index = next_index
         self._snapshot_records = snapshot_records
-        self._snapshot_index = next_index
+        self._snapshot_index = next_index if snapshot_index is None else snapshot_index
         self._snapshot_value: Any = None
         self._snapshot_running = False
         self._story: collections.deque[tuple[Stamp, Any]] = collections.deque(maxlen=STORY_MAX)
         self._greenlets: list[gevent.Greenlet] = []
 
+    @property
+    def next_index(self) -> int:
+        """Return the index after the newest record that the catalog holds; within a `read` that record is durable."""
+        return self._decided_index
+
     def start(self) -> None:
-        for run in (self._decide_forever, self._commit_forever, self._tick_forever):
+        for run in (self._decide_forever, self._commit_forever, self._tick_forever, self._watch_forever):
             self._greenlets.append(self.spawn(run))
 
     def stop(self, error: BaseException | None = None) -> None:
@@ -145,7 +159,8 @@ class Loop:
             return
         self.ended.set(error or NotLeading("this scheduler is stopping"))
         for reply in list(self._asked.values()):
-            reply.result.set_exception(_outcome_of(reply))
+            if not reply.result.ready():
+                reply.result.set_exception(_outcome_of(reply))
         waiters = [w.durable for w in (*self._in_flight, *self._frames)] + [q.durable for q in self._queue]
         for durable in waiters:
             if durable is not None:
@@ -160,6 +175,15 @@ class Loop:
         return gevent.spawn(self._guarded, run, *arguments)
 
     # --- for the shells
+
+    def check(self) -> None:
+        """Look whether this leadership may still act and speak. No I/O. :raises NotLeading: no; it is over."""
+        self._check_leading()
+        try:
+            self._journal.check()
+        except JournalError as error:
+            self.stop(error)
+            raise NotLeading("this scheduler leads no more") from error
 
     def put(self, event: Event, *, must: bool = False) -> bool:
         """Queue `event`; False where the queue is full (`must`: of facts that nobody repeats, which get room more)."""
@@ -213,6 +237,7 @@ class Loop:
             if not durable.ready():
                 raise NotLeading("the journal does not answer")
             durable.get()
+        self.check()
         if error is not None:
             raise error
         return value
@@ -333,8 +358,7 @@ class Loop:
 
     def _perform(self, waiting: _Waiting) -> None:
         for action in waiting.actions:
-            if self.ended.ready():
-                return
+            self.check()
             self._metrics.actions.labels(type(action).__name__).inc()
             if isinstance(action, Answer | AnswerHeartbeat):
                 self._answer(waiting.stamp, action)
@@ -362,9 +386,10 @@ class Loop:
     def _snapshot_if_due(self) -> None:
         if self._snapshot_running:
             return
-        if (
-            self._snapshot_value is None
-            and self._decided_index - self._snapshot_index >= self._snapshot_records
+        count = self._decided_index - self._snapshot_index
+        if self._snapshot_value is None and (
+            count >= self._snapshot_records
+            or (count >= SNAPSHOT_RECORDS_MIN and self._journal.wants_snapshot)
         ):
             self._snapshot_index, self._snapshot_value = self._decided_index, self._core.catalog.copy()
         if self._snapshot_value is not None and self._next_index >= self._snapshot_index:
@@ -392,6 +417,11 @@ class Loop:
             if not self._tick_is_queued:
                 self._tick_is_queued = self.put(Ticked())
 
+    def _watch_forever(self) -> None:
+        while True:
+            gevent.sleep(WATCH_INTERVAL_MS / 1000)
+            self.check()
+
     def _guarded(self, run: Callable[..., None], *arguments: Any) -> None:
         try:
             run(*arguments)
@@ -400,6 +430,8 @@ class Loop:
         except (
             Exception
         ) as error:  # a top frame: our own mistake ends the leadership, and with it the process
+            if isinstance(error, NotLeading) and self.ended.ready():
+                return  # it was over already
             crashed = Crashed(f"{type(error).__name__}: {error}")
             crashed.__cause__ = error
             self.stop(crashed)

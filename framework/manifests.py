@@ -18,7 +18,7 @@ from gevent.threadpool import ThreadPool
 from stoker.executor.manifest import Manifest, ManifestError, bundle, map_manifest, part_digests, write_mapped
 from stoker.framework.core.rules import Rules, merge_rules
 from stoker.framework.errors import Refused
-from stoker.framework.journaling import JournalThread, run_in
+from stoker.framework.journaling import LeaderJournal, run_in
 from stoker.framework.model import JobKind, Refusal, Selection
 
 MAPPED_MAX = 64  # manifests kept mapped, the least recently used goes first
@@ -27,7 +27,7 @@ MAPPED_MAX = 64  # manifests kept mapped, the least recently used goes first
 class Manifests:
     """The mapped manifests of one leadership."""
 
-    def __init__(self, directory: str, journal: JournalThread, workers: ThreadPool) -> None:
+    def __init__(self, directory: str, journal: LeaderJournal, workers: ThreadPool) -> None:
         self._directory = directory
         self._journal = journal
         self._workers = workers

@@ -41,6 +41,7 @@ from stoker.framework.core.events import (
     Subscribed,
     TaskUpdated,
 )
+from stoker.framework.errors import NotLeading
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Offer, TaskStatus
 from stoker.framework.translate import (
@@ -78,14 +79,15 @@ class Driver(Protocol):
     def killTask(self, task_id: Any, agent_id: Any = None) -> Any: ...
     def shutdownExecutor(self, executor_id: Any, agent_id: Any) -> Any: ...
     def reconcileTasks(self, tasks: Any) -> Any: ...
+    def sendFrameworkMessage(self, executor_id: Any, agent_id: Any, data: Any) -> Any: ...
     def acknowledgeStatusUpdate(self, status: Any) -> Any: ...
 
 
 class MesosShell:
     """One leadership's connection to Mesos: pymesos' Scheduler interface on one side, actions on the other.
 
-    `make_driver(self)` returns a driver that is not started. `put` and `spawn` are Loop's. `on_error` is told once when the master
-    will not have this framework any more. `launch_values(launch)` returns (mem bytes to ask for, command, environment).
+    `make_driver(self)` returns a driver that is not started; it asks `may_send` right before whatever it sends. `put`, `spawn`
+    and `check` are Loop's. `on_error` is told once when the master will not have this framework any more. `launch_values(launch)` returns (mem bytes to ask for, command, environment).
     """
 
     def __init__(
@@ -94,12 +96,14 @@ class MesosShell:
         put: Callable[..., bool],
         *,
         spawn: Callable[..., gevent.Greenlet],
+        check: Callable[[], None] = lambda: None,
         launch_values: Callable[[LaunchPlanned], tuple[int, str, Mapping[str, str]]],
         on_error: Callable[[str], None],
         metrics: Metrics,
     ) -> None:
         self._put = put
         self._spawn = spawn
+        self._check = check
         self._launch_values = launch_values
         self._on_error = on_error
         self._metrics = metrics
@@ -120,6 +124,25 @@ class MesosShell:
         if self._sender is not None:
             self._sender.kill()
             self._sender = None
+
+    def may_send(self) -> bool:
+        """Return whether this leadership may still say anything to Mesos."""
+        try:
+            self._check()
+        except NotLeading:
+            return False
+        return not self._is_stopped
+
+    def send_message(self, executor_id: str, agent_id: str, data: bytes) -> bool:
+        """Send `data` to an executor, now; return whether it left. Mesos gives no promise that it arrives."""
+        try:
+            self._driver.sendFrameworkMessage({"value": executor_id}, {"value": agent_id}, _base64(data))
+        except (MesosError, OSError) as error:
+            self._metrics.mesos_calls.labels("Message", "failed").inc()
+            log.warning("the message for executor %s was not sent: %s", executor_id, error)
+            return False
+        self._metrics.mesos_calls.labels("Message", "sent").inc()
+        return True
 
     def perform(self, stamp: Stamp, action: Action) -> None:
         """Send `action` to Mesos soon; never blocks."""
@@ -211,6 +234,7 @@ class MesosShell:
         while True:
             event_id, action = self._outbox.get()
             kind = type(action).__name__
+            self._check()
             try:
                 self._send(action)
                 self._metrics.mesos_calls.labels(kind, "sent").inc()

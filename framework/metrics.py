@@ -14,6 +14,15 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.leading = Gauge("stoker_leading", "1 while this scheduler leads", registry=registry)
+        self.following = Gauge(
+            "stoker_following", "1 while this scheduler follows a leader", registry=registry
+        )
+        self.journal_next_index = Gauge(
+            "stoker_journal_next_index", "Index of the first record not applied here", registry=registry
+        )
+        self.journal_behind_records = Gauge(
+            "stoker_journal_behind_records", "Records heard of and not applied yet", registry=registry
+        )
         self.lead_tries = Counter("stoker_lead_tries", "Times this process tried to lead", registry=registry)
         self.epoch = Gauge("stoker_epoch", "Epoch of this scheduler's last leadership", registry=registry)
         self.events = Counter("stoker_events", "Events decided", ["kind"], registry=registry)

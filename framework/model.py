@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
@@ -87,15 +88,13 @@ class FleetSpec:
         return Resources(self.cpus_milli, self.mem_bytes + EXECUTOR_OVERHEAD_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class FileError:
+class FileError(NamedTuple):
     path: str
     code: str
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Manifested:
+class Manifested(NamedTuple):
     """What listing an under store came to: the manifest's root and its numbers."""
 
     generation: int
@@ -196,5 +195,6 @@ class Settings:
     reconcile_tasks_max: int = 1_000  # of one call
     kill_retry_ms: int = 5_000  # KILL is unreliable: repeated, doubling, at most
     kill_tries_max: int = 8  # times; then implicit reconciliation finds the task again
+    ending_grace_ms: int = 30_000  # an executor that is being ended may serve for so long yet
     rate_window_ms: int = 10_000
     tick_ms: int = 500

@@ -16,6 +16,7 @@ FLAG = {"type": "boolean"}
 FREE = {"type": "object"}
 
 _ERROR_MEANS = {
+    307: "this scheduler follows: ask the leader, whose URL Location gives, the same way",
     400: "bad input; the message says what, the hint what is allowed",
     403: "not an executor of this cluster",
     404: "there is nothing of that name",
@@ -55,6 +56,7 @@ SCHEMAS: dict[str, Any] = {
         options={"type": "object", "additionalProperties": TEXT},
         state={"type": "string", "enum": [str(s) for s in DatasetState]},
         error=MAYBE_TEXT,
+        message=MAYBE_TEXT,
         files=MAYBE_NUMBER,
         bytes=MAYBE_NUMBER,
         cached_bytes=MAYBE_NUMBER,
@@ -126,6 +128,9 @@ SCHEMAS: dict[str, Any] = {
         master=TEXT,
         state=TEXT,
         schedulers={"type": "array", "items": TEXT},
+        next_index=NUMBER,
+        behind=NUMBER,
+        reason=TEXT,
     ),
     "Placement": _object(
         name=TEXT,
@@ -195,7 +200,8 @@ def _operation(route: Route) -> dict[str, Any]:
         for status, (meaning, schema) in route.answers.items()
     }
     too_large = (413,) if "requestBody" in operation else ()
-    for status in sorted({*route.errors, *too_large}):
+    elsewhere = (307,) if route.is_leaders else ()
+    for status in sorted({*elsewhere, *route.errors, *too_large}):
         answers[str(status)] = {
             "description": _ERROR_MEANS[status],
             "content": {"application/json": {"schema": _ref("Error")}},

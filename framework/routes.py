@@ -43,6 +43,7 @@ class Route:
     media_type: str = "application/json"
     body_media_type: str = "application/json"
     errors: tuple[int, ...] = field(default=(503,))
+    is_leaders: bool = True  # only the leader answers it; a follower sends the caller there
 
 
 LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}, "at most so many rows")
@@ -279,8 +280,23 @@ ROUTES: tuple[Route, ...] = (
         "The last offers, what became of them and why",
         {200: ("newest first", "Offers")},
     ),
-    Route("GET", "/v1/leader", "show_leader", "Who leads", {200: ("", "Leader")}),
-    Route("GET", "/v1/openapi.json", "show_openapi", "This description", {200: ("", "")}, errors=()),
+    Route(
+        "GET",
+        "/v1/leader",
+        "show_leader",
+        "Who leads, and how far this scheduler has followed",
+        {200: ("", "Leader")},
+        is_leaders=False,
+    ),
+    Route(
+        "GET",
+        "/v1/openapi.json",
+        "show_openapi",
+        "This description",
+        {200: ("", "")},
+        errors=(),
+        is_leaders=False,
+    ),
     Route(
         "GET",
         "/alive",
@@ -288,6 +304,7 @@ ROUTES: tuple[Route, ...] = (
         "200 while this process does its work: for supervisors",
         {200: ("", "Alive")},
         errors=(),
+        is_leaders=False,
     ),
     Route(
         "GET",
@@ -295,6 +312,7 @@ ROUTES: tuple[Route, ...] = (
         "show_health",
         "200 while this scheduler leads: for finding the leader",
         {200: ("", "Health")},
+        is_leaders=False,
     ),
     Route(
         "GET",
@@ -304,5 +322,6 @@ ROUTES: tuple[Route, ...] = (
         {200: ("", "")},
         media_type="text/plain; version=0.0.4",
         errors=(),
+        is_leaders=False,
     ),
 )

@@ -5,7 +5,6 @@ Bounded in length, and without secrets.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from stoker.framework.core.events import Event, HeartbeatReceived, OffersReceived
@@ -16,22 +15,22 @@ HIDDEN = frozenset({"secret", "seed", "options", "requested_blocks", "wanted_blo
 
 
 def describe(value: Any) -> str:
-    """Return `Name field=value ...` of a dataclass value; secrets are left out, long values cut.
+    """Return `Name field=value ...` of a dataclass or named tuple; secrets are left out, long values cut.
 
     >>> from stoker.framework.core.entries import LaunchEnded
     >>> describe(LaunchEnded(7, "lost", 1000))
     "LaunchEnded launch_id=7 reason='lost' wall_ms=1000"
     """
     parts = [type(value).__name__]
-    for field in dataclasses.fields(value):
-        held = getattr(value, field.name)
-        if field.name in HIDDEN:
+    for name in _names(value):
+        held = getattr(value, name)
+        if name in HIDDEN:
             continue
-        if dataclasses.is_dataclass(held):
-            parts.append(f"{field.name}=({describe(held)})")
+        if _names(held):
+            parts.append(f"{name}=({describe(held)})")
         else:
             text = held.hex() if isinstance(held, bytes) else repr(held)
-            parts.append(f"{field.name}={_cut(text, VALUE_CHARS_MAX)}")
+            parts.append(f"{name}={_cut(text, VALUE_CHARS_MAX)}")
     return _cut(" ".join(parts), LINE_CHARS_MAX)
 
 
@@ -47,3 +46,8 @@ def gist(event: Event) -> Event | str:
 
 def _cut(text: str, chars_max: int) -> str:
     return text if len(text) <= chars_max else f"{text[: chars_max - 3]}..."
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Return the names of its fields; none of a plain value."""
+    return getattr(value, "_fields", ()) or tuple(getattr(value, "__dataclass_fields__", ()))

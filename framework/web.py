@@ -23,7 +23,14 @@ from gevent.pywsgi import Input, WSGIHandler, WSGIServer
 from stoker.executor.messages import HEARTBEAT_BYTES_MAX
 from stoker.framework.api import Api, Call, Reply
 from stoker.framework.checks import BODY_BYTES_MAX, check_schema, parse_json, refuse
-from stoker.framework.errors import FrameworkError, NotLeading, OutcomeUnknown, Overloaded, Refused
+from stoker.framework.errors import (
+    FrameworkError,
+    LedElsewhere,
+    NotLeading,
+    OutcomeUnknown,
+    Overloaded,
+    Refused,
+)
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Refusal
 from stoker.framework.routes import ROUTES, Route
@@ -39,6 +46,7 @@ DISCARD_BYTES_MAX = 16 * 1024 * 1024  # of a refused body, read so that its send
 DISCARD_TIMEOUT_MS = 2_000
 DISCARD_PIECE_BYTES = 64 * 1024
 
+TARGET = "stoker.target"  # in the WSGI environment: the request's path and query as they came
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _NOT_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -52,8 +60,11 @@ class _TooSlow(OSError):
         super().__init__(errno.ETIMEDOUT, "too slow")
 
 
-def make_app(api: Api, metrics: Metrics) -> Any:
-    """Return the WSGI application that serves ROUTES with `api`."""
+def make_app(api: Api, metrics: Metrics, *, check_leads: Callable[[], None] | None = None) -> Any:
+    """Return the WSGI application that serves ROUTES with `api`.
+
+    `check_leads` is called before a request is parsed that only a leader answers; it raises what `api` would later.
+    """
     app = falcon.App(media_type="application/json")
     app.req_options.strip_url_path_trailing_slash = False
     app.req_options.keep_blank_qs_values = True
@@ -63,7 +74,8 @@ def make_app(api: Api, metrics: Metrics) -> Any:
     by_path: dict[str, Any] = {}
     for route in ROUTES:
         resource = by_path.setdefault(route.path, _Resource())
-        responder = functools.partial(_respond, route, getattr(api, route.handler), metrics)
+        check = check_leads if route.is_leaders else None
+        responder = functools.partial(_respond, route, getattr(api, route.handler), check, metrics)
         setattr(resource, f"on_{route.method.lower()}", responder)
     for path, resource in by_path.items():
         app.add_route(path, resource)
@@ -77,6 +89,7 @@ class _Resource:
 def _respond(
     route: Route,
     handler: Callable[[Call], Reply],
+    check: Callable[[], None] | None,
     metrics: Metrics,
     request: falcon.Request,
     response: falcon.Response,
@@ -85,14 +98,16 @@ def _respond(
     began = time.monotonic()
     status = "500"
     try:
+        if check is not None:
+            check()  # before a body is read that only the leader needs
         reply = handler(_call(route, request, parameters))
         _fill(route, response, reply)
         status = str(reply.status)
     except Refused as error:
         status = str(error.refusal.status)
         raise
-    except (FrameworkError, JournalError):
-        status = "503"
+    except (FrameworkError, JournalError) as error:
+        status = "307" if isinstance(error, LedElsewhere) else "503"
         raise
     finally:
         metrics.requests.labels(f"{route.method} {route.path}", status).inc()
@@ -178,8 +193,18 @@ def _refused(_: falcon.Request, response: falcon.Response, error: Any, __: Any) 
     _error(response, error.refusal)
 
 
+def _led_elsewhere(request: falcon.Request, response: falcon.Response, error: Any, __: Any) -> None:
+    if request.path == "/health":  # it is asked for finding the leader: a 307 would make all look alike
+        _not_leading(request, response, error, __)
+        return
+    target = request.env.get(TARGET) or request.relative_uri
+    hint = "ask the leader, the same way"
+    _error(response, Refusal(307, "not_leading", str(error), hint))
+    response.set_header("Location", error.leader + target)
+
+
 def _not_leading(_: falcon.Request, response: falcon.Response, error: Any, __: Any) -> None:
-    hint = "surely not done: ask again, or another scheduler"
+    hint = "surely not done: ask again in a moment, or another scheduler (GET /v1/leader says what this one knows)"
     _error(response, Refusal(503, "not_leading", str(error), hint), retry_after=True)
 
 
@@ -214,6 +239,7 @@ _ERRORS: tuple[tuple[type[Exception], Any], ...] = (
     (falcon.HTTPError, lambda req, resp, error, _: _http_error(req, resp, error)),
     (Refused, _refused),
     (NotLeading, _not_leading),
+    (LedElsewhere, _led_elsewhere),
     (Overloaded, _overloaded),
     (OutcomeUnknown, _outcome_unknown),
     (JournalError, _journal_failed),
@@ -277,6 +303,7 @@ class _Handler(WSGIHandler):  # type: ignore[misc]
         made: Any = self.wsgi_input  # type: ignore[has-type]
         body = _Input(made.rfile, made.content_length, socket=made.socket, chunked_input=made.chunked_input)
         body.handler = self
+        environ[TARGET] = self.path  # as it came: nothing percent-decoded
         environ["wsgi.input"] = self.wsgi_input = body
         return environ
 

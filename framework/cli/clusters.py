@@ -33,11 +33,50 @@ def require_cluster_extra() -> None:
 
 @click.command()
 @click.option("--master", required=True, help="the Mesos master, HOST:PORT")
-@click.option("--journal", required=True, help="where the metadata journal is: file:DIR")
+@click.option(
+    "--zk",
+    metavar="zk://HOST:PORT,.../PATH",
+    help="the metadata journal in ZooKeeper, where several schedulers elect their leader; zk://USER:SECRET@HOST... for a "
+    "path that is not everybody's",
+)
+@click.option(
+    "--zk-secret",
+    default="",
+    help="USER:SECRET of --zk, as env:NAME or file:PATH, so that it stands in no process list",
+)
+@click.option(
+    "--journal", metavar="file:DIR", help="or the journal in a directory: one scheduler, no ZooKeeper"
+)
+@click.option(
+    "--session-timeout",
+    "session_timeout_ms",
+    default="10s",
+    show_default=True,
+    type=DURATION,
+    help="with --zk: how long after a leader's death (or loss of ZooKeeper) the next one may lead; the servers bound it "
+    "to 2 to 20 of their ticks",
+)
+@click.option(
+    "--new-cluster",
+    is_flag=True,
+    help="begin a new cluster on an empty journal even if Mesos knows a framework of our name and role",
+)
+@click.option(
+    "--new-master",
+    is_flag=True,
+    help="with --zk: take --master as it is, though the schedulers before had another: it has moved, or is another one "
+    "of the same Mesos",
+)
 @click.option("--name", default="stoker", show_default=True, help="the framework's name")
 @click.option("--host", default="127.0.0.1", show_default=True, help="address of the API")
 @click.option("--port", default=LOCAL_PORT, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--advertise", default="", help="HOST:PORT by which executors and users reach this API")
+@click.option(
+    "--advertise",
+    default="",
+    metavar="HOST:PORT",
+    help="how executors, users and the other schedulers reach this API [default: --host and --port; this machine's "
+    "name where --host is 0.0.0.0]",
+)
 @click.option(
     "--instances",
     default=1,
@@ -78,11 +117,28 @@ def require_cluster_extra() -> None:
 @click.option(
     "--socket-dir", default="", help="directory of the executors' Unix sockets [default: /tmp/stoker-UID]"
 )
-def scheduler(**options: Any) -> None:
-    """Run one scheduler in the foreground."""
+@click.option(
+    "--scratch-dir",
+    default="",
+    metavar="DIR",
+    help="for what can be made again, this process' own [default: beside a journal's DIR; with --zk a directory of this "
+    "user, host and port in the temporary directory]",
+)
+def scheduler(zk: str | None, journal: str | None, **options: Any) -> None:
+    """Run one scheduler in the foreground.
+
+    With --zk run two or more, on different machines: one leads, the others follow what it does and one of them takes over
+    when it is gone; each sends its callers on to the leader.
+    """
     require_cluster_extra()
+    if bool(zk) == bool(journal):
+        raise click.UsageError(
+            "the journal's place is missing: give either --zk zk://HOST:PORT,.../PATH or --journal file:DIR"
+        )
+    if zk and not zk.startswith("zk://"):
+        raise click.UsageError(f"--zk {zk!r}: write zk://HOST:PORT,HOST:PORT/PATH")
     try:
-        config = Config(**options)
+        config = Config(journal=zk or journal or "", **options)
         config.check()
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

@@ -11,7 +11,8 @@ import click
 from stoker.client.api import Client
 from stoker.client.errors import UrlError
 from stoker.executor.units import parse_bytes, parse_duration_ms
-from stoker.framework.cli.output import Output, reports_errors
+from stoker.framework.cli.finding import NotFound, resolve_url
+from stoker.framework.cli.output import Output, fail, reports_errors
 
 
 class SizeType(click.ParamType[int]):
@@ -53,7 +54,10 @@ def api_command(function: Callable[..., None]) -> Callable[..., None]:
     """
 
     @click.option(
-        "--url", envvar="STOKER_URL", help="the schedulers, http://host:port[,host:port]; else STOKER_URL"
+        "--url",
+        envvar="STOKER_URL",
+        help="the schedulers, http://host:port[,host:port], or zk://host:port,host:port/path, where they elect their leader "
+        "(STOKER_ZK_SECRET: USER:SECRET for it, if it needs one); else STOKER_URL",
     )
     @click.option("--token", envvar="STOKER_TOKEN", help="a bearer token; else STOKER_TOKEN")
     @click.option("--json", "as_json", is_flag=True, help="print JSON")
@@ -62,8 +66,10 @@ def api_command(function: Callable[..., None]) -> Callable[..., None]:
         if not url:
             raise click.UsageError("no scheduler given: set STOKER_URL or pass --url http://HOST:PORT")
         try:
-            client = Client(url, token=token or "")
-        except UrlError as error:
+            client = Client(resolve_url(url), token=token or "")
+        except NotFound as error:
+            fail(str(error))
+        except (UrlError, ValueError) as error:
             raise click.UsageError(str(error)) from error
         reports_errors(function)(client, Output(as_json=as_json), **options)
 

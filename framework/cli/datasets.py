@@ -18,6 +18,8 @@ from stoker.framework.model import Policy, Settings, Tier
 _LIMITS = Settings()
 POLL_INTERVAL_S = 0.2
 
+_COLUMNS = ["NAME", "STATE", "FILES>", "BYTES>", "CACHED>", "REPLICAS>", "VERSION>", "SOURCE"]
+
 
 @click.group()
 def dataset() -> None:
@@ -91,11 +93,16 @@ def _take_back(client: Client, view: dict[str, Any]) -> NoReturn:
 
 def wait_until_listed(client: Client, output: Output, view: dict[str, Any]) -> dict[str, Any]:
     """Return the dataset's view once its listing (the first, or a refresh) has ended, with a live count meanwhile."""
-    said_ms = 0.0
+    said_ms, told = 0.0, ""
     while view["listing"] is not None:
         time.sleep(POLL_INTERVAL_S)
         view = client.dataset_info(view["name"])
-        counted = view["listing"]
+        counted, message = view["listing"], view.get("message") or ""
+        if message:
+            if message.partition(":")[0] != told:
+                told = message.partition(":")[0]
+                output.say(f"{view['name']}: {message}")
+            continue
         if counted and time.monotonic() - said_ms >= 1:
             said_ms = time.monotonic()
             output.say(
@@ -122,7 +129,7 @@ def list_datasets(client: Client, output: Output) -> None:
         return
     output.table(
         "",
-        ["NAME", "STATE", "FILES>", "BYTES>", "CACHED>", "REPLICAS>", "VERSION>", "SOURCE"],
+        _COLUMNS,
         map(_row, datasets),
     )
 
@@ -157,9 +164,7 @@ def _show(output: Output, view: dict[str, Any]) -> None:
     if output.as_json:
         output.json(view)
         return
-    output.table(
-        "", ["NAME", "STATE", "FILES>", "BYTES>", "CACHED>", "REPLICAS>", "VERSION>", "SOURCE"], [_row(view)]
-    )
+    output.table("", _COLUMNS, [_row(view)])
     if view["error"]:
         output.say(f"error: {view['error']}")
 
@@ -187,7 +192,4 @@ def refresh(client: Client, output: Output, *, name: str, no_wait: bool) -> None
 def remove(client: Client, output: Output, *, name: str) -> None:
     """Forget a dataset and free its cache. The under store is never touched."""
     view = client.delete_dataset(name)
-    if output.as_json:
-        output.json(view)
-    else:
-        output.say(f"dataset {name} removed; its source {view['source']} is untouched")
+    output.result(view, f"dataset {name} removed; its source {view['source']} is untouched")

@@ -365,12 +365,13 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
-def main() -> int:
+def main(kind: type[DemoStore] = DemoStore) -> int:
+    """Serve a directory with a store of `kind` until Ctrl-C; return the exit code."""
     arguments = parser().parse_args()
     if not os.path.isdir(arguments.directory):
         print(f"demo_store: {arguments.directory} is not a directory", file=sys.stderr)
         return 1
-    with DemoStore(
+    with kind(
         arguments.directory,
         host=arguments.host,
         port=arguments.port,

@@ -57,7 +57,4 @@ def set_fleet(client: Client, output: Output, *, instances: int | None, mem_byte
     if instances is None and mem_bytes is None:
         raise click.UsageError("nothing to change: pass --instances or --mem")
     view = client.set_fleet(instances=instances, mem_bytes=mem_bytes)
-    if output.as_json:
-        output.json(view)
-    else:
-        output.say(f"wanted: {view['instances']} executors of {format_bytes(view['mem_bytes'])}")
+    output.result(view, f"wanted: {view['instances']} executors of {format_bytes(view['mem_bytes'])}")

@@ -61,11 +61,10 @@ def _show_plan(output: Output, plan: dict[str, Any]) -> None:
 def _run(client: Client, output: Output, job: dict[str, Any], *, wait: bool) -> None:
     if wait:
         finish(client, output, job)
-    elif output.as_json:
-        output.json(job)
     else:
-        output.say(
-            f"job {job['id']}: {job['kind']} {job['dataset']} {job['state']}; follow it with `stoker job wait {job['id']}`"
+        output.result(
+            job,
+            f"job {job['id']}: {job['kind']} {job['dataset']} {job['state']}; follow it with `stoker job wait {job['id']}`",
         )
 
 
@@ -167,10 +166,7 @@ def show(client: Client, output: Output, *, job_id: str) -> None:
 def cancel(client: Client, output: Output, *, job_id: str) -> None:
     """Cancel a job; what it brought in so far stays cached."""
     view = client.cancel_job(job_id)
-    if output.as_json:
-        output.json(view)
-    else:
-        output.say(f"job {view['id']} {view['state']}")
+    output.result(view, f"job {view['id']} {view['state']}")
 
 
 @job.command("wait")

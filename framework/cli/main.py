@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from stoker.framework.cli import clusters, datasets, demo, explain, fleet, jobs
+from stoker.framework.cli import clusters, datasets, demo, explain, fleet, jobs, journal
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -28,5 +28,6 @@ for command in (
     jobs.free,
     jobs.job,
     jobs.load,
+    journal.journal,
 ):
     main.add_command(command)

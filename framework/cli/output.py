@@ -39,6 +39,13 @@ class Output:
     def json(self, value: Any) -> None:
         click.echo(json.dumps(value, indent=2, sort_keys=False))
 
+    def result(self, value: Any, text: str) -> None:
+        """Print what came of the command: `value` under --json, else the line `text`."""
+        if self.as_json:
+            self.json(value)
+        else:
+            self.say(text)
+
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Print a table on a terminal, tab-separated lines in a pipe; columns that end in '>' are right-aligned."""
         if self.as_json:

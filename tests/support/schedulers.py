@@ -10,6 +10,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,22 +18,7 @@ from typing import Any
 
 from stoker.zk.errors import Unavailable
 from stoker.zk.journal import BATCH_BYTES_MAX, RECORD_BYTES_MAX, Recovered
-
-START_TIMEOUT_S = 60
-POLL_S = 0.02
-
-
-def wait_until(condition: Callable[[], Any], *, timeout_s: float = 30, what: str = "the condition") -> Any:
-    """Return the first true value of `condition()`."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not come true within {timeout_s} s")
-        time.sleep(POLL_S)
-
+from support.waiting import DEADLINE_S, wait_until
 
 # --- journals
 
@@ -48,7 +34,12 @@ class MemoryJournal:
         self.batches: list[int] = []
         self.epoch = 0
 
-    def lead(self) -> Recovered:
+    wants_snapshot = False
+
+    def check(self) -> None:
+        return
+
+    def lead(self, from_index: int = 0) -> Recovered:
         self.epoch += 1
         numbered = list(enumerate(self.records, start=self.snapshot_index))
         return Recovered(self.epoch, 1, self.snapshot_index, self.snapshot, iter(numbered))
@@ -99,6 +90,28 @@ class SlowJournal(MemoryJournal):
         time.sleep(self.delay_s)
         super().append(first_index, records)
         self.running -= 1
+
+
+class HeldJournal(MemoryJournal):
+    """Appends wait until `release`, each in its thread; `running` is how many do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = self.running_max = 0
+        self._released = threading.Event()
+
+    def append(self, first_index: int, records: Sequence[bytes]) -> None:
+        self.running += 1
+        self.running_max = max(self.running_max, self.running)
+        self._released.wait(DEADLINE_S)
+        super().append(first_index, records)
+        self.running -= 1
+
+    def hold(self) -> None:
+        self._released.clear()
+
+    def release(self) -> None:
+        self._released.set()
 
 
 class RefusingJournal(MemoryJournal):
@@ -209,6 +222,7 @@ class InProcess:
         self.drivers: list[FakeDriver] = []
         self.metrics = Metrics()
         self.leadership: Any = None
+        self.write_timeout_ms = 60_000  # a test whose machine is busy wants to know what came of its write
 
         def make_driver(scheduler: Any, framework: dict[str, Any]) -> FakeDriver:
             self.drivers.append(FakeDriver(scheduler, framework))
@@ -227,16 +241,17 @@ class InProcess:
                 url="http://127.0.0.1:7070",
                 metrics=self.metrics,
             )
+            self.leadership.loop._write_timeout_ms = self.write_timeout_ms
             self.leadership.begin()
 
         self.lead = lead
-        api = Api(
+        self.api = Api(
             current,
             allow_sources=self.config.allow_sources,
             metrics=self.metrics,
             document=document(ROUTES, version="0"),
         )
-        self.client = testing.TestClient(make_app(api, self.metrics))
+        self.client = testing.TestClient(make_app(self.api, self.metrics))
 
     @property
     def driver(self) -> FakeDriver:
@@ -292,7 +307,7 @@ class Api:
         raw: bytes | None = None,
     ) -> tuple[int, Any]:
         """Return the status, and the body's JSON, or bytes where it is none."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=DEADLINE_S)
         try:
             data = raw if raw is not None else None if body is None else json.dumps(body).encode()
             connection.request(method, path, body=data, headers=headers or {})
@@ -346,7 +361,7 @@ class SchedulerProcess:
 
     def wait_leading(self) -> Api:
         api = self.api
-        wait_until(lambda: api.call("GET", "/health")[0] == 200, what="leading")
+        wait_until(lambda: api.call("GET", "/health")[0] == 200, "leading")
         return api
 
     def said(self) -> str:
@@ -356,7 +371,7 @@ class SchedulerProcess:
         """Send the signal and return the exit status."""
         if self.child.poll() is None:
             self.child.send_signal(number)
-        status = self.child.wait(timeout=20)
+        status = self.child.wait(timeout=DEADLINE_S)
         if self.child.stdout is not None:
             self.child.stdout.close()
         return status

@@ -17,10 +17,12 @@ from stoker.executor.manifest import unbundle
 from stoker.executor.messages import FileFailure, Heartbeat, Residency, decode_answer, encode
 from stoker.framework import api as api_module
 from stoker.framework.api import Api
+from stoker.framework.loop import WRITE_TIMEOUT_MS
 from stoker.framework.openapi import SCHEMAS, document
 from stoker.framework.routes import ROUTES
 from stoker.zk.errors import Unavailable
-from support.schedulers import InProcess, MemoryJournal, RefusingJournal, SlowJournal, raw_offer
+from support.greenlets import join, wait_until
+from support.schedulers import HeldJournal, InProcess, MemoryJournal, RefusingJournal, SlowJournal, raw_offer
 
 JSON = st.recursive(
     st.none()
@@ -66,13 +68,14 @@ def scheduler(make: Any) -> InProcess:
 
 
 def wait_ready(scheduler: InProcess, name: str) -> dict[str, Any]:
-    with gevent.Timeout(30):
-        while True:
-            status, view = scheduler.call("GET", f"/v1/datasets/{name}")
-            assert status == 200
-            if view["state"] != "LISTING":
-                return dict(view)
-            gevent.sleep(0.02)
+    def listed() -> dict[str, Any] | None:
+        status, view = scheduler.call("GET", f"/v1/datasets/{name}")
+        assert status == 200
+        return dict(view) if view["state"] != "LISTING" else None
+
+    found = wait_until(listed, "the listing")
+    assert found is not None
+    return found
 
 
 def add(scheduler: InProcess, name: str, source: str, **fields: Any) -> dict[str, Any]:
@@ -274,8 +277,7 @@ def test_two_posts_of_one_name_at_once_one_wins(make: Any, source: str) -> None:
         gevent.spawn(scheduler.call, "POST", "/v1/datasets", {"name": "d", "source": f"{source}/{which}"})
         for which in ("dir", "")
     ]
-    gevent.joinall(posts, timeout=10, raise_error=True)
-    assert sorted(post.value[0] for post in posts) == [201, 409]
+    assert sorted(status for status, _ in join(posts)) == [201, 409]
 
 
 def test_fifty_writers_at_once(make: Any, source: str) -> None:
@@ -286,8 +288,7 @@ def test_fifty_writers_at_once(make: Any, source: str) -> None:
         )
         for i in range(50)
     ]
-    gevent.joinall(posts, timeout=30, raise_error=True)
-    statuses = [post.value[0] for post in posts]
+    statuses = [status for status, _ in join(posts)]
     assert (statuses.count(201), statuses.count(200), statuses.count(409)) == (10, 15, 25)
     assert [d["id"] for d in scheduler.call("GET", "/v1/datasets")[1]["datasets"]] == sorted(range(1, 11))
 
@@ -304,9 +305,7 @@ def test_a_refresh_keeps_what_did_not_change(scheduler: InProcess, source: str) 
     add(scheduler, "d", source)
     (pathlib.Path(source) / "new.txt").write_text("new")
     assert scheduler.call("POST", "/v1/datasets/d/refresh")[0] == 200
-    with gevent.Timeout(30):
-        while scheduler.call("GET", "/v1/datasets/d")[1]["version"] != 2:
-            gevent.sleep(0.02)
+    wait_until(lambda: scheduler.call("GET", "/v1/datasets/d")[1]["version"] == 2, "the new version")
     view = scheduler.call("GET", "/v1/datasets/d")[1]
     assert (view["files"], view["generation"], view["listing"]) == (4, 1, None)
 
@@ -318,14 +317,10 @@ def test_blobs_of_a_removed_dataset_go_but_not_those_that_another_needs(
     add(scheduler, "e", source)
     one = len(scheduler.journal.blobs)
     assert scheduler.call("DELETE", "/v1/datasets/d")[1]["name"] == "d"
-    with gevent.Timeout(10):
-        while len(scheduler.journal.blobs) == one:
-            gevent.sleep(0.01)
+    wait_until(lambda: len(scheduler.journal.blobs) != one)
     assert scheduler.call("GET", "/v1/datasets/e/manifest")[0] == 200
     scheduler.call("DELETE", "/v1/datasets/e")
-    with gevent.Timeout(10):
-        while scheduler.journal.blobs:
-            gevent.sleep(0.01)
+    wait_until(lambda: not scheduler.journal.blobs)
 
 
 def test_a_dataset_can_be_changed(scheduler: InProcess, source: str) -> None:
@@ -385,8 +380,7 @@ def test_many_jobs_of_one_dataset_at_once_all_count(make: Any, source: str) -> N
         {"kind": "load", "dataset": "d", "paths": [path]} for path in ("a.txt", "dir/b.txt", "dir/c.txt")
     ]
     posts = [gevent.spawn(scheduler.call, "POST", "/v1/jobs", body) for body in bodies]
-    gevent.joinall(posts, timeout=20, raise_error=True)
-    assert [post.value[0] for post in posts] == [201] * 3
+    assert [status for status, _ in join(posts)] == [201] * 3
     wanted = scheduler.call("GET", "/v1/datasets/d")[1]["wanted"]
     assert {rule["path"] for rule in wanted if rule["include"]} >= {"a.txt"}
     assert len(scheduler.call("GET", "/v1/jobs")[1]["jobs"]) == 3
@@ -396,9 +390,9 @@ def test_a_job_is_followed_to_its_end(scheduler: InProcess, source: str) -> None
     add(scheduler, "d", source)
     job = scheduler.call("POST", "/v1/jobs", {"kind": "load", "dataset": "d"})[1]
     follower = gevent.spawn(scheduler.call, "GET", f"/v1/jobs/{job['id']}/events")
-    gevent.sleep(0.1)
+    wait_until(lambda: scheduler.api._followers == 1, "the follower")
     assert scheduler.call("DELETE", f"/v1/jobs/{job['id']}")[1]["state"] == "CANCELLED"
-    status, stream = follower.get(timeout=10)
+    ((status, stream),) = join([follower])
     events = [
         line.removeprefix("data: ") for line in stream.decode().splitlines() if line.startswith("data: ")
     ]
@@ -431,9 +425,7 @@ def test_the_fleet_can_be_set_but_not_its_role(scheduler: InProcess) -> None:
 def launched(scheduler: InProcess) -> Heartbeat:
     """Return the first heartbeat of an executor that was just launched."""
     scheduler.driver.scheduler.resourceOffers(scheduler.driver, [raw_offer(1)])
-    with gevent.Timeout(5):
-        while not scheduler.driver.named("acceptOffers"):
-            gevent.sleep(0.01)
+    wait_until(lambda: scheduler.driver.named("acceptOffers"))
     task = scheduler.driver.named("acceptOffers")[0][1][0]["launch"]["task_infos"][0]
     told = {v["name"]: v["value"] for v in task["executor"]["command"]["environment"]["variables"]}
     return Heartbeat(
@@ -540,15 +532,16 @@ def test_without_a_leadership_everything_but_alive_says_so(tmp_path: pathlib.Pat
 
 
 def test_a_write_that_is_not_committed_in_time_has_an_unknown_outcome(make: Any, source: str) -> None:
-    journal = SlowJournal(0.0)
+    journal = HeldJournal()
+    journal.release()
     scheduler = make(journal)
-    journal.delay_s = 2.5
+    wait_until(lambda: scheduler.call("GET", "/v1/leader")[1]["framework_id"], "the id to be durable")
+    journal.hold()
+    scheduler.loop._write_timeout_ms = WRITE_TIMEOUT_MS
     answer = scheduler.call("POST", "/v1/datasets", {"name": "d", "source": source})
     assert code_of(answer) == (503, "outcome_unknown")
-    journal.delay_s = 0.0
-    with gevent.Timeout(10):
-        while scheduler.call("GET", "/v1/datasets")[0] == 503:
-            gevent.sleep(0.1)
+    journal.release()
+    wait_until(lambda: scheduler.call("GET", "/v1/datasets")[0] != 503)
     assert scheduler.call("POST", "/v1/datasets", {"name": "d", "source": source})[0] == 200, (
         "asked again, it is there"
     )
@@ -557,12 +550,13 @@ def test_a_write_that_is_not_committed_in_time_has_an_unknown_outcome(make: Any,
 def test_a_journal_that_refuses_ends_the_leadership_and_nothing_is_half_done(make: Any, source: str) -> None:
     journal = RefusingJournal(-1)
     scheduler = make(journal)
-    gevent.sleep(0.1)
+    wait_until(lambda: scheduler.call("GET", "/v1/leader")[1]["framework_id"], "the id to be durable")
     records = list(journal.records)
     journal.refuse_at = journal.appends
     answer = scheduler.call("POST", "/v1/datasets", {"name": "d", "source": source})
     assert code_of(answer) == (503, "outcome_unknown")
-    assert isinstance(scheduler.loop.ended.get(timeout=1), Unavailable)
+    wait_until(scheduler.loop.ended.ready, "the end")
+    assert isinstance(scheduler.loop.ended.get(), Unavailable)
     assert journal.records == records
     scheduler.close()
     journal.mend()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import pathlib
 from typing import Any
 
 import pytest
 from gevent.event import AsyncResult
 
 from stoker.framework.config import Config
-from stoker.framework.daemon import Daemon
+from stoker.framework.daemon import Daemon, main
 from stoker.framework.errors import Fatal
 from stoker.framework.loop import Crashed
 from stoker.zk.errors import Fenced
@@ -23,6 +25,24 @@ class EndedLeadership:
 
     def story(self) -> list[str]:
         return ["event=1 Ticked", "event=2 TaskUpdated"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"zk_secret": "env:NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE"),
+        ({"zk_secret": "no-user"}, "a user and a secret"),
+        ({"zk_secret": "file:/nowhere"}, "cannot read /nowhere"),
+    ],
+)
+def test_a_secret_that_is_none_is_a_wrong_configuration(
+    fields: dict[str, str], says: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config"
+    path.write_text(json.dumps({"master": "h:1", "journal": "zk://h:1/stoker"} | fields))
+    assert main(["--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("stoker scheduler: --zk: ") and says in said and len(said.splitlines()) == 1
 
 
 def end(error: BaseException) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pathlib
 
-import gevent
 import pytest
 
 from stoker.zk.errors import Unavailable
+from support.greenlets import wait_until
 from support.schedulers import InProcess, MemoryJournal
 
 
@@ -38,7 +38,5 @@ def test_it_sweeps_blobs_that_no_manifest_needs(tmp_path: pathlib.Path) -> None:
     digest = journal.put_blob(b"of a listing that was cut off")
     scheduler = InProcess(journal, tmp_path / "scratch")
     scheduler.lead()
-    with gevent.Timeout(10):
-        while digest in journal.blobs:
-            gevent.sleep(0.01)
+    wait_until(lambda: digest not in journal.blobs)
     scheduler.close()

@@ -20,6 +20,7 @@ from stoker.framework.journaling import JournalThread
 from stoker.framework.listings import LISTINGS_MAX, Listings
 from stoker.framework.manifests import Manifests
 from stoker.framework.metrics import Metrics
+from support.greenlets import wait_until
 from support.schedulers import MemoryJournal
 
 CLUSTER = b"c" * 16
@@ -96,9 +97,7 @@ class Rig:
         self.listings.start(StartListing(dataset_id, attempt, source, (), 1, 1, "", 1 << 20))
 
     def wait_ends(self, count: int) -> list[ListingFinished]:
-        with gevent.Timeout(20):
-            while len(self.loop.ends()) < count:
-                gevent.sleep(0.01)
+        wait_until(lambda: len(self.loop.ends()) >= count)
         return self.loop.ends()
 
     def made(self, name: str, paths: list[str]) -> pathlib.Path:
@@ -185,9 +184,7 @@ def test_at_most_so_many_run_at_once_and_the_rest_follows(rig: Rig) -> None:
     for dataset_id in range(1, LISTINGS_MAX + 4):
         rig.start(f"wait {rig.directory}", dataset_id=dataset_id)
     started = lambda: {p.name for p in rig.directory.glob("started-*")}  # noqa: E731
-    with gevent.Timeout(20):
-        while len(started()) < LISTINGS_MAX:
-            gevent.sleep(0.01)
+    wait_until(lambda: len(started()) >= LISTINGS_MAX)
     gevent.sleep(0.1)
     assert started() == {f"started-{i}" for i in range(1, LISTINGS_MAX + 1)}
     (rig.directory / "go").touch()
@@ -206,9 +203,7 @@ def test_the_same_attempt_twice_is_one_listing(rig: Rig) -> None:
 
 def test_a_newer_attempt_replaces_the_one_before_silently(rig: Rig) -> None:
     rig.start(f"wait {rig.directory}")
-    with gevent.Timeout(20):
-        while not (rig.directory / "started-1").exists():
-            gevent.sleep(0.01)
+    wait_until(lambda: (rig.directory / "started-1").exists())
     rig.start('say {"error": "second"}', attempt=2)
     (end,) = rig.wait_ends(1)
     assert (end.attempt, end.error) == (2, "second")
@@ -216,22 +211,16 @@ def test_a_newer_attempt_replaces_the_one_before_silently(rig: Rig) -> None:
 
 def test_a_stopped_listing_says_nothing_and_leaves_nothing(rig: Rig) -> None:
     rig.start(f"wait {rig.directory}")
-    with gevent.Timeout(20):
-        while not (rig.directory / "started-1").exists():
-            gevent.sleep(0.01)
+    wait_until(lambda: (rig.directory / "started-1").exists())
     rig.listings.stop(1)
-    with gevent.Timeout(20):
-        while os.listdir(rig.directory / "listings"):
-            gevent.sleep(0.01)
+    wait_until(lambda: not os.listdir(rig.directory / "listings"))
     assert rig.loop.ends() == []
 
 
 def test_a_listing_that_is_stopped_before_its_child_runs_starts_none(rig: Rig) -> None:
     rig.start(f"wait {rig.directory}")
     rig.listings.stop(1)  # its greenlet has not run yet
-    with gevent.Timeout(20):
-        while rig.listings._greenlets:
-            gevent.sleep(0.01)
+    wait_until(lambda: not rig.listings._greenlets)
     assert rig.loop.ends() == []
 
 
@@ -251,14 +240,10 @@ def test_an_end_that_finds_the_queue_full_is_told_later(rig: Rig) -> None:
 
 def test_closing_ends_the_children(rig: Rig) -> None:
     rig.start(f"wait {rig.directory}")
-    with gevent.Timeout(20):
-        while not (rig.directory / "started-1").exists():
-            gevent.sleep(0.01)
+    wait_until(lambda: (rig.directory / "started-1").exists())
     child = rig.listings._running[1].child
     rig.listings.close()
-    with gevent.Timeout(20):
-        while child.poll() is None:
-            gevent.sleep(0.01)
+    wait_until(lambda: child.poll() is not None)
     assert not (rig.directory / "listings").exists()
 
 
@@ -273,9 +258,7 @@ def test_blobs_that_a_living_manifest_shares_are_kept(rig: Rig) -> None:
     rig.live = {digests[1]}
     kept = {digests[1], *rig.manifests.part_digests(digests[1])}
     rig.listings.forget_manifest(digests[0])
-    with gevent.Timeout(10):
-        while digests[0] in rig.journal.blobs:
-            gevent.sleep(0.01)
+    wait_until(lambda: digests[0] not in rig.journal.blobs)
     assert set(rig.journal.blobs) == kept
     rig.listings.forget_manifest(digests[1])
     gevent.sleep(0.1)
@@ -294,9 +277,7 @@ def test_a_sweep_deletes_what_no_manifest_needs(rig: Rig) -> None:
     kept = {digests[1], *rig.manifests.part_digests(digests[1])}
     assert set(rig.journal.blobs) > kept
     rig.listings.sweep()
-    with gevent.Timeout(10):
-        while set(rig.journal.blobs) != kept:
-            gevent.sleep(0.01)
+    wait_until(lambda: set(rig.journal.blobs) == kept)
 
 
 def test_a_sweep_deletes_nothing_while_a_manifest_is_missing(
@@ -307,7 +288,5 @@ def test_a_sweep_deletes_nothing_while_a_manifest_is_missing(
     stored = set(rig.journal.blobs)
     rig.live = {"0" * 64}
     rig.listings.sweep()
-    with gevent.Timeout(10):
-        while "no blob for 1 manifests" not in caplog.text:
-            gevent.sleep(0.01)
+    wait_until(lambda: "no blob for 1 manifests" in caplog.text)
     assert set(rig.journal.blobs) == stored

@@ -20,7 +20,8 @@ from stoker.framework.loop import Core, Crashed, Loop
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Settings
 from stoker.zk.errors import Fenced, Unavailable
-from support.schedulers import MemoryJournal, RefusingJournal, SlowJournal
+from support.greenlets import join, settle, wait_until
+from support.schedulers import HeldJournal, MemoryJournal, RefusingJournal, SlowJournal
 
 
 class ToyCatalog:
@@ -65,6 +66,7 @@ class Rig:
         self.journal = journal
         self.catalog = ToyCatalog()
         self.performed: list[tuple[int, str]] = []  # (records durable by then, task id)
+        options.setdefault("write_timeout_ms", 60_000)
         self.metrics = Metrics()
         core = Core(
             self.catalog,
@@ -93,6 +95,12 @@ class Rig:
         return answer.status, answer.body
 
 
+def end_of(rig: Rig) -> Any:
+    """Wait for the leadership's end and return what ended it."""
+    wait_until(rig.loop.ended.ready, "the end")
+    return rig.loop.ended.get()
+
+
 @pytest.fixture
 def rigs() -> Iterator[Any]:
     made: list[Rig] = []
@@ -118,70 +126,75 @@ def test_an_answer_comes_only_after_its_entry_is_durable(rigs: Any) -> None:
 
 def test_many_writers_are_decided_one_by_one_and_committed_in_batches(rigs: Any) -> None:
     """50 writers of 10 names: each name is written once, whoever comes first; nobody decides on a stale catalog."""
-    journal = SlowJournal(0.02)
+    journal = HeldJournal()
     rig = rigs(journal)
     writers = [gevent.spawn(rig.cancel, f"job{i % 10}") for i in range(50)]
-    gevent.joinall(writers, timeout=10, raise_error=True)
-    answers = [writer.value for writer in writers]
+    wait_until(
+        lambda: len(rig.catalog.done) == 10 and journal.running, "all to be decided, the first to be written"
+    )
+    journal.release()
+    answers = join(writers)
     assert sorted(status for status, _ in answers) == [200] * 40 + [201] * 10
     assert sorted(count for status, count in answers if status == 201) == list(range(1, 11))
     assert journal.records == [f"job{i}".encode() for i in range(10)]
     assert journal.running_max == 1
-    assert len(journal.batches) < 10, "what comes while one batch is in flight is the next batch"
+    assert len(journal.batches) <= 2, "what comes while one batch is in flight is the next batch"
 
 
 def test_actions_are_performed_in_order_and_never_before_their_records(rigs: Any) -> None:
     rig = rigs(SlowJournal(0.01))
-    gevent.joinall([gevent.spawn(rig.cancel, f"j{i:02}") for i in range(30)], timeout=10, raise_error=True)
+    join(gevent.spawn(rig.cancel, f"j{i:02}") for i in range(30))
     assert [task for _, task in rig.performed] == [f"j{i:02}" for i in range(30)]
     assert all(durable > index for index, (durable, _) in enumerate(rig.performed))
 
 
 def test_a_read_waits_until_what_it_saw_is_durable(rigs: Any) -> None:
-    journal = SlowJournal(0.2)
+    journal = HeldJournal()
     rig = rigs(journal)
     writer = gevent.spawn(rig.cancel, "a")
-    while not rig.catalog.done:
-        gevent.sleep(0)
-    assert journal.records == [], "it was decided, and is not durable yet"
-    assert rig.loop.read(lambda catalog, fleet: list(catalog.done)) == ["a"]
+    wait_until(lambda: rig.catalog.done and journal.running)
+    reader = gevent.spawn(rig.loop.read, lambda catalog, fleet: list(catalog.done))
+    gevent.sleep(0.01)
+    assert not reader.ready() and journal.records == [], "it was decided, and is not durable yet"
+    journal.release()
+    assert join([writer, reader]) == [(201, 1), ["a"]]
     assert journal.records == [b"a"]
-    assert writer.get(timeout=1) == (201, 1)
 
 
 def test_reads_that_wait_for_the_same_take_one_place(rigs: Any) -> None:
     """Else a journal that hangs would let them pile up without bound."""
-    rig = rigs(SlowJournal(0.2))
+    journal = HeldJournal()
+    rig = rigs(journal)
     writer = gevent.spawn(rig.cancel, "a")
-    with gevent.Timeout(5):
-        while not rig.loop._in_flight:
-            gevent.sleep(0.001)
+    wait_until(lambda: rig.loop._in_flight)
     reads = [gevent.spawn(rig.loop.read, lambda catalog, fleet: len(catalog.done)) for _ in range(50)]
     gevent.sleep(0)
     assert len(rig.loop._frames) == 1
-    gevent.joinall([writer, *reads], timeout=5)
-    assert [read.value for read in reads] == [1] * 50
+    journal.release()
+    assert join([writer, *reads])[1:] == [1] * 50
 
 
 def test_a_read_that_raises_also_waits(rigs: Any) -> None:
-    journal = SlowJournal(0.1)
+    journal = HeldJournal()
     rig = rigs(journal)
     gevent.spawn(rig.cancel, "a")
-    while not rig.catalog.done:
-        gevent.sleep(0)
+    wait_until(lambda: rig.catalog.done and journal.running)
+    reader = gevent.spawn(rig.loop.read, lambda catalog, fleet: 1 // 0)
+    gevent.sleep(0.01)
+    assert not reader.ready()
+    journal.release()
     with pytest.raises(ZeroDivisionError):
-        rig.loop.read(lambda catalog, fleet: 1 // 0)
+        join([reader])
     assert journal.records == [b"a"]
 
 
 def test_a_slow_journal_makes_the_outcome_unknown_and_the_write_still_happens(rigs: Any) -> None:
-    journal = SlowJournal(0.3)
-    rig = rigs(journal, write_timeout_ms=50)
+    journal = HeldJournal()
+    rig = rigs(journal, write_timeout_ms=500)
     with pytest.raises(OutcomeUnknown):
         rig.cancel("a")
-    gevent.sleep(0.4)
-    assert journal.records == [b"a"]
-    journal.delay_s = 0
+    journal.release()
+    wait_until(lambda: journal.records == [b"a"], "the write to happen")
     assert rig.cancel("a") == (200, 1), "asked again, it is told what became of it"
 
 
@@ -191,7 +204,7 @@ def test_a_refused_append_ends_the_leadership_and_performs_nothing(rigs: Any) ->
     assert rig.cancel("a") == (201, 1)
     with pytest.raises(OutcomeUnknown):
         rig.cancel("b")
-    assert isinstance(rig.loop.ended.get(timeout=1), Fenced)
+    assert isinstance(end_of(rig), Fenced)
     assert [task for _, task in rig.performed] == ["a"]
     with pytest.raises(NotLeading):
         rig.cancel("c")
@@ -202,17 +215,18 @@ def test_a_refused_append_ends_the_leadership_and_performs_nothing(rigs: Any) ->
 
 def test_what_was_not_sent_when_leadership_ended_is_surely_not_done(rigs: Any) -> None:
     journal = RefusingJournal(0, Unavailable("no space"))
-    slow = SlowJournal(0.2)
+    held = HeldJournal()
     journal.append = lambda first, records: (
-        slow.append(0, records),
+        held.append(0, records),
         RefusingJournal.append(journal, first, records),
     )  # type: ignore[assignment]
     rig = rigs(journal)
     first = gevent.spawn(rig.cancel, "a")
-    while slow.running == 0:
-        gevent.sleep(0.001)
+    wait_until(lambda: held.running)
     second, reader = gevent.spawn(rig.cancel, "b"), gevent.spawn(rig.loop.read, lambda c, f: c.done)
-    gevent.joinall([first, second, reader], timeout=5)
+    gevent.sleep(0.01)
+    held.release()
+    settle([first, second, reader])
     assert isinstance(first.exception, OutcomeUnknown)
     assert isinstance(second.exception, NotLeading)
     assert isinstance(reader.exception, NotLeading)
@@ -223,7 +237,7 @@ def test_a_mistake_in_decide_ends_the_leadership_with_a_story(rigs: Any) -> None
     rig = rigs(MemoryJournal())
     rig.cancel("a")
     rig.loop.put(AgentRemoved("agent-7"))
-    error = rig.loop.ended.get(timeout=1)
+    error = end_of(rig)
     assert isinstance(error, Crashed) and isinstance(error.__cause__, KeyError)
     story = list(rig.loop.story())
     assert "JobCancelRequested" in story[0] and "agent-7" in story[-1]
@@ -247,7 +261,7 @@ def test_a_full_queue_refuses_events_and_requests_but_keeps_room_for_what_nobody
 
 
 def test_a_request_that_was_not_looked_at_in_time_is_never_done(rigs: Any) -> None:
-    rig = rigs(MemoryJournal(), start=False, write_timeout_ms=30)
+    rig = rigs(MemoryJournal(), start=False, write_timeout_ms=500)
     with pytest.raises(Overloaded):
         rig.cancel("a")
     rig.loop.start()
@@ -268,9 +282,9 @@ def test_a_journal_that_lags_holds_back_deciding(rigs: Any, monkeypatch: pytest.
 
 
 def test_batches_respect_the_limits_of_the_journal(rigs: Any) -> None:
-    rig = rigs(SlowJournal(0.01), write_timeout_ms=10_000)
+    rig = rigs(SlowJournal(0.01))
     names = [str(i) + "x" * 60_000 for i in range(20)]
-    gevent.joinall([gevent.spawn(rig.cancel, name) for name in names], timeout=20, raise_error=True)
+    join(gevent.spawn(rig.cancel, name) for name in names)
     assert rig.journal.records == [name.encode() for name in names]
     assert max(rig.journal.batches) <= 4  # 256 KiB a batch: MemoryJournal asserts it too
 
@@ -280,9 +294,7 @@ def test_a_snapshot_is_the_state_just_before_its_index(rigs: Any) -> None:
     rig = rigs(journal, snapshot_records=10)
     for i in range(25):
         rig.cancel(f"j{i}")
-    with gevent.Timeout(5):
-        while journal.snapshot_index < 20:
-            gevent.sleep(0.01)
+    wait_until(lambda: journal.snapshot_index >= 20)
     assert journal.snapshot is not None
     before = eval(journal.snapshot)
     assert before == [f"j{i}" for i in range(journal.snapshot_index)]
@@ -302,28 +314,32 @@ def test_a_snapshot_that_cannot_be_written_is_only_late(rigs: Any) -> None:
     rig = rigs(journal, snapshot_records=5)
     for i in range(12):
         rig.cancel(f"j{i}")
-    with gevent.Timeout(5):
-        while not journal.snapshot_index:
-            rig.cancel(f"more{len(rig.catalog.done)}")
-            gevent.sleep(0.001)
+
+    def is_written() -> int:
+        rig.cancel(f"more{len(rig.catalog.done)}")
+        return journal.snapshot_index
+
+    wait_until(is_written, "a snapshot")
     assert not rig.loop.ended.ready()
 
 
 def test_put_and_wait_returns_when_the_decision_is_durable(rigs: Any) -> None:
     rig = rigs(SlowJournal(0.05))
     gevent.spawn(rig.cancel, "a")
-    while not rig.catalog.done:
-        gevent.sleep(0)
+    wait_until(lambda: rig.catalog.done)
     rig.loop.put_and_wait(Disconnected())
     assert rig.journal.records == [b"a"]
 
 
 def test_stopping_tells_everybody_who_waits(rigs: Any) -> None:
-    rig = rigs(SlowJournal(0.2))
+    journal = HeldJournal()
+    rig = rigs(journal)
     waiting = [gevent.spawn(rig.cancel, "a"), gevent.spawn(rig.loop.put_and_wait, Disconnected())]
-    gevent.sleep(0.05)
-    rig.loop.stop()
-    gevent.joinall(waiting, timeout=2)
+    wait_until(lambda: journal.running)
+    stopping = gevent.spawn(rig.loop.stop)
+    gevent.sleep(0.01)
+    journal.release()
+    settle([*waiting, stopping])
     assert isinstance(waiting[0].exception, OutcomeUnknown)
     assert isinstance(waiting[1].exception, NotLeading)
 

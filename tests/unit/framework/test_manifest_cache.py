@@ -15,6 +15,7 @@ from stoker.framework import manifests as manifests_module
 from stoker.framework.errors import Refused
 from stoker.framework.journaling import JournalThread
 from stoker.framework.manifests import Manifests
+from support.greenlets import join
 from support.schedulers import MemoryJournal
 
 
@@ -47,8 +48,7 @@ def manifests(journal: CountingJournal, tmp_path: pathlib.Path) -> Manifests:
 def test_many_who_ask_at_once_share_one(journal: CountingJournal, manifests: Manifests) -> None:
     digest = journal.keep("a", "dir/b").digest
     asked = [gevent.spawn(manifests.open, digest) for _ in range(10)]
-    gevent.joinall(asked, timeout=10, raise_error=True)
-    assert len({id(greenlet.value) for greenlet in asked}) == 1
+    assert len({id(manifest) for manifest in join(asked)}) == 1
     assert journal.reads == 2, "the root and its part, once"
 
 

@@ -15,6 +15,7 @@ from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.mesos_shell import MesosShell
 from stoker.framework.metrics import Metrics
 from stoker.mesos.errors import CallFailed, Disconnected
+from support.greenlets import settle
 from support.schedulers import FakeDriver, raw_offer
 
 LAUNCH = LaunchPlanned(3, 2, "task", "A1", "host1", 31005, "s", 1 << 30, 500, 1, 0)
@@ -85,8 +86,7 @@ def test_stopping_ends_the_wait_for_room(rig: Rig) -> None:
     waiting = gevent.spawn(rig.shell.slaveLost, rig.driver, {"value": "A1"})
     gevent.sleep(0)
     rig.shell.stop()
-    waiting.join(timeout=5)
-    assert waiting.ready()
+    settle([waiting])
 
 
 def test_callbacks_become_events(rig: Rig) -> None:

@@ -30,7 +30,7 @@ def test_a_configuration_survives_the_way_to_the_process() -> None:
     assert Config.from_json(config.to_json()) == config
     assert config.executor_environment == ("AWS_REGION",)
     assert config.decision_settings().tick_ms == 50
-    assert config.scratch == "/var/lib/stoker.scratch"
+    assert config.scratch(0) == "/var/lib/stoker.scratch"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,8 @@ def test_a_configuration_survives_the_way_to_the_process() -> None:
         ({"master": "h:99999"}, "--master"),
         ({"master": ""}, "--master"),
         ({"journal": "/var/lib/stoker"}, "file:DIR"),
-        ({"journal": "zk://h:2181/stoker"}, "--zk"),
+        ({"journal": "zk://h:2181"}, "--zk"),
+        ({"journal": "zk://h:2181/stoker", "session_timeout_ms": 10}, "--session-timeout"),
         ({"port": 70_000}, "--port"),
         ({"advertise": "here"}, "--advertise"),
         ({"name": "No Name"}, "--name"),

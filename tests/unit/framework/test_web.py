@@ -17,6 +17,7 @@ from stoker.framework.metrics import Metrics
 from stoker.framework.routes import ROUTES
 from stoker.framework.web import make_app, make_server
 from stoker.zk.errors import Unavailable
+from support.waiting import DEADLINE_S
 
 
 class FakeApi:
@@ -52,7 +53,7 @@ class Server:
         self.server.start()
 
     def connect(self) -> Any:
-        connection = socket.create_connection(("127.0.0.1", self.server.server_port), timeout=10)
+        connection = socket.create_connection(("127.0.0.1", self.server.server_port), timeout=DEADLINE_S)
         return connection
 
     def ask(self, request: bytes) -> bytes:
@@ -67,7 +68,7 @@ class Server:
 
 def read_all(connection: Any) -> bytes:
     data = b""
-    with gevent.Timeout(10):
+    with gevent.Timeout(DEADLINE_S):
         while piece := connection.recv(65536):
             data += piece
     return data
@@ -164,7 +165,7 @@ def test_a_caller_that_sends_its_head_bit_by_bit_is_cut_off(
     connection = server.connect()
     connection.sendall(b"GET /alive HTTP/1.1\r\n")
     answer = b""
-    with gevent.Timeout(5):
+    with gevent.Timeout(DEADLINE_S):
         try:
             while True:
                 connection.sendall(b"X: y\r\n")
@@ -198,7 +199,7 @@ def test_a_body_without_end_is_cut_off(server: Server, monkeypatch: pytest.Monke
     monkeypatch.setattr(web, "DISCARD_BYTES_MAX", 1024 * 1024)
     connection = server.connect()
     connection.sendall(b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
-    with gevent.Timeout(10), pytest.raises(OSError):
+    with gevent.Timeout(DEADLINE_S), pytest.raises(OSError):
         while True:
             connection.sendall(b"x" * 65536)
 

@@ -1,0 +1,191 @@
+"""The journal's state, followed: what a follower keeps up to date, and what a leader takes over.
+
+A `Replica` is a catalog and the index of the record that comes next. `Follower` feeds one from a home, on a greenlet of its
+own, for as long as this scheduler waits for its turn; the leader-to-be then reads the rest through its journal. A replica
+belongs to one membership: once somebody has led with it, it is ahead of what it knows, and is thrown away.
+
+Records are applied in slices, so that a long journal holds up the hub for no more than SLICE_MS at a time; a snapshot is
+decoded in a native thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterable
+
+import gevent
+from gevent.event import Event
+from gevent.threadpool import ThreadPool
+
+from stoker.framework.clock import now_ms
+from stoker.framework.config import Config
+from stoker.framework.core.catalog import Catalog
+from stoker.framework.core.codec import CodecError, decode_entry
+from stoker.framework.errors import Fatal
+from stoker.framework.journaling import LeaderJournal, run_in
+from stoker.framework.snapshots import decode_snapshot
+from stoker.zk.errors import Corrupt, TooNew
+from stoker.zk.home import Home, Snapshot
+from stoker.zk.journal import Recovered
+
+SLICE_MS = 20  # of applying, then the hub gets a turn
+RECORDS_A_LOOK = 64  # between two looks at the clock
+
+log = logging.getLogger(__name__)
+
+
+class Replica:
+    """A catalog that follows the journal; `next_index` is of the first record that is not in it, `epoch` of the last one."""
+
+    def __init__(self, workers: ThreadPool) -> None:
+        self._workers = workers
+        self.catalog = Catalog()
+        self.next_index = 0
+        self.epoch = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether nobody has ever led with this journal, as far as it was followed."""
+        return self.next_index == 0 and not self.catalog.cluster
+
+    def restore(self, index: int, data: bytes) -> None:
+        """Become the state of a snapshot. :raises Corrupt, TooNew: it is none, or written by a newer program."""
+        try:
+            self.catalog = run_in(self._workers, decode_snapshot, data)
+        except CodecError as error:
+            raise _kind_of(error)(f"the snapshot at index {index}: {error}") from error
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise Corrupt(f"the snapshot at index {index} does not hold together: {error!r}") from error
+        self.next_index = index
+        gc.freeze()  # so many values that the collector, with the hub waiting, need not look at again
+
+    def apply(self, first_index: int, records: Iterable[bytes]) -> None:
+        """Apply records, from `first_index` on; those that are in it already are passed over.
+
+        :raises Corrupt, TooNew: a record is missing, is none, or was written by a newer program.
+        """
+        index, began_ms = first_index, now_ms()
+        try:
+            if index > self.next_index:
+                raise Corrupt(f"record {self.next_index} is missing: the next one is {index}")
+            for index, record in enumerate(records, start=first_index):
+                if index < self.next_index:
+                    continue
+                self.catalog.apply(decode_entry(record))
+                self.next_index = index + 1
+                if index % RECORDS_A_LOOK == 0 and now_ms() - began_ms >= SLICE_MS:
+                    gevent.sleep(0)
+                    began_ms = now_ms()
+        except CodecError as error:
+            raise _kind_of(error)(f"record {index}: {error}") from error
+        except (AssertionError, KeyError) as error:
+            raise Corrupt(f"record {index} does not follow from what is before it: {error!r}") from error
+
+
+def take_over(
+    journal: LeaderJournal, replica: Replica | None, workers: ThreadPool
+) -> tuple[Recovered, Replica]:
+    """Lead `journal`; return what it says, and the state at its end: `replica` brought up to date, or a new one.
+
+    :raises JournalError: see Journal.lead; and the journal can only be closed.
+    """
+    recovered = journal.lead(replica.next_index if replica is not None else 0)
+    if replica is None or not recovered.resumed:
+        replica = Replica(workers)
+        if recovered.snapshot is not None:
+            replica.restore(recovered.snapshot_index, recovered.snapshot)
+        replica.next_index = recovered.snapshot_index
+    began_index = replica.next_index
+    for records in journal.read_records(recovered):
+        replica.apply(records[0][0], [record for _, record in records])
+        gevent.sleep(0)
+    replica.epoch = recovered.epoch
+    gc.freeze()
+    log.info(
+        "replayed epoch=%d next_index=%d records=%d resumed=%s",
+        recovered.epoch,
+        replica.next_index,
+        replica.next_index - began_index,
+        recovered.resumed,
+    )
+    return recovered, replica
+
+
+class Follower:
+    """Follow `home` into `replica` on a greenlet. `on_failure` is told what ended it, but for `stop`.
+
+    `caught_up` is set once all that the journal held at some moment has been applied.
+    """
+
+    def __init__(
+        self, home: Home, config: Config, workers: ThreadPool, on_failure: Callable[[Exception], None]
+    ) -> None:
+        self.replica = Replica(workers)
+        self.caught_up = Event()
+        self._home = home
+        self._config = config
+        self._on_failure = on_failure
+        self._failure: Exception | None = None
+        self._greenlet = gevent.spawn(self._guarded)
+
+    @property
+    def behind_records(self) -> int:
+        """Return how many records the journal is known to hold that are not applied yet."""
+        return max(0, self._home.newest_index() - self.replica.next_index)
+
+    def stop(self) -> None:
+        """Follow no more; returns once what came last is applied. Idempotent. :raises Exception: that could not be done."""
+        self._home.stop_following()
+        self._greenlet.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def kill(self) -> None:
+        """End it at once, wherever it is: the replica is of no use any more."""
+        self._greenlet.kill()
+
+    def _guarded(self) -> None:
+        try:
+            self._follow()
+        except Exception as error:  # the greenlet's top frame: whoever waits for the turn gets it
+            self._failure = error
+            self._on_failure(error)
+
+    def _follow(self) -> None:
+        replica = self.replica
+        for said in self._home.follow(replica.next_index):
+            if said is None:
+                check_belongs(replica.catalog, self._config)
+                self.caught_up.set()
+            elif isinstance(said, Snapshot):
+                replica.restore(said.next_index, said.data)
+            else:
+                replica.epoch = said.epoch
+                replica.apply(said.first_index, said.records)
+                gevent.sleep(0)
+
+
+def check_belongs(catalog: Catalog, config: Config) -> None:
+    """:raises Fatal: the journal is shared by several schedulers, and is not that of the cluster that `config` means."""
+    if not config.is_shared or not catalog.cluster:
+        return
+    told = {"--name": config.name, "--role": config.role, "--master": config.master}
+    kept = {
+        "--name": catalog.name,
+        "--role": catalog.fleet.role if catalog.fleet else config.role,
+        "--master": catalog.master or config.master,
+    }
+    if config.new_master:
+        del kept["--master"]
+    other = [f"{flag} {kept[flag]!r}, not {told[flag]!r}" for flag in kept if kept[flag] != told[flag]]
+    if other:
+        hint = "; if the master has moved, say --new-master" if "--master" in other[-1] else ""
+        raise Fatal(
+            f"the journal {config.journal_name} is that of another cluster: its schedulers run with "
+            f"{' and '.join(other)}; nothing was changed{hint}"
+        )
+
+
+def _kind_of(error: CodecError) -> type[Corrupt] | type[TooNew]:
+    return TooNew if "newer" in str(error) else Corrupt
