@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from stoker.client.direct import UnderStore
-from stoker.client.errors import missing, read_only
+from stoker.client.errors import dataset_gone, missing, read_only
 from stoker.client.fetcher import Stats
 from stoker.client.file import BufferedFile, RawFile, open_row
 from stoker.client.reader import Pin, Range, Reader
@@ -422,9 +422,15 @@ def add_fallback(
         session.stats.direct_reads += 1
         session.stats.direct_bytes += size
 
-    name = reader.pin.name
-    describe = lambda: session.rest.get(f"/v1/datasets/{quote(name)}")  # noqa: E731
-    return reader.with_direct(UnderStore(name, describe, options, count))
+    pin = reader.pin
+
+    def describe() -> Mapping[str, Any]:
+        view: dict[str, Any] = session.rest.get(f"/v1/datasets/{quote(pin.name)}")
+        if view.get("id", pin.dataset_id) != pin.dataset_id:
+            raise dataset_gone(pin.name, "was removed and added again")
+        return view
+
+    return reader.with_direct(UnderStore(pin.name, describe, options, count))
 
 
 def read_files(reader: Reader, rows: Sequence[int | OSError], out: Any, on_error: str) -> list[Any]:

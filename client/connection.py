@@ -224,6 +224,16 @@ class Connection:
             done += count
             self._quiet_ms = 0
 
+    def is_open(self) -> bool:
+        """Return whether the executor has not ended it, as far as can be seen without waiting; between two requests."""
+        try:
+            self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False  # its end, or a byte that nobody asked for
+
     def close(self) -> None:
         """Close the descriptor only: a shutdown would end the parent's conversation from a forked child."""
         self.socket.close()
@@ -377,6 +387,16 @@ class Pool:
         with self._changed:
             self._busy.discard(connection)
             self._changed.notify()
+
+    def look(self) -> tuple[bool, bool]:
+        """Return (an idle connection stands, the executor has ended one); then the idle ones are closed."""
+        with self._changed:
+            if not self._idle:
+                return False, False
+            if self._idle[-1].is_open():
+                return True, False
+        self.clear()
+        return False, True
 
     def clear(self) -> None:
         """Close the idle connections: the executor they led to has gone, or the dataset has."""

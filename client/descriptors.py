@@ -13,9 +13,13 @@ RETURNED, by way of a queue that takes no lock, since `__del__` runs anywhere.
 The budget is the process's: DESCRIPTORS_MAX over all tables. When it is spent and nothing is old, all young become old
 (the clock's hand comes round); a look-up that finds its block among the old makes it young again.
 
-A forked child closes the loans' sockets and keeps the descriptors as *inherited*: they serve at once, until the child
-has loans of its own for the same blocks. When a loan's connection ends, everything it lent is dropped: the executor's
-memory is not held beyond its life.
+A forked child closes the loans' sockets, and its copies of the descriptors: nobody would tell it to drop them. It asks for
+the same blocks (*inherited*) at its first read, by loans of its own.
+
+When a loan's connection ends, everything it lent is dropped, and only then is our end of it closed: the executor takes that
+for the word that nothing is read here any more of a dataset that was removed. So a read that begins after an executor
+said so finds no descriptor; what a program holds by itself (a view, an array made of one) stays what it was. An executor that
+says nothing to a PING is left alike: it may never tell what was removed.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ ASK_WHEN_FULL_BYTES = (
 )  # with the budget spent: a larger read of a block evicts another's descriptor,
 ASK_WHEN_FULL_MISSES = 8  # or as many small ones
 PING_INTERVAL_MS = 2_000  # an idle loan asks for the newest versions, and sees that the executor lives
+PINGS_UNANSWERED_MAX = 3  # then it hangs: less than the framework takes to give it up
 LOAN_SILENCE_MS = 2_000  # descriptors are at hand or not: an answer takes no store's time
 DROP_BYTES_MAX = 4 * 65_536
 
@@ -101,7 +106,7 @@ class DescriptorTable:
         self.budget = budget
         self.young: dict[int, Descriptor] = {}
         self.old: dict[int, Descriptor] = {}
-        self.inherited: dict[int, Descriptor] = {}
+        self.inherited: list[int] = []  # what the parent held: to be asked for
         self.maps: dict[int, BlockMap] = {}  # never replaced either
         self.idle_maps: dict[int, BlockMap] = {}  # of the old
         self.received_count = 0
@@ -113,20 +118,19 @@ class DescriptorTable:
             budget.tables = (*budget.tables, self)
 
     def count(self) -> int:
-        return len(self.young) + len(self.old) + len(self.inherited)
+        return len(self.young) + len(self.old)
 
     def age(self) -> None:
         """Make all young ones old; under the lock. Who is used again is found again, and young."""
         self.old.update(self.young)
-        self.old.update(self.inherited)
         self.idle_maps.update(self.maps)
-        for held in (self.young, self.inherited, self.maps):
+        for held in (self.young, self.maps):
             held.clear()
 
     def find(self, index: int) -> Descriptor | None:
         """Return the block's descriptor, young again if it was old."""
         found = self.young.get(index)
-        if found is not None or not (self.old or self.inherited):
+        if found is not None or not self.old:
             return found
         with self.budget.lock:
             found = self.old.pop(index, None)
@@ -136,7 +140,7 @@ class DescriptorTable:
                 if mapped is not None:
                     self.maps[index] = mapped
                 return found
-            return self.young.get(index) or self.inherited.get(index)
+            return self.young.get(index)
 
     def should_ask(self, index: int, wanted_bytes: int) -> bool:
         """Tell whether to ask for the block's descriptor now: not again at once, and not for a small read if it would
@@ -171,7 +175,6 @@ class DescriptorTable:
         """Let go of the block's descriptor and mapping; under the lock."""
         self.young.pop(index, None)
         self.old.pop(index, None)
-        self.inherited.pop(index, None)
         self.maps.pop(index, None)
         self.idle_maps.pop(index, None)
         self._small_reads.pop(index, None)
@@ -196,14 +199,15 @@ class DescriptorTable:
     def close(self) -> None:
         """Let go of everything, for good."""
         with self.budget.lock:
-            for index in (*self.young, *self.old, *self.inherited):
+            for index in (*self.young, *self.old):
                 self.forget(index)
             self.budget.tables = tuple(table for table in self.budget.tables if table is not self)
 
-    def forget_inherited(self) -> None:
+    def take_inherited(self) -> list[int]:
+        """Return what the parent held, once."""
         with self.budget.lock:
-            for index in list(self.inherited):
-                self.forget(index)
+            taken, self.inherited = self.inherited, []
+            return taken
 
     def count_small_read(self, index: int, data_bytes: int) -> None:
         """A small read went by pread: map the block when there were many. A copy from a warm mapping takes a third."""
@@ -236,7 +240,7 @@ class DescriptorTable:
         for held in (self.young, self.old):
             for index, descriptor in held.items():
                 descriptor.loan = None  # the parent's to return
-                self.inherited[index] = descriptor
+                self.inherited.append(index)
             held.clear()
         self.maps.clear()  # made again once this process has loans of its own; views keep theirs
         self.idle_maps.clear()
@@ -256,6 +260,7 @@ class Loan:
         self._lock = threading.Lock()  # whoever holds it sends and receives
         self._held: collections.Counter[int] = collections.Counter()
         self._returned: collections.deque[int] = collections.deque()
+        self._unanswered = 0  # PINGs
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._serve, name="stoker-loan", daemon=True)
@@ -358,7 +363,10 @@ class Loan:
     def _attend(self, ready: bool) -> None:
         self._send_returned()
         if not ready:
+            if self._unanswered == PINGS_UNANSWERED_MAX:
+                raise Silent(PING_INTERVAL_MS * PINGS_UNANSWERED_MAX)
             self._connection.send(wire.Op.PING, [])
+            self._unanswered += 1
         probe = select.poll()
         probe.register(self._socket, select.POLLIN)
         while probe.poll(0):  # an asking thread may have taken what woke us
@@ -380,6 +388,7 @@ class Loan:
             return None, []
         if answer.op == wire.Op.PING:
             self._connection.receive_bytes(answer.payload_bytes)
+            self._unanswered = 0
             self._on_versions(answer.placement_version, answer.dataset_version)
             return None, []
         return answer, received

@@ -41,6 +41,7 @@ RETRY_MS_MIN = 20
 RETRY_MS_MAX = 1_000
 STORE_TRIES_MAX = 3  # executors asked when each says that the under store fails
 BREAKS_MAX = 3  # a piece's answers that ended early at one executor before another is asked
+CONFIRM_INTERVAL_MS = 100  # less than it takes to remove a dataset and add another of its name
 CANDIDATES_MAX = 16_384  # lists of executors remembered, one a PG
 
 TRANSPORTS = ("auto", "fd", "tcp")
@@ -93,12 +94,12 @@ class Fetcher:
         self._by_descriptor = surroundings.transport != "tcp"
         self._lock = threading.Lock()
         self._unix_failed: dict[SlotAddress, float] = {}
-        self._adopt_not_before = 0.0
         self._down: dict[SlotAddress, float] = {}
         self._candidates: dict[int, list[SlotAddress]] = {}
         self._pools: dict[tuple[SlotAddress, bool], Pool] = {}
         self._loans: dict[SlotAddress, Loan] = {}
         self._loan_not_before: dict[SlotAddress, float] = {}
+        self.believe(CONFIRM_INTERVAL_MS)
 
     def fetch(
         self, pieces: Sequence[Piece], path_of: Callable[[int], str], *, give_up_at_once: bool = False
@@ -163,14 +164,13 @@ class Fetcher:
             if self.table.find(index) is None:
                 self._ask([index])
 
-    def _ask(self, indexes: Iterable[int]) -> bool:
-        """Ask this host's homes for descriptors; False: one of them did not answer."""
+    def _ask(self, indexes: Iterable[int]) -> None:
+        """Ask this host's homes for descriptors. Where one does not answer, the sockets, or another executor, will do."""
         by_slot: dict[SlotAddress, list[int]] = {}
         for index in indexes:
             slot = self._home_here(index)
             if slot is not None:
                 by_slot.setdefault(slot, []).append(index)
-        answered = True
         for slot, asked in by_slot.items():
             try:
                 loan = self._loan(slot)
@@ -178,12 +178,10 @@ class Fetcher:
                     self._surroundings.stats.descriptor_asks += 1
                     loan.ask(asked[first : first + ASK_MAX])
             except OSError as error:
-                answered = False  # the sockets, or another executor, will do
                 now = time.monotonic()
                 self._loan_not_before[slot] = now + DOWN_MS / 1000
                 if isinstance(error, Silent):
                     self._down[slot] = now + DOWN_SILENT_MS / 1000
-        return answered
 
     def _home_here(self, index: int) -> SlotAddress | None:
         """Return a home of the block on this host whose Unix socket answers."""
@@ -210,11 +208,9 @@ class Fetcher:
             return loan
 
     def _adopt(self) -> None:
-        """In a forked child: put own loans in the place of what was inherited. Until that works the inherited serve."""
-        if self.table.inherited and time.monotonic() >= self._adopt_not_before:
-            self._adopt_not_before = time.monotonic() + DOWN_MS / 1000
-            if self._ask(list(self.table.inherited)):
-                self.table.forget_inherited()
+        """In a forked child: ask for what the parent held."""
+        if self.table.inherited:
+            self._ask(self.table.take_inherited())
 
     # Sockets
 
@@ -351,6 +347,24 @@ class Fetcher:
 
     # Placement
 
+    def is_doubtful(self) -> bool:
+        """Return whether the dataset may be gone: an executor has ended a conversation about it since this was last
+        asked, or there is none to be ended and no scheduler was asked just now.
+        """
+        ended = [slot for slot, loan in list(self._loans.items()) if loan.ended]
+        for slot in ended:
+            self._loans.pop(slot, None)
+        pools = [pool.look() for pool in list(self._pools.values())]
+        if ended or any(has_ended for _, has_ended in pools):
+            return True
+        if self._loans or any(has_idle for has_idle, _ in pools):
+            return False
+        return time.monotonic() > self._believed_until
+
+    def believe(self, duration_ms: int) -> None:
+        """Take the dataset for being there, for so long."""
+        self._believed_until = time.monotonic() + duration_ms / 1000
+
     def heard(self, placement_version: int, dataset_version: int, address: SlotAddress) -> None:
         """An executor told the newest versions that it knows."""
         self.dataset_version = max(self.dataset_version, dataset_version)
@@ -364,8 +378,10 @@ class Fetcher:
             self.end("was removed and added again")
         elif newest.generation != mine.generation:
             self.end("was laid out anew")
-        elif newest.placement_version >= mine.placement_version:
-            self._take(newest)
+        else:
+            self.believe(CONFIRM_INTERVAL_MS)
+            if newest.placement_version >= mine.placement_version:
+                self._take(newest)
 
     def _take(self, newest: Placement) -> None:
         self._candidates = {}
@@ -426,7 +442,6 @@ class Fetcher:
     def after_fork_in_child(self) -> None:
         self._lock = threading.Lock()
         self._unix_failed = {}
-        self._adopt_not_before = 0.0
         self.table.after_fork_in_child()
         for pool in self._pools.values():
             pool.after_fork_in_child()

@@ -126,7 +126,7 @@ class StokerFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def _reader(self, name: str) -> Reader:
         """Return the dataset's reader: the one of before, unless it is gone or a file of it was found changed."""
         found = self._readers.get(name)
-        if found is not None and not (found.fetcher.gone or found.is_doubted):
+        if found is not None and not (found.is_doubted or self._session.is_gone(found)):
             return found
         pin = self._pins.pop(name, None) if found is None else None
         if pin is not None:

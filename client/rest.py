@@ -1,9 +1,10 @@
 """The REST API as a client sees it: a list of schedulers, of which one leads.
 
 A call goes to the scheduler that answered last; a redirect (307) is followed to the leader, a refused connection or a
-503 moves on to the next, until the call's patience is over. Only calls that may be repeated are repeated: reads, and
-writes that are idempotent by name or by an `Idempotency-Key`. One connection a call: calls are rare (never on the read
-path), and nothing is left over for a forked child to share.
+503 moves on to the next, until the call's patience is over: while one scheduler answers, somebody will lead again. What
+was surely not done is repeated; what may have been done only where that does no harm: reads, and writes that are
+idempotent by name or by an `Idempotency-Key`. One connection a call: calls are rare (never on the read path), and nothing
+is left over for a forked child to share.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from stoker.client.errors import ApiError, UrlError, from_json
 
 CONNECT_TIMEOUT_MS = 3_000
 ANSWER_TIMEOUT_MS = 30_000
+ANSWER_TIMEOUT_OF_MANY_MS = (
+    5_000  # where others can be asked: one that is frozen takes a connection, and says nothing
+)
 PATIENCE_MS = (
-    10_000  # how long a call is repeated while no scheduler leads, or none can tell how a write ended
+    25_000  # of a call while no scheduler leads, or none can tell how a write ended: twice a usual session
 )
 UNREACHABLE_MS = 2_000  # how long it is repeated while no scheduler answers at all
 REDIRECTS_MAX = 4
@@ -33,6 +37,7 @@ RETRY_MS_MAX = 1_000
 URL_FORM = "write http://host:port[,host:port]"
 
 _RETRIED = {"not_leading", "outcome_unknown", "overloaded"}
+_IDEMPOTENT_POSTS = {"/v1/datasets"}  # by the name in the body
 
 
 def parse_url(url: str | None) -> tuple[str, ...]:
@@ -48,7 +53,7 @@ def parse_url(url: str | None) -> tuple[str, ...]:
         raise UrlError(f"no scheduler is named: set STOKER_URL or pass url=; {URL_FORM}")
     scheme, separator, rest = text.partition("://")
     if scheme == "zk":
-        raise UrlError(f"{text!r}: zk:// is not understood here; {URL_FORM}")
+        raise UrlError(f"{text!r}: zk:// is for the command line; {URL_FORM}")
     if not separator or scheme not in ("http", "https"):
         raise UrlError(f"{text!r} is not the address of a scheduler; {URL_FORM}")
     schedulers = []
@@ -93,53 +98,97 @@ class Rest:
         self, method: str, path: str, body: Any, key: str, patience_ms: int, consume: Callable[[Any], Any]
     ) -> Any:
         began = time.monotonic()
+        may_repeat = method != "POST" or bool(key) or path in _IDEMPOTENT_POSTS
         wait_ms, unknown = RETRY_MS_MIN, False
         while True:
             refused: ApiError | None = None
-            order = [self._leader, *(s for s in self.schedulers if s != self._leader)]
-            for scheduler in order:
+            silent: set[str] = (
+                set()
+            )  # in this round: several followers of a frozen leader cost one wait for it
+            for scheduler in self._order():
                 try:
-                    return self._once(scheduler, method, path, body, key, consume)
+                    return self._once(scheduler, method, path, body, key, consume, silent)
                 except ApiError as error:
                     if method == "DELETE" and error.status == 404 and unknown:
                         return None  # the write whose outcome was unknown had been done
-                    if error.code not in _RETRIED:
+                    if error.code not in _RETRIED or (error.code == "outcome_unknown" and not may_repeat):
                         raise
                     unknown = unknown or error.code == "outcome_unknown"
                     refused = error
+                except _NotReached as error:
+                    refused = refused or self._unreachable(str(error))
                 except (OSError, http.client.HTTPException) as error:
-                    unknown = unknown or not isinstance(error, ConnectionRefusedError)
-                    if refused is None:
-                        refused = ApiError(
-                            0,
-                            "unreachable",
-                            f"no scheduler answers at {', '.join(self.schedulers)}: {_reason(error)}",
-                            "is it running? is STOKER_URL (--url) right?",
-                        )
+                    if not may_repeat:
+                        raise _unknown(scheduler, _reason(error)) from error
+                    unknown = True
+                    refused = refused or self._unreachable(_reason(error))
             assert refused is not None
             patience = min(patience_ms, UNREACHABLE_MS) if refused.code == "unreachable" else patience_ms
             if (time.monotonic() - began) * 1000 + wait_ms > patience:
+                if unknown and method != "GET" and refused.code != "outcome_unknown":
+                    raise _unknown(", ".join(self.schedulers), str(refused)) from refused
                 raise refused
             time.sleep(wait_ms * random.uniform(0.5, 1.0) / 1000)
             wait_ms = min(2 * wait_ms, RETRY_MS_MAX)
 
+    def _order(self) -> list[str]:
+        return list(dict.fromkeys((self._leader, *self.schedulers)))
+
+    def _unreachable(self, reason: str) -> ApiError:
+        return ApiError(
+            0,
+            "unreachable",
+            f"no scheduler answers at {', '.join(self.schedulers)}: {reason}",
+            "is it running? is STOKER_URL (--url) right?",
+        )
+
     def _once(
-        self, scheduler: str, method: str, path: str, body: Any, key: str, consume: Callable[[Any], Any]
+        self,
+        scheduler: str,
+        method: str,
+        path: str,
+        body: Any,
+        key: str,
+        consume: Callable[[Any], Any],
+        silent: set[str],
     ) -> Any:
+        """Ask `scheduler`, and whom it names.
+
+        :raises ApiError: refused. :raises _NotReached: nobody was asked.
+        :raises OSError, http.client.HTTPException: asked, and no whole answer came.
+        """
         url = scheduler + path
+        timeout_ms = ANSWER_TIMEOUT_MS if len(self._order()) == 1 else ANSWER_TIMEOUT_OF_MANY_MS
         for _ in range(REDIRECTS_MAX):
-            connection, target = _connect(url)
+            try:
+                if _base(url) in silent:
+                    raise ConnectionAbortedError("it was silent just now")
+                connection, target = _connect(url, timeout_ms)
+            except OSError as error:
+                silent.add(_base(url))
+                if url == scheduler + path:
+                    raise _NotReached(_reason(error)) from error
+                leader = _base(url)
+                raise ApiError(
+                    503,
+                    "not_leading",
+                    f"{scheduler} names {leader} as the leader, which does not answer: {_reason(error)}",
+                    "another one will lead soon",
+                ) from error
             try:
                 connection.request(method, target, *self._content(body, key))
                 response = connection.getresponse()
                 if response.status in (307, 308):
-                    url = urllib.parse.urljoin(url, response.headers.get("Location", ""))
+                    url = _redirected(url, response.headers.get("Location", ""))
                     continue
                 if response.status >= 400:
                     raise from_json(response.status, _read_json(response))
                 result = consume(response)
-                self._leader = "{0.scheme}://{0.netloc}".format(urllib.parse.urlsplit(url))
+                self._leader = _base(url)
                 return result
+            except TimeoutError:
+                silent.add(_base(url))
+                raise
             finally:
                 connection.close()
         raise ApiError(503, "not_leading", f"{scheduler} redirects in circles: no scheduler leads now")
@@ -156,7 +205,37 @@ class Rest:
         return json.dumps(body).encode(), headers
 
 
-def _connect(url: str) -> tuple[http.client.HTTPConnection, str]:
+class _NotReached(Exception):
+    """No connection came about, so surely nothing was done."""
+
+
+def _unknown(where: str, reason: str) -> ApiError:
+    return ApiError(
+        503,
+        "outcome_unknown",
+        f"it may have been done or not: {where}: {reason}",
+        "look whether it was done before you ask again",
+    )
+
+
+def _base(url: str) -> str:
+    return "{0.scheme}://{0.netloc}".format(urllib.parse.urlsplit(url))
+
+
+def _redirected(url: str, location: str) -> str:
+    """Return where a redirect leads to. :raises ApiError: nowhere that a scheduler could be."""
+    target = urllib.parse.urljoin(url, location)
+    parts = urllib.parse.urlsplit(target)
+    try:
+        is_usable = bool(location and parts.hostname) and (parts.port or 80) > 0
+    except ValueError:
+        is_usable = False
+    if not is_usable or parts.scheme not in ("http", "https"):
+        raise ApiError(503, "not_leading", f"{_base(url)} redirects to nowhere: {location[:200]!r}")
+    return target
+
+
+def _connect(url: str, answer_timeout_ms: int) -> tuple[http.client.HTTPConnection, str]:
     parts = urllib.parse.urlsplit(url)
     assert parts.hostname, url
     timeout = CONNECT_TIMEOUT_MS / 1000
@@ -167,7 +246,7 @@ def _connect(url: str) -> tuple[http.client.HTTPConnection, str]:
     else:
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
     connection.connect()
-    connection.sock.settimeout(ANSWER_TIMEOUT_MS / 1000)
+    connection.sock.settimeout(answer_timeout_ms / 1000)
     return connection, parts.path + (f"?{parts.query}" if parts.query else "")
 
 

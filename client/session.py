@@ -5,7 +5,7 @@ that was asked for. A version is current until somebody asks for the newest (`ne
 that the dataset is gone or its under store changed.
 
 Sessions are found again by URL (`session_for`), so a file system is cheap to make. A forked child keeps the parent's
-sessions: their sockets are closed in the child, locks replaced, descriptors and mappings kept.
+sessions: their sockets and descriptors are closed in the child, locks replaced; it asks for its own at its first read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stoker.client.fetcher import TRANSPORTS, Fetcher, Stats
 from stoker.client.manifest import ManifestCache
 from stoker.client.placement import Placement, placement_from, read_boot_id
 from stoker.client.reader import Pin, Reader
-from stoker.client.rest import Rest, parse_url
+from stoker.client.rest import PATIENCE_MS, Rest, parse_url
 from stoker.executor.manifest import Manifest, ManifestError
 from stoker.executor.messages import SlotAddress
 
@@ -35,6 +35,7 @@ BACKGROUND_INTERVAL_MS = 500
 LISTING_PATIENCE_MS = 60_000  # how long an open waits for a dataset that is being listed
 LISTING_POLL_MS = 200
 BEHIND_MAX = 1_024
+UNCONFIRMED_MS = 2_000  # how long a dataset is believed to be there when no scheduler says so
 
 
 class Session:
@@ -78,7 +79,7 @@ class Session:
         :raises OSError: it cannot be read now (being listed, failed, no scheduler).
         """
         found = self._current.get(name)
-        if found is None or found.fetcher.gone:
+        if found is None or self.is_gone(found):
             found = self.newest(name)
         if version is None or found.pin.version == version:
             return found
@@ -93,6 +94,21 @@ class Session:
             f"dataset {name!r} is at version {found.pin.version}; another one cannot be opened",
             f"{name}@{version}",
         )
+
+    def is_gone(self, reader: Reader) -> bool:
+        """Return whether the reader's dataset was removed, or laid out anew; a scheduler is asked if that may be.
+
+        So whoever opens a path after another dataset of the name is READY opens that one.
+        """
+        fetcher = reader.fetcher
+        if not fetcher.gone and fetcher.is_doubtful():
+            try:
+                fetcher.take_placement(self.placement(reader.pin.name, patience_ms=0))
+            except ApiError as error:
+                if _says_gone(error):
+                    fetcher.end("was removed")
+                fetcher.believe(UNCONFIRMED_MS)  # no scheduler: reading goes on without one
+        return bool(fetcher.gone)
 
     def newest(self, name: str) -> Reader:
         """Ask the schedulers, and make the newest version the current one."""
@@ -179,9 +195,9 @@ class Session:
 
     # Placement
 
-    def placement(self, name: str) -> Placement:
+    def placement(self, name: str, *, patience_ms: int = PATIENCE_MS) -> Placement:
         """:raises ApiError: no such dataset, not listed yet, or no scheduler."""
-        raw = self.rest.get(f"/v1/datasets/{quote(name)}/placement")
+        raw = self.rest.get(f"/v1/datasets/{quote(name)}/placement", patience_ms=patience_ms)
         try:
             placement = placement_from(raw)
         except ValueError as error:
@@ -197,7 +213,7 @@ class Session:
         try:
             return self.placement(name)
         except ApiError as error:
-            if error.status == 404:
+            if _says_gone(error):
                 raise FileNotFoundError(errno.ENOENT, "no such dataset", name) from error
             return None
 
@@ -225,7 +241,7 @@ class Session:
                 newest = self._from_executor(fetcher, address) or self.placement(fetcher.placement.name)
                 fetcher.take_placement(newest)
             except ApiError as error:
-                if error.status == 404:
+                if _says_gone(error):
                     fetcher.end("was removed")
             finally:
                 time.sleep(BACKGROUND_INTERVAL_MS / 1000)  # the next answer may say again that we are behind
@@ -298,6 +314,11 @@ def session_for(url: str | None = None, *, token: str = "") -> Session:
 
 def quote(name: str) -> str:
     return urllib.parse.quote(name, safe="")
+
+
+def _says_gone(error: ApiError) -> bool:
+    """Return whether a dataset that could be read once is gone: no name, or another dataset that is being listed."""
+    return error.status == 404 or error.code == "not_ready"
 
 
 def api_to_os(error: ApiError, name: str) -> OSError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gevent
@@ -31,7 +32,9 @@ class Child:
         *,
         on_message: Callable[[dict[str, Any], list[int]], None],
         on_end: Callable[[str], None],
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`environment` is added to this process's own."""
         mine, its = channel_pair()
         self.module = module
         self._on_message = on_message
@@ -41,6 +44,7 @@ class Child:
                 [sys.executable, "-m", module, str(its.fileno())],
                 pass_fds=[its.fileno()],
                 stdin=subprocess.DEVNULL,
+                env={**os.environ, **(environment or {})},
             )
         finally:
             its.close()

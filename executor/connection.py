@@ -60,6 +60,8 @@ GROUPS_AHEAD_MAX = (
     64  # groups of one request that the keeper is asked for at once: WANTS_MAX is for all callers
 )
 
+LET_GO_TIMEOUT_MS = 30_000  # of a removed dataset; a caller that is stopped for longer is not waited for
+
 _READ, _RETURNED = int(Op.READ), int(Op.RETURNED)
 
 
@@ -77,6 +79,7 @@ class Limits(NamedTuple):
     connections_max: int = 4096
     hello_timeout_ms: int = HELLO_TIMEOUT_MS
     stall_timeout_ms: int = STALL_TIMEOUT_MS
+    let_go_timeout_ms: int = LET_GO_TIMEOUT_MS
 
 
 class ServerState:
@@ -130,6 +133,9 @@ class Connection:
         self._loans: dict[int, Entry] = {}
         self._asked_back: list[int] = []
         self._asker: gevent.Greenlet | None = None
+        self._is_leaving = False
+        self._deadline: gevent.Greenlet | None = None
+        self._let_go_timeout_s = state.limits.let_go_timeout_ms / 1000
         self._turn = Semaphore(1)  # held while an answer is written: answers do not mix
 
     def serve(self) -> None:
@@ -149,12 +155,20 @@ class Connection:
             self._end()
 
     def ask_back(self, block_index: int) -> None:
+        if self._is_leaving:
+            return  # the end of the stream, which says more, is on its way
         self._asked_back.append(block_index)
         if self._asker is None:
             self._asker = gevent.spawn(self._send_asked_back)
 
-    def cut(self) -> None:
-        self._stream.cut()
+    def leave(self) -> None:
+        # A caller with descriptors lets go of them when it sees the end of our side, and then ends its own.
+        self._is_leaving = True
+        if self._loans:
+            self._stream.end_sending()
+            self._deadline = gevent.spawn_later(self._let_go_timeout_s, self._stream.cut)
+        else:
+            self._stream.cut()
 
     # --- hello
 
@@ -506,7 +520,8 @@ class Connection:
                 asked, self._asked_back = self._asked_back, []
                 self._answer(Op.DROP, 0, b"".join(n.to_bytes(4, "little") for n in asked))
         except OSError:
-            self.cut()
+            if not self._is_leaving:
+                self._stream.cut()
         finally:
             self._asker = None
 
@@ -525,15 +540,19 @@ class Connection:
         self._answer(Op.CRCS, request_id, b"".join(crc.to_bytes(4, "little") for crc in crcs))
 
     def _end(self) -> None:
+        if self._is_leaving and self._loans:
+            self._stream.finish(self._let_go_timeout_s)
         self._stream.cut()
+        if self._deadline is not None:
+            self._deadline.kill()
         if self._asker is not None:
             self._asker.join()
-        if self._dataset is not None:
-            self._dataset.borrowers.discard(self)
         for entry in self._loans.values():
             self._shelf.give_back(entry, self)
         self._loans.clear()
         self._stream.close()
+        if self._dataset is not None:
+            self._dataset.left(self)
 
 
 class _Gatherer:

@@ -22,11 +22,20 @@ from typing import Any, NamedTuple
 from crc32c import crc32c
 
 from stoker.executor.block import PAGE_BYTES, block_layout
+from stoker.executor.core.extents import Extents
 from stoker.executor.fill_progress import PROGRESS_MS, Progress, Send, check_block_file, write_at
 from stoker.executor.manifest import Manifest
 from stoker.executor.messages import HEARTBEAT_INTERVAL_MS
 from stoker.executor.peer import Hung, Peer, PeerError, PeerRefused, PeerSilent, PeerUnaware
-from stoker.executor.under_store import PIECE_BYTES_MAX, Outcome, Piece, ReadFailure, Reading, UnderStore
+from stoker.executor.under_store import (
+    PIECE_BYTES_MAX,
+    READING_BYTES_MAX,
+    Outcome,
+    Piece,
+    ReadFailure,
+    Reading,
+    UnderStore,
+)
 from stoker.executor.wire import RANGES_MAX
 
 PEER_LEARNS_MS = (
@@ -152,8 +161,14 @@ class FillJob:
         turns: Turns,
         fd: int,
         send: Send,
+        held_bytes_max: int = READING_BYTES_MAX,
     ) -> None:
-        """`fd` is the block's file and stays the caller's; `store` is asked for only if the peers do not have all."""
+        """`fd` is the block's file and stays the caller's; `store` is asked for only if the peers do not have all.
+
+        `held_bytes_max` bounds what is in buffers at any time, the pieces asked for included.
+        """
+        assert held_bytes_max >= PIECE_BYTES_MAX, held_bytes_max
+        self._held_bytes_max = held_bytes_max
         self.failures = Failures()
         self._order = order
         self._manifest = manifest
@@ -167,6 +182,8 @@ class FillJob:
         self._cancel_lock = threading.Lock()
         self._cancel = threading.Event()
         self._end_step: Callable[[], None] | None = None
+        self._hurried = Extents()
+        self._reading: tuple[Reading, Sequence[Part]] | None = None
 
     def run(self) -> None:
         """Fill what can be filled; `failures` has the rest.
@@ -189,6 +206,20 @@ class FillJob:
             if self._end_step is not None:
                 self._end_step()
 
+    def hurry(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """A reader waits for `ranges` now: read them first, as far as that can be chosen still. From any thread."""
+        with self._cancel_lock:
+            for start, stop in ranges:
+                self._hurried.add(start, stop)
+            self._hurry_reading()
+
+    def _hurry_reading(self) -> None:
+        """Under the lock."""
+        if self._reading is not None and self._hurried:
+            reading, parts = self._reading
+            waited = self._hurried
+            reading.hurry([n for n, part in enumerate(parts) if waited.intersects([(part.start, part.stop)])])
+
     def fail_all(self, failure: ReadFailure) -> None:
         """Note `failure` for every row of the order."""
         for parts in self._batches(self._order.ranges):
@@ -201,8 +232,11 @@ class FillJob:
         origin = self._order.block_index * self._manifest.block_bytes
         for parts in self._batches(ranges):
             pieces = [_piece(self._manifest, part, origin) for part in parts]
-            reading = store.read(pieces, urgent=self._order.urgent)
+            reading = store.read(pieces, urgent=self._order.urgent, held_bytes_max=self._held_bytes_max)
             self._begin_step(reading.cancel)
+            with self._cancel_lock:
+                self._reading = reading, parts
+                self._hurry_reading()
             for number, outcome in self._turns.share(reading, idle=self._progress.flush):
                 part = parts[number]
                 if isinstance(outcome, ReadFailure):
@@ -210,7 +244,9 @@ class FillJob:
                     continue
                 write_at(self._fd, outcome, part.data_start)
                 self._progress.add(part.start, part.stop, filled_bytes=part.data_stop - part.data_start)
-            self._end_step = None
+                if self._hurried and self._hurried.intersects([(part.start, part.stop)]):
+                    self._progress.flush()
+            self._end_step = self._reading = None
             if self._cancel.is_set():
                 return
 

@@ -4,12 +4,14 @@ Started by the keeper as `python -m stoker.executor.filler FD`, FD being its end
 monkey-patched (fsspec's loop would not survive it), and decides nothing: which block, which ranges and from whom is
 the keeper's to say. What it learns of a block's bytes goes to the keeper as "filled" messages, see fill_job.py.
 
-    keeper -> filler   dataset, forget, fill + the block's descriptor, checksum + the block's descriptor, cancel
+    keeper -> filler   limits, first; dataset, forget, fill + the block's descriptor, checksum + the block's descriptor,
+                       hurry, cancel
     filler -> keeper   ready, once; opened {key}, for each dataset; filled ..., then one done per fill or checksum
 
 A store is opened as soon as its dataset is heard of: the libraries behind it take longer to load than a miss should take.
 
-At most FILLER_JOBS_MAX fills are under way; each holds at most some 20 MiB (READING_BYTES_MAX and a piece). The main thread
+At most FILLER_JOBS_MAX fills are under way; each holds at most `fill_job_bytes` in buffers, which the keeper derives from what
+Mesos gave. Buffers are mapped and given back one by one (fillers.ENVIRONMENT), so that what was freed is free. The main thread
 only receives, so the keeper never waits for us to read while we wait for it. When the channel ends, so does the process, at
 once.
 """
@@ -35,7 +37,14 @@ from stoker.executor.fill_progress import checksum_unknown_pages
 from stoker.executor.manifest import Manifest, map_manifest
 from stoker.executor.peer import PATIENCE_MS, URGENT_PATIENCE_MS, Hung, Peer
 from stoker.executor.process import die_with_parent, raise_descriptor_limit, start_logging
-from stoker.executor.under_store import ReadFailure, UnderStore, UnderStoreError, one_line, open_under_store
+from stoker.executor.under_store import (
+    READING_BYTES_MAX,
+    ReadFailure,
+    UnderStore,
+    UnderStoreError,
+    one_line,
+    open_under_store,
+)
 from stoker.executor.wire import Failure
 
 FILLER_JOBS_MAX = 4  # at once; more than twice as many waiting is the keeper's mistake
@@ -106,11 +115,13 @@ class Filler:
         self._channel = channel
         self._stores = Stores()
         self._turns = Turns()
+        self._fill_job_bytes = READING_BYTES_MAX
         self._hung = Hung()
         self._datasets: dict[tuple[int, int, int], Dataset] = {}
         self._lock = threading.Lock()
         self._jobs: dict[Any, FillJob | None] = {}  # accepted and not done; None: not begun, or a checksum
         self._cancelled: set[Any] = set()
+        self._hurried: dict[Any, list[list[int]]] = {}  # of accepted jobs, in case they have not begun
         self._pool = ThreadPoolExecutor(FILLER_JOBS_MAX, thread_name_prefix="fill")
         self._openers = ThreadPoolExecutor(OPENERS_MAX, thread_name_prefix="open")
 
@@ -129,12 +140,16 @@ class Filler:
 
     def _accept(self, message: dict[str, Any], fds: list[int]) -> None:
         match message.get("t"):
+            case "limits":
+                self._fill_job_bytes = message["fill_job_bytes"]
             case "dataset":
                 self._learn(message)
             case "forget":
                 self._datasets.pop(tuple(message["key"]), None)  # jobs under way keep theirs
             case "cancel":
                 self._cancel(message["job"])
+            case "hurry":
+                self._hurry(message["job"], message["ranges"])
             case "fill":
                 self._submit(self._fill, message, fds)
             case "checksum":
@@ -207,11 +222,13 @@ class Filler:
             turns=self._turns,
             fd=fd,
             send=self._channel.send,
+            held_bytes_max=self._fill_job_bytes,
         )
         with self._lock:
             self._jobs[job_id] = job
             if job_id in self._cancelled:
                 job.cancel()
+            job.hurry([(start, stop) for start, stop in self._hurried.get(job_id, [])])
         try:
             job.run()
         except UnderStoreError as error:
@@ -230,7 +247,18 @@ class Filler:
         with self._lock:
             del self._jobs[job_id]
             self._cancelled.discard(job_id)
+            self._hurried.pop(job_id, None)
         self._channel.send({"t": "done", "job": job_id, "failed": failed})
+
+    def _hurry(self, job_id: Any, ranges: list[list[int]]) -> None:
+        with self._lock:
+            if job_id not in self._jobs:
+                return  # its "done" is on the way
+            job = self._jobs[job_id]
+            if job is None:
+                self._hurried.setdefault(job_id, []).extend(ranges)
+            else:
+                job.hurry([(start, stop) for start, stop in ranges])
 
     def _cancel(self, job_id: Any) -> None:
         with self._lock:

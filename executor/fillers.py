@@ -17,6 +17,10 @@ FILLER_JOBS_MAX = 4  # of one filler at a time
 VERSIONS_MAX = 256  # dataset versions that a filler keeps open
 WANTED_JOBS_MAX = 3  # of these for wanted residency: a reader's miss always finds a place soon
 
+# For the C library: a buffer of a megabyte or more is given back to the system when it is freed. Else what is free lies
+# scattered over the heaps of a dozen threads, and counts as used.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1024 * 1024), "MALLOC_ARENA_MAX": "2"}
+
 assert WANTED_JOBS_MAX < FILLER_JOBS_MAX
 
 
@@ -25,6 +29,7 @@ class Job:
 
     __slots__ = (
         "block",
+        "calm",
         "filler",
         "is_cancelled",
         "is_checksum",
@@ -44,6 +49,7 @@ class Job:
         ranges: Sequence[Range],
         *,
         is_checksum: bool = False,
+        urgent: bool = False,
     ) -> None:
         self.number = number
         self.block = block
@@ -51,9 +57,18 @@ class Job:
         self.manifest = manifest
         self.ranges = list(ranges)
         self.owned = Extents(ranges)
+        self.calm = Extents(() if urgent else ranges)  # of these, what no reader waits for yet
         self.is_checksum = is_checksum
         self.is_cancelled = False
         self.is_stale = False  # a checksum of pages that a fill has begun to write to since
+
+    def hurry(self, ranges: Sequence[Range]) -> None:
+        """Ask the filler for what it still has to fetch of `ranges` first: a reader waits for them."""
+        waited = [part for start, stop in ranges for part in self.calm.within(start, stop)]
+        if waited:
+            for start, stop in waited:
+                self.calm.remove(start, stop)
+            self.filler.child.outbox.put({"t": "hurry", "job": self.number, "ranges": waited})
 
 
 class FillerLink:
@@ -90,12 +105,14 @@ class _Pending:
 
 
 class Fillers:
-    """The pool. `start_filler(on_message)` makes one child."""
+    """The pool. `start_filler()` makes one child, whose fills hold at most `fill_job_bytes` each in buffers."""
 
-    def __init__(self, start_filler: Callable[[], Child], count: int) -> None:
+    def __init__(self, start_filler: Callable[[], Child], count: int, *, fill_job_bytes: int) -> None:
         self._starting = _Pending(count)
         self._opening: dict[tuple[int, int, int], _Pending] = {}
         self._links = [FillerLink(start_filler()) for _ in range(count)]
+        for link in self._links:
+            link.child.outbox.put({"t": "limits", "fill_job_bytes": fill_job_bytes})
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Wait until all have started; return whether they did in time."""

@@ -78,7 +78,9 @@ class Fills:
         self._fillers.open_store(self._dataset_message(view, version), timeout_s)
 
     def request(self, block: Block, version: int, ranges: list[Range]) -> None:
-        """Have `ranges` fetched soon, for a reader of `version`; what is valid or on its way already is not fetched twice."""
+        """Have `ranges` fetched soon, for a reader of `version`; what is on its way already is hurried."""
+        for number in block.jobs:
+            self._jobs[number].hurry(ranges)
         wanted = block.state.missing(ranges)
         if not wanted:
             return
@@ -269,7 +271,7 @@ class Fills:
         self, link: FillerLink, block: Block, version: int, ranges: list[Range], *, urgent: bool
     ) -> None:
         view = block.view
-        job = self._new_job(link, block, version, ranges)
+        job = self._new_job(link, block, version, ranges, urgent=urgent)
         if block.state.valid and not block.is_full:
             pages = [(start // PAGE_BYTES, -(-stop // PAGE_BYTES)) for start, stop in ranges]
             index.mark_known(block.fd, block.layout, pages, known=False)
@@ -309,10 +311,17 @@ class Fills:
         self._fillers.begin(job, message | {"version": version, "index": block.name.block_index}, block.fd)
 
     def _new_job(
-        self, link: FillerLink, block: Block, version: int, ranges: list[Range], *, is_checksum: bool = False
+        self,
+        link: FillerLink,
+        block: Block,
+        version: int,
+        ranges: list[Range],
+        *,
+        is_checksum: bool = False,
+        urgent: bool = False,
     ) -> Job:
         manifest = block.view.manifests[version][0]
-        job = Job(self._next_job, block, link, manifest, ranges, is_checksum=is_checksum)
+        job = Job(self._next_job, block, link, manifest, ranges, is_checksum=is_checksum, urgent=urgent)
         block.view.job_count += 1
         self._next_job += 1
         self._jobs[job.number] = job

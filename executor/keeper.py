@@ -12,6 +12,7 @@ done before the next is looked at.
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import secrets
@@ -28,7 +29,7 @@ from stoker.executor.children import Child
 from stoker.executor.config import KeeperConfig
 from stoker.executor.core.cache import Cache, DatasetKey
 from stoker.executor.datasets import DatasetView, Manifests
-from stoker.executor.fillers import Fillers
+from stoker.executor.fillers import ENVIRONMENT, Fillers
 from stoker.executor.fills import Fills
 from stoker.executor.holdings import Holdings
 from stoker.executor.machine import available_bytes, cgroup_bytes, mesos_mem_bytes, share_memory
@@ -37,6 +38,7 @@ from stoker.executor.messages import (
     HEARTBEAT_INTERVAL_MS_MAX,
     Heartbeat,
     HeartbeatAnswer,
+    decode_summons,
 )
 from stoker.executor.process import raise_descriptor_limit
 from stoker.executor.report import Reporter
@@ -161,7 +163,21 @@ class Keeper:
             self.end(End(0, "TASK_KILLED", "killed by the framework"))
 
     def frameworkMessage(self, driver: Any, message: Any) -> None:
-        log.warning("a framework message is ignored")
+        """Learn where the leader is: sent by a leader that does not hear us."""
+        try:
+            summons = decode_summons(base64.b64decode(message))
+        except (ValueError, TypeError) as error:
+            log.warning("a framework message is ignored: %s", error)
+            return
+        if summons.epoch < self._epoch_seen:
+            log.warning(
+                "a message of epoch %d is refused: epoch %d was seen", summons.epoch, self._epoch_seen
+            )
+            return
+        log.info("the leader of epoch %d calls: schedulers %s", summons.epoch, ", ".join(summons.schedulers))
+        self._epoch_seen = summons.epoch
+        self._schedulers.learn(summons.schedulers)
+        self._hurry.set()
 
     def shutdown(self, driver: Any) -> None:
         self.end(End(0, "TASK_KILLED", "shut down by the agent"))
@@ -195,8 +211,9 @@ class Keeper:
 
     def _build(self, mesos_bytes: int | None) -> None:
         config = self._config
-        tier, scratch = share_memory(
+        tier, scratch, fill_job_bytes = share_memory(
             config.mem_bytes,
+            filler_count=config.filler_count,
             mesos_bytes=mesos_bytes,
             available_bytes=available_bytes(),
             cgroup_bytes=cgroup_bytes(),
@@ -229,6 +246,7 @@ class Keeper:
         self._fillers = Fillers(
             lambda: self._start_child(FILLER, lambda message, fds: self._fills.on_message(message, fds)),
             config.filler_count,
+            fill_job_bytes=fill_job_bytes,
         )
         self._fills = Fills(
             cluster=config.cluster,
@@ -284,6 +302,7 @@ class Keeper:
             module,
             on_message=on_message,
             on_end=lambda reason: self.end(End(1, "TASK_FAILED", reason)),
+            environment=ENVIRONMENT if module == FILLER else None,
         )
         self._children.append(child)
         return child
@@ -311,6 +330,8 @@ class Keeper:
             self._wants.take(message)
         elif kind == "unwant":
             self._wants.cancel(message["want"])
+        elif kind == "cleared":
+            self._residents.cleared(message["id"], message["generation"])
         elif kind == "gone":
             self._holdings.server_gone(message["holding"])
         elif kind == "used":
@@ -362,6 +383,11 @@ class Keeper:
             interval_ms = HEARTBEAT_INTERVAL_MS
             self._hurry.clear()
             answer = self._schedulers.heartbeat(self._heartbeat(port, whole=whole))
+            if answer is not None and answer.epoch < self._epoch_seen:
+                log.warning(
+                    "an answer of epoch %d is refused: epoch %d called", answer.epoch, self._epoch_seen
+                )
+                answer = None
             if answer is not None and answer.sequence == self._sequence and answer.status == "ok":
                 self._reporter.acknowledge()
                 whole = False
@@ -384,7 +410,7 @@ class Keeper:
             sequence=self._sequence,
             whole=whole,
             epoch_seen=self._epoch_seen,
-            assignment_version=self._assignment_version(),
+            assignment_version=self._in_epoch(self._residents.version),
             host=config.host,
             port=port,
             socket_path=config.socket_path,
@@ -395,17 +421,15 @@ class Keeper:
             used_bytes=cache.used_bytes,
             lent_bytes=cache.leaving_bytes,
             datasets=self._reporter.build(self._datasets.values(), whole=whole),
+            cleared_version=self._in_epoch(self._residents.cleared_version),
         )
 
-    def _assignment_version(self) -> int:
-        """Return the version of the assignment held, in the epoch that is reported; 0: of an earlier one."""
-        epoch, version = self._residents.version
-        return version if epoch == self._epoch_seen else 0
+    def _in_epoch(self, version: tuple[int, int]) -> int:
+        """Return the version of an assignment in the epoch that is reported; 0: it is of an earlier one."""
+        return version[1] if version[0] == self._epoch_seen else 0
 
     def _take_answer(self, answer: HeartbeatAnswer) -> None:
-        if answer.epoch < self._epoch_seen:
-            log.warning("an answer of epoch %d is refused: epoch %d was seen", answer.epoch, self._epoch_seen)
-            return
+        assert answer.epoch >= self._epoch_seen, "checked before"
         self._epoch_seen = answer.epoch
         if answer.status == "stale":
             raise End(0, "TASK_FINISHED", "the leader has no place for this launch any more")

@@ -5,6 +5,9 @@ its descriptor is closed, and the keeper told by `on_gone`, when the last answer
 last connection that was passed its descriptor has returned it or ended (loans). A block is never truncated under a reader.
 
 A holding is one block's file: a block that comes back later is another holding with the same name. No socket here.
+
+A dataset that is removed is gone for new callers at once. Its connections end; one that was passed descriptors ends when
+its caller has heard of it and let go of them, so that once all have ended (`on_cleared`) nobody here reads the dataset.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ class Borrower(Protocol):
         """Ask for the block's descriptor; must not wait."""
         ...
 
-    def cut(self) -> None:
-        """End the connection."""
+    def leave(self) -> None:
+        """Serve nothing more and end: at once, or where descriptors are lent, when the caller has let go of them."""
         ...
 
 
@@ -81,6 +84,7 @@ class DatasetShelf:
         "borrowers",
         "dataset_id",
         "generation",
+        "on_cleared",
         "placement",
         "served_bytes",
         "version",
@@ -95,6 +99,13 @@ class DatasetShelf:
         self.borrowers: set[Borrower] = set()
         self.served_bytes = 0
         self.placement: dict[str, Any] = {}  # what REFRESH tells of it
+        self.on_cleared: Callable[[], None] | None = None  # it is removed: called when nobody is left
+
+    def left(self, borrower: Borrower) -> None:
+        """A connection has ended."""
+        self.borrowers.discard(borrower)
+        if self.on_cleared is not None and not self.borrowers:
+            self.on_cleared()
 
 
 class Shelf:
@@ -115,15 +126,24 @@ class Shelf:
         dataset.version = max(dataset.version, version)
         return dataset
 
-    def remove_dataset(self, dataset_id: int, generation: int) -> None:
-        """Forget a dataset generation: its connections end, so that their callers ask anew. Idempotent."""
+    def remove_dataset(self, dataset_id: int, generation: int, on_cleared: Callable[[], None]) -> None:
+        """Forget a dataset generation: its connections end, so that their callers ask anew.
+
+        `on_cleared` is called once: when the last has ended, maybe at once.
+        """
         dataset = self.datasets.pop((dataset_id, generation), None)
-        if dataset is None:
+        if dataset is None or not dataset.borrowers:
+            self._take_off_all(dataset)
+            on_cleared()
             return
-        for entry in list(dataset.blocks.values()):
-            self.take_off(entry.holding)
+        dataset.on_cleared = on_cleared
         for borrower in list(dataset.borrowers):
-            borrower.cut()
+            borrower.leave()
+        self._take_off_all(dataset)
+
+    def _take_off_all(self, dataset: DatasetShelf | None) -> None:
+        for entry in () if dataset is None else list(dataset.blocks.values()):
+            self.take_off(entry.holding)
 
     def put(self, dataset: DatasetShelf, holding: int, name: BlockName, fd: int, data_bytes: int) -> Entry:
         """Put a holding on the shelf; owns `fd` from here on."""

@@ -1,7 +1,10 @@
 """How the memory is shared out: the MEM tier gets what was asked, bounded by what Mesos gave and what the machine has.
 
-Beside the tier live the executor's processes, and the *scratch*: blocks that are read through and not kept. Both are in the
-overhead that Mesos is asked for on top of the tier; where less was given, it is the tier that gets less.
+Beside the tier live the executor's processes, the *fill buffers* (bytes of under stores and peers on their way into blocks) and
+the *scratch* (blocks that are read through and not kept). All are in the overhead that Mesos is asked for on top of the tier;
+where less was given, it is the tier that gets less.
+
+    given  =  tier  +  scratch  +  keeper and server  +  fillers  x  (their own memory  +  jobs  x  a job's buffers)  +  rest
 """
 
 from __future__ import annotations
@@ -11,7 +14,15 @@ from typing import Any, NamedTuple
 
 import psutil
 
-PROCESSES_BYTES = 192 * 1024 * 1024  # what keeper, data server and fillers need beside the blocks
+from stoker.executor.fillers import FILLER_JOBS_MAX
+from stoker.executor.under_stores.base import PIECE_BYTES_MAX
+
+KEEPER_BYTES = 40 * 1024 * 1024  # keeper and data server: 37 MiB of pages of their own, measured
+FILLER_BYTES = 56 * 1024 * 1024  # one, with its libraries: 36 MiB for HTTP, 56 MiB for S3, measured
+FILL_JOB_BYTES_MIN = (
+    2 * PIECE_BYTES_MAX
+)  # a piece comes while another is written; or one that a library copies
+FILL_JOB_BYTES_MAX = 16 * 1024 * 1024  # more makes nothing faster
 SCRATCH_BYTES_MAX = 32 * 1024 * 1024
 SCRATCH_BYTES_MIN = 8 * 1024 * 1024
 CGROUP_ROOT = "/sys/fs/cgroup"
@@ -19,29 +30,44 @@ _UNLIMITED = 2**60  # cgroup v1 writes a number near 2**63 for "none"
 
 
 class Memory(NamedTuple):
-    """Bytes for blocks; together never more than was given, less PROCESSES_BYTES."""
+    """Bytes for blocks, and for the buffers of one fill; together, with the processes, never more than was given."""
 
     tier_bytes: int
     scratch_bytes: int
+    fill_job_bytes: int
+
+
+def processes_bytes(filler_count: int, fill_job_bytes: int = FILL_JOB_BYTES_MIN) -> int:
+    """Return what keeper, data server and fillers take beside the blocks, all buffers full."""
+    return KEEPER_BYTES + filler_count * (FILLER_BYTES + FILLER_JOBS_MAX * fill_job_bytes)
 
 
 def share_memory(
-    asked_bytes: int, *, mesos_bytes: int | None, available_bytes: int, cgroup_bytes: int | None
+    asked_bytes: int,
+    *,
+    filler_count: int,
+    mesos_bytes: int | None,
+    available_bytes: int,
+    cgroup_bytes: int | None,
 ) -> Memory:
-    """Return the tier's bytes, at most `asked_bytes`, and the scratch's; at least 0 each.
+    """Return the tier's bytes, at most `asked_bytes`, the scratch's, and those of each fill's buffers; tier and scratch
+    at least 0 each. What is left over beside a tier as asked goes to the fills, a piece a step.
 
     The other arguments bound the whole executor, so its processes come off them first.
 
-    >>> share_memory(1 << 30, mesos_bytes=(1 << 30) + (256 << 20), available_bytes=8 << 30, cgroup_bytes=None)
-    Memory(tier_bytes=1073741824, scratch_bytes=33554432)
-    >>> share_memory(1 << 30, mesos_bytes=1 << 30, available_bytes=8 << 30, cgroup_bytes=None).tier_bytes >> 20
-    800
+    >>> given = {"available_bytes": 8 << 30, "cgroup_bytes": None, "filler_count": 2}
+    >>> share_memory(1 << 30, mesos_bytes=(1 << 30) + (256 << 20), **given)
+    Memory(tier_bytes=1073741824, scratch_bytes=33554432, fill_job_bytes=8388608)
+    >>> share_memory(1 << 30, mesos_bytes=1 << 30, **given).tier_bytes >> 20
+    776
     """
     given = min(bound for bound in (available_bytes, mesos_bytes, cgroup_bytes) if bound is not None)
-    room = max(0, given - PROCESSES_BYTES)
+    room = max(0, given - processes_bytes(filler_count))
     tier = min(asked_bytes, room)
     scratch = min(SCRATCH_BYTES_MAX, max(SCRATCH_BYTES_MIN, tier // 16), room // 2)
-    return Memory(min(tier, room - scratch), scratch)
+    tier = min(tier, room - scratch)
+    more = (room - tier - scratch) // (filler_count * FILLER_JOBS_MAX) // PIECE_BYTES_MAX * PIECE_BYTES_MAX
+    return Memory(tier, scratch, min(FILL_JOB_BYTES_MIN + more, FILL_JOB_BYTES_MAX))
 
 
 def available_bytes() -> int:

@@ -75,6 +75,10 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
+    """`cleared_version`: what an assignment of this version (of the epoch seen), or one after it, no longer names is not
+    served here any more, and no reader on this host was left with a descriptor of it; 0: not even of the epoch's first.
+    """
+
     cluster: bytes
     slot_id: int
     launch_id: int
@@ -94,6 +98,7 @@ class Heartbeat:
     used_bytes: int
     lent_bytes: int
     datasets: tuple[Residency, ...] = ()
+    cleared_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,14 @@ class HeartbeatAnswer:
     interval_ms: int = HEARTBEAT_INTERVAL_MS  # until the next one
 
 
+@dataclass(frozen=True, slots=True)
+class Summons:
+    """What the leader sends, as a framework message of Mesos', to an executor that does not find it by itself."""
+
+    epoch: int
+    schedulers: tuple[str, ...]  # http://host:port, the leader first
+
+
 NO_HOME = 0xFFFF
 
 
@@ -186,6 +199,16 @@ def decode_answer(data: bytes) -> HeartbeatAnswer:
     raw = fields.pop("assignment", None)
     fields["schedulers"] = tuple(fields.get("schedulers", ()))
     return _make(HeartbeatAnswer, fields, assignment=None if raw is None else assignment_from(raw))
+
+
+def decode_summons(data: bytes) -> Summons:
+    """:raises ValueError: not a summons."""
+    fields = _unpack(data)
+    fields["schedulers"] = tuple(fields.get("schedulers", ()))
+    summons = _make(Summons, fields)
+    if type(summons.epoch) is not int or not all(type(url) is str for url in summons.schedulers):
+        raise ValueError("a summons has an epoch and URLs")
+    return summons
 
 
 def assignment_from(raw: dict[str, Any]) -> Assignment:

@@ -58,6 +58,8 @@ class Residents:
         self._spawn = spawn
         self._on_planned = on_planned
         self.assignment: Assignment | None = None
+        self.cleared_version = (0, 0)  # see Heartbeat
+        self._leaving: dict[DatasetKey, tuple[int, int]] = {}  # removed: what was cleared before they are
 
     @property
     def version(self) -> tuple[int, int]:
@@ -75,12 +77,27 @@ class Residents:
         for view in [view for key, view in self._datasets.items() if key not in assigned]:
             if assignment.residency_complete:
                 self._remove(view)
+                self._leaving[view.key] = self.cleared_version
             else:
                 self._holdings.cache.rules.pop(view.key, None)  # unknown: kept, and the first to go
         for dataset in assignment.datasets:
             self._take(dataset, assignment)
         self._fills.reconsider()
+        self._note_cleared()
         return True
+
+    def cleared(self, dataset_id: int, generation: int) -> None:
+        """The data server has no caller of a removed dataset any more."""
+        self._leaving.pop((dataset_id, generation), None)
+        if self._note_cleared():
+            self._on_planned()
+
+    def _note_cleared(self) -> bool:
+        """Work out `cleared_version`; return whether it grew."""
+        if self.assignment is None or not self.assignment.residency_complete:
+            return False  # what it does not name is served yet
+        before, self.cleared_version = self.cleared_version, min(self._leaving.values(), default=self.version)
+        return self.cleared_version > before
 
     def _take(self, dataset: DatasetAssignment, assignment: Assignment) -> None:
         key = (dataset.dataset_id, dataset.generation)

@@ -1,7 +1,10 @@
 """The keeper's side of HTTP to the schedulers: heartbeats, and manifests.
 
 One connection is kept open. Whoever does not answer, is not the leader or refuses is passed over for the next of the
-list; the leader's answers bring the list up to date. Runs on greenlets of a monkey-patched process.
+list, and so is a deposed leader, whose answers are of an older epoch than was seen; the leader's answers bring the list up
+to date. Schedulers of earlier lists are asked last: when all that were up at one time are gone, others may be back.
+
+Runs on greenlets of a monkey-patched process.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from stoker.executor.messages import Heartbeat, HeartbeatAnswer, decode_answer, 
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_TIMEOUT_MS = 5_000
-MANIFEST_TIMEOUT_MS = 60_000
+HEARTBEAT_TIMEOUT_MS = 3_000
+MANIFEST_TIMEOUT_MS = 10_000  # of one piece of it
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 REDIRECTS_MAX = 3
+SCHEDULERS_MAX = 16  # asked in one round
 
 
 class NoAnswer(Exception):
@@ -38,17 +42,37 @@ class Schedulers:
         self._connection: http.client.HTTPConnection | None = None
         self._url = ""
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All that are known, in the order in which they are asked."""
+        return self._urls
+
+    def learn(self, urls: tuple[str, ...]) -> None:
+        """Take over a newer list of schedulers, the leader first."""
+        if urls:
+            self._urls = tuple(dict.fromkeys(urls + self._urls))[: max(SCHEDULERS_MAX, len(urls))]
+
     def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatAnswer | None:
-        """Tell the leader; None: no scheduler answered as one."""
+        """Tell the leader; None: no scheduler answered as one whose epoch is not older than the heartbeat's."""
         body = encode(heartbeat)
+        silent: set[str] = set()
         for url in self._urls:
+            if url in silent:
+                continue
             try:
-                answer = decode_answer(self._post(url, "/v1/executors/heartbeat", body))
+                answer = decode_answer(self._post(url, "/v1/executors/heartbeat", body, silent))
             except (NoAnswer, ValueError) as error:
                 log.warning("heartbeat: %s: %s", url, error)
                 continue
-            if answer.schedulers:
-                self._urls = answer.schedulers
+            if answer.epoch < heartbeat.epoch_seen:
+                log.warning(
+                    "heartbeat: %s: an answer of epoch %d is refused, epoch %d was seen",
+                    url,
+                    answer.epoch,
+                    heartbeat.epoch_seen,
+                )
+                continue
+            self.learn(answer.schedulers)
             return answer
         return None
 
@@ -60,10 +84,13 @@ class Schedulers:
         path = f"/v1/datasets/{quote(name, safe='')}/manifest?version={version}"
         reasons: list[str] = []
         is_gone = False
+        silent: set[str] = set()
         for url in self._urls:
+            if url in silent:
+                continue
             connection: http.client.HTTPConnection | None = None
             try:
-                connection, response = _ask(url, "GET", path, None, MANIFEST_TIMEOUT_MS)
+                connection, response = _ask(url, "GET", path, None, MANIFEST_TIMEOUT_MS, silent)
                 return unbundle(response.read)
             except (NoAnswer, ManifestError, OSError, http.client.HTTPException) as error:
                 reasons.append(f"{url}: {error}")
@@ -80,25 +107,32 @@ class Schedulers:
             self._connection.close()
             self._connection = None
 
-    def _post(self, url: str, path: str, body: bytes) -> bytes:
-        """:raises NoAnswer: ..."""
+    def _post(self, url: str, path: str, body: bytes, silent: set[str]) -> bytes:
+        """`silent`: who has just not answered in time; added to. :raises NoAnswer: ..."""
         if self._connection is not None and self._url == url:
             try:
                 response = _send(self._connection, "POST", path, body)
                 if response.status == 200:
                     return _read_all(response)
-            except (OSError, http.client.HTTPException, NoAnswer):
-                pass  # the kept connection was old, or the leader changed: once more, anew
+            except TimeoutError as error:  # asked anew it would take as long again
+                self.close()
+                silent.add(url)
+                raise NoAnswer(f"no answer within {HEARTBEAT_TIMEOUT_MS} ms") from error
+            except (OSError, http.client.HTTPException):
+                pass  # the kept connection was old: once more, anew
         self.close()
-        self._connection, response = _ask(url, "POST", path, body, HEARTBEAT_TIMEOUT_MS)
+        self._connection, response = _ask(url, "POST", path, body, HEARTBEAT_TIMEOUT_MS, silent)
         self._url = url
         return _read_all(response)
 
 
 def _ask(
-    url: str, method: str, path: str, body: bytes | None, timeout_ms: int
+    url: str, method: str, path: str, body: bytes | None, timeout_ms: int, silent: set[str]
 ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-    """Ask at `url`, following redirects to the leader. :raises NoAnswer: no 200 came of it."""
+    """Ask at `url`, following redirects to the leader. :raises NoAnswer: no 200 came of it.
+
+    A redirect to one of `silent` is not followed: a follower may name a leader that hangs until its session ends.
+    """
     for _ in range(REDIRECTS_MAX):
         parts = urlsplit(url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_ms / 1000)
@@ -106,6 +140,8 @@ def _ask(
             response = _send(connection, method, path, body)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            if isinstance(error, TimeoutError):
+                silent.add(url)
             raise NoAnswer(f"{type(error).__name__}: {error}") from error
         except BaseException:
             connection.close()
@@ -117,6 +153,8 @@ def _ask(
         if location.scheme != "http" or not location.netloc:
             raise NoAnswer("a redirect to nowhere")
         url = f"http://{location.netloc}"
+        if url in silent:
+            raise NoAnswer(f"a redirect to {url}, which does not answer")
     else:
         raise NoAnswer(f"more than {REDIRECTS_MAX} redirects")
     if response.status != 200:

@@ -6,7 +6,8 @@ keeper, over the channel FD:
 
     start     {cluster, launch, incarnation, host, port, path, abstract, parent, limits?}     once, first; answered by
               listening {port} or failed {message}
-    dataset   {id, generation, version, block_bytes, placement};  dataset_gone {id, generation}
+    dataset   {id, generation, version, block_bytes, placement}
+    dataset_gone {id, generation}          answered by cleared {id, generation}, when no caller can read it any more
     slots     {placement_version, slots}                                             for REFRESH, with a dataset's placement
     block     {holding, dataset, generation, index, data_bytes, full_from} + fd      a holding is here
     full      {holding, full_from}                                                   it is sealed, full from that version on
@@ -125,7 +126,8 @@ class Server:
             )
             dataset.placement = message["placement"]
         elif kind == "dataset_gone":
-            shelf.remove_dataset(message["id"], message["generation"])
+            told = {"t": "cleared", "id": message["id"], "generation": message["generation"]}
+            shelf.remove_dataset(message["id"], message["generation"], lambda: self._outbox.put(told))
         elif kind == "slots":
             assert self._state is not None
             self._state.placement_version = message["placement_version"]

@@ -168,11 +168,18 @@ class Stream:
         if self._sent_bytes >= SENT_BYTES_MAX:
             self._give_way()
 
-    def finish(self) -> None:
-        """Say that nothing more comes, and let the peer read what was sent before the socket is closed."""
+    def end_sending(self) -> None:
+        """Say that nothing more comes, from any greenlet; what the peer sends is still read."""
         try:
             self.sock.shutdown(socket.SHUT_WR)
-            with gevent.Timeout(FINISH_TIMEOUT_S, False):
+        except OSError:
+            return  # the peer is gone
+
+    def finish(self, timeout_s: float = FINISH_TIMEOUT_S) -> None:
+        """Say that nothing more comes, and let the peer read what was sent, and end, before the socket is closed."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+            with gevent.Timeout(timeout_s, False):
                 while True:
                     try:
                         if not self.sock.recv(RECEIVE_BYTES):

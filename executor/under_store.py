@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from stoker.executor.manifest_format import FileRow
 from stoker.executor.under_stores.base import (
     PIECE_BYTES_MAX,
+    READING_BYTES_MAX,
     Outcome,
     Piece,
     ReadFailure,
@@ -33,6 +34,7 @@ from stoker.executor.under_stores.s3 import S3Store
 
 __all__ = [
     "PIECE_BYTES_MAX",
+    "READING_BYTES_MAX",
     "FileRow",
     "Outcome",
     "Piece",

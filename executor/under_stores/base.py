@@ -16,6 +16,7 @@ from stoker.executor.manifest_format import FileRow
 from stoker.executor.wire import FAILURE_MESSAGE_BYTES_MAX, Failure
 
 PIECE_BYTES_MAX = 4 * 1024 * 1024  # one read; what `read` holds of one piece
+READING_BYTES_MAX = 16 * 1024 * 1024  # of one reading: under way or waiting to be taken
 TOKEN_BYTES_MAX = 256
 
 Warn = Callable[[str], None]
@@ -64,6 +65,10 @@ class Reading(Protocol):
 
     def cancel(self) -> None: ...
 
+    def hurry(self, numbers: Sequence[int]) -> None:
+        """A reader waits for these pieces now: they go first, where an order can still be chosen. From any thread."""
+        ...
+
 
 class UnderStore(Protocol):
     """One source, opened for reading. Safe to use from several threads."""
@@ -75,10 +80,13 @@ class UnderStore(Protocol):
         """
         ...
 
-    def read(self, pieces: Sequence[Piece], *, urgent: bool = False) -> Reading:
-        """Return the reading of `pieces`: concurrent inside, bounded in requests and in bytes that wait to be taken.
+    def read(
+        self, pieces: Sequence[Piece], *, urgent: bool = False, held_bytes_max: int = READING_BYTES_MAX
+    ) -> Reading:
+        """Return the reading of `pieces`: concurrent inside, bounded in requests.
 
-        `urgent`: a reader waits for it; it goes before readings that are not.
+        `urgent`: a reader waits for it; it goes before readings that are not. `held_bytes_max`: of pieces that are asked for
+        and not yet taken; at least one piece always is.
         """
         ...
 

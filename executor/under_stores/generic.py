@@ -9,6 +9,7 @@ has an instance of its own; asynchronous ones (gcs, abfs, ...) run a batch at on
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import hashlib
 import queue
@@ -20,6 +21,8 @@ from typing import Any
 
 from stoker.executor.manifest_format import FileRow
 from stoker.executor.under_stores.base import (
+    PIECE_BYTES_MAX,
+    READING_BYTES_MAX,
     TOKEN_BYTES_MAX,
     Outcome,
     Piece,
@@ -30,11 +33,12 @@ from stoker.executor.under_stores.base import (
     unreadable,
 )
 from stoker.executor.under_stores.options import Options
-from stoker.executor.under_stores.remote import ATTEMPTS_MAX, READING_BYTES_MAX, pause_ms
+from stoker.executor.under_stores.remote import ATTEMPTS_MAX, pause_ms
 
 WORKERS_MAX = 8
 URGENT_WORKERS_MAX = 4  # besides: what a reader waits for does not stand in line behind a load
 BATCH_PIECES_MAX = 16
+COPIES = 2  # of the bytes it reads that a file system may hold at once
 TIMEOUT_MS = 120_000  # of a batch of reads, or of one directory's listing
 # What file systems call a version or checksum, in the order of trust.
 _VERSION_KEYS = (
@@ -84,8 +88,11 @@ class GenericStore:
                 self._options.redact(f"cannot list {self._source}: {_reason(error)}")
             ) from error
 
-    def read(self, pieces: Sequence[Piece], *, urgent: bool = False) -> GenericReading:
-        return GenericReading(self._urgent_workers if urgent else self._workers, self._read_batch, pieces)
+    def read(
+        self, pieces: Sequence[Piece], *, urgent: bool = False, held_bytes_max: int = READING_BYTES_MAX
+    ) -> GenericReading:
+        workers = self._urgent_workers if urgent else self._workers
+        return GenericReading(workers, self._read_batch, pieces, held_bytes_max=held_bytes_max)
 
     def _open(self) -> tuple[Any, str]:
         """Return this thread's file system and the source's path in it."""
@@ -147,7 +154,7 @@ class GenericStore:
 
 
 class GenericReading:
-    """See base.Reading. Batches go to the workers as long as what is under way fits READING_BYTES_MAX."""
+    """See base.Reading. Batches go to the workers as long as what is under way fits: any library may hold it twice."""
 
     is_immediate = False
 
@@ -156,12 +163,15 @@ class GenericReading:
         workers: concurrent.futures.ThreadPoolExecutor,
         read_batch: Callable[[Sequence[Piece]], list[Outcome]],
         pieces: Sequence[Piece],
+        *,
+        held_bytes_max: int = READING_BYTES_MAX,
     ) -> None:
         check_pieces(pieces)
+        self._room = held_bytes_max // COPIES
         self._workers = workers
         self._read_batch = read_batch
         self._pieces = pieces
-        self._batches = _batches(pieces)
+        self._batches = collections.deque(_batches(pieces, max(PIECE_BYTES_MAX, self._room // 2)))
         self._ended: queue.SimpleQueue[tuple[range, list[Outcome]] | None] = queue.SimpleQueue()
         self._ready: list[tuple[int, Outcome]] = []
         self._running_bytes: dict[range, int] = {}
@@ -197,14 +207,22 @@ class GenericReading:
         self._cancelled = True
         self._ended.put(None)
 
+    def hurry(self, numbers: Sequence[int]) -> None:
+        return  # a batch that a worker has begun cannot be changed, and few are ahead of it
+
     def _start(self) -> None:
-        while sum(self._running_bytes.values()) < READING_BYTES_MAX // 2:
-            batch = next(self._batches, None)
-            if batch is None:
+        while self._batches:
+            batch = self._batches[0]
+            size = sum(map(self._length, batch))
+            if self._running_bytes and sum(self._running_bytes.values()) + size > self._room:
                 return
-            pieces = self._pieces[batch.start : batch.stop]
-            self._running_bytes[batch] = sum(p.stop - p.start for p in pieces)
-            self._workers.submit(self._work, batch, pieces)
+            self._batches.popleft()
+            self._running_bytes[batch] = size
+            self._workers.submit(self._work, batch, self._pieces[batch.start : batch.stop])
+
+    def _length(self, index: int) -> int:
+        piece = self._pieces[index]
+        return piece.stop - piece.start
 
     def _work(self, batch: range, pieces: Sequence[Piece]) -> None:
         if self._cancelled:
@@ -271,11 +289,11 @@ def _lists_flat(fs: Any) -> bool:
     return type(fs).find is not AbstractFileSystem.find
 
 
-def _batches(pieces: Sequence[Piece]) -> Iterator[range]:
+def _batches(pieces: Sequence[Piece], bytes_max: int) -> Iterator[range]:
     start = held = 0
     for index, piece in enumerate(pieces):
         length = piece.stop - piece.start
-        if index > start and (index - start >= BATCH_PIECES_MAX or held + length > READING_BYTES_MAX // 4):
+        if index > start and (index - start >= BATCH_PIECES_MAX or held + length > bytes_max):
             yield range(start, index)
             start, held = index, 0
         held += length

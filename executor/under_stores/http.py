@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from stoker.executor.manifest_format import FileRow
 from stoker.executor.under_stores.base import (
+    READING_BYTES_MAX,
     TOKEN_BYTES_MAX,
     Piece,
     ReadFailure,
@@ -91,8 +92,12 @@ class HttpStore:
         except (Transient, _Refused, Gone) as error:
             raise UnderStoreError(self._redact(f"cannot list {self._source}: {error}")) from error
 
-    def read(self, pieces: Sequence[Piece], *, urgent: bool = False) -> RemoteReading:
-        return RemoteReading(self._fs.loop, self._health, self._fetch, pieces, urgent=urgent)
+    def read(
+        self, pieces: Sequence[Piece], *, urgent: bool = False, held_bytes_max: int = READING_BYTES_MAX
+    ) -> RemoteReading:
+        return RemoteReading(
+            self._fs.loop, self._health, self._fetch, pieces, urgent=urgent, held_bytes_max=held_bytes_max
+        )
 
     async def _ask_root(self) -> str:
         """Return the address of the source's index page, or "" for a single file."""

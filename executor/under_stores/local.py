@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from stoker.executor.manifest_format import FileRow
 from stoker.executor.under_stores.base import (
+    READING_BYTES_MAX,
     Outcome,
     Piece,
     UnderStoreError,
@@ -75,7 +76,9 @@ class LocalStore:
                     )
                 )
 
-    def read(self, pieces: Sequence[Piece], *, urgent: bool = False) -> LocalReading:
+    def read(
+        self, pieces: Sequence[Piece], *, urgent: bool = False, held_bytes_max: int = READING_BYTES_MAX
+    ) -> LocalReading:
         check_pieces(pieces)
         return LocalReading(os.path.dirname(self._root) if os.path.isfile(self._root) else self._root, pieces)
 
@@ -116,6 +119,9 @@ class LocalReading:
 
     def cancel(self) -> None:
         self._cancelled.set()
+
+    def hurry(self, numbers: Sequence[int]) -> None:
+        return  # one after the other, each soon
 
     def _read(self, piece: Piece) -> Outcome:
         view = self._buffer[: piece.stop - piece.start]

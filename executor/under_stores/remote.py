@@ -2,8 +2,9 @@
 
 A store gives one coroutine that fetches one piece; all else is here, the same for every store:
 
- - at most REQUESTS_MAX requests of a store are under way, those that readers wait for (*urgent*) go first, and a reading holds at most READING_BYTES_MAX that were asked
-   for and not yet taken, so a slow caller slows the store down and not the memory up;
+ - at most REQUESTS_MAX requests of a store are under way, those that readers wait for (*urgent*) go first, and a reading
+   holds no more than it may of what was asked for and not yet taken, so a slow caller slows the store down and not the
+   memory up;
  - a *transient* error (a time-out, a cut connection, 429, 5xx) is tried again, ATTEMPTS_MAX times in all, with a growing
    random pause; anything else fails the piece at once;
  - a store that lets GIVE_UP_AFTER pieces in a row fail that way is taken for down: until it answers again, each
@@ -13,7 +14,6 @@ A store gives one coroutine that fetches one piece; all else is here, the same f
 from __future__ import annotations
 
 import asyncio
-import collections
 import concurrent.futures
 import contextlib
 import queue
@@ -21,10 +21,17 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
-from stoker.executor.under_stores.base import Outcome, Piece, ReadFailure, check_pieces, unreadable
+from stoker.executor.under_stores.base import (
+    READING_BYTES_MAX,
+    Outcome,
+    Piece,
+    ReadFailure,
+    check_pieces,
+    unreadable,
+)
 
 REQUESTS_MAX = 64  # of one store, all readings together
-READING_BYTES_MAX = 16 * 1024 * 1024  # of one reading: under way or waiting to be taken
+REQUEST_BYTES = 16 * 1024  # what a request takes beside its bytes, or instead: it counts for so many at least
 ATTEMPTS_MAX = 5
 BACKOFF_MS_MIN = 100
 BACKOFF_MS_MAX = 5_000
@@ -49,16 +56,17 @@ class Turns:
 
     def __init__(self, turns_max: int) -> None:
         self._free = turns_max
-        self._urgent: collections.deque[asyncio.Future[None]] = collections.deque()
-        self._others: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._urgent: dict[object, asyncio.Future[None]] = {}  # by key, in order
+        self._others: dict[object, asyncio.Future[None]] = {}
 
     @contextlib.asynccontextmanager
-    async def turn(self, *, urgent: bool) -> AsyncIterator[None]:
+    async def turn(self, key: object, *, urgent: bool) -> AsyncIterator[None]:
+        """Wait for a turn and have it; `key` is the waiter's own."""
         if self._free:
             self._free -= 1
         else:
-            mine = asyncio.get_running_loop().create_future()
-            (self._urgent if urgent else self._others).append(mine)
+            line = self._urgent if urgent else self._others
+            mine = line[key] = asyncio.get_running_loop().create_future()
             try:
                 await mine
             except asyncio.CancelledError:
@@ -70,10 +78,16 @@ class Turns:
         finally:
             self._pass_on()
 
+    def hurry(self, key: object) -> None:
+        """Who waits as `key` is urgent from here on; nothing, if nobody does."""
+        waiting = self._others.pop(key, None)
+        if waiting is not None:
+            self._urgent[key] = waiting
+
     def _pass_on(self) -> None:
         for waiting in (self._urgent, self._others):
             while waiting:
-                following = waiting.popleft()
+                following = waiting.pop(next(iter(waiting)))
                 if not following.done():
                     following.set_result(None)
                     return
@@ -84,16 +98,26 @@ class Health:
     """Whether the store answers at all; and the turns of its requests. Lives on the loop."""
 
     def __init__(self) -> None:
-        self._turns = Turns(REQUESTS_MAX)
+        self.turns = Turns(REQUESTS_MAX)
         self._lost_in_a_row = 0
 
-    async def attempt(self, request: Callable[[], Awaitable[_T]], *, urgent: bool = False) -> _T:
-        """Return what `request` returns, tried again after each Transient. :raises Transient: the last one."""
+    async def attempt(
+        self,
+        request: Callable[[], Awaitable[_T]],
+        *,
+        key: object = None,
+        is_urgent: Callable[[], bool] = lambda: False,
+    ) -> _T:
+        """Return what `request` returns, tried again after each Transient; `key` names it to `turns`.
+
+        :raises Transient: the last one.
+        """
+        key = object() if key is None else key
         attempt = 0
         while True:
             attempt += 1
             try:
-                async with self._turns.turn(urgent=urgent):
+                async with self.turns.turn(key, urgent=is_urgent()):
                     result = await request()
             except Transient as error:
                 if attempt >= self._attempts():
@@ -149,19 +173,22 @@ class RemoteReading:
         pieces: Sequence[Piece],
         *,
         urgent: bool = False,
+        held_bytes_max: int = READING_BYTES_MAX,
     ) -> None:
         check_pieces(pieces)
         self._loop = loop
         self._health = health
         self._fetch = fetch
         self._urgent = urgent
+        self._hurried: set[int] = set()
+        self._unfed = dict.fromkeys(range(len(pieces)))  # not asked for yet, in order
         self._pieces = pieces
         self._left = len(pieces)
         self._taken_bytes = 0
         self._arrived: queue.SimpleQueue[tuple[int, Outcome] | None] = queue.SimpleQueue()  # None: cancelled
         self._waited_for: tuple[int, Outcome] | None = None
         self._broken_by: BaseException | None = None
-        self._room = READING_BYTES_MAX
+        self._room = held_bytes_max
         self._room_grew = asyncio.Event()
         self._feeding: concurrent.futures.Future[None] = asyncio.run_coroutine_threadsafe(self._feed(), loop)
         self._feeding.add_done_callback(self._end_if_broken)
@@ -180,7 +207,7 @@ class RemoteReading:
         assert arrived is not None
         self._left -= 1
         piece = self._pieces[arrived[0]]
-        self._taken_bytes = piece.stop - piece.start
+        self._taken_bytes = _weight(piece)
         return arrived
 
     def wait(self, timeout_ms: float) -> bool:
@@ -210,6 +237,17 @@ class RemoteReading:
         self._feeding.cancel()
         self._arrived.put(None)
 
+    def hurry(self, numbers: Sequence[int]) -> None:
+        self._loop.call_soon_threadsafe(self._hurry, numbers)
+
+    def _hurry(self, numbers: Sequence[int]) -> None:
+        self._hurried.update(numbers)
+        first = {number: None for number in numbers if number in self._unfed}
+        if first:
+            self._unfed = first | {number: None for number in self._unfed if number not in first}
+        for number in numbers:
+            self._health.turns.hurry((self, number))
+
     def _end_if_broken(self, feeding: concurrent.futures.Future[None]) -> None:
         """A fetch raised what no store should: a mistake of ours, which ends the reading and not the wait for it."""
         if not feeding.cancelled() and feeding.exception() is not None:
@@ -222,18 +260,29 @@ class RemoteReading:
 
     async def _feed(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for index, piece in enumerate(self._pieces):
-                length = piece.stop - piece.start
-                while self._room < length:
+            while self._unfed:
+                index = next(iter(self._unfed))
+                weight = _weight(self._pieces[index])
+                if self._room < weight:
                     self._room_grew.clear()
                     await self._room_grew.wait()
-                self._room -= length
-                group.create_task(self._one(index, piece))
+                    continue
+                del self._unfed[index]
+                self._room -= weight
+                group.create_task(self._one(index, self._pieces[index]))
 
     async def _one(self, index: int, piece: Piece) -> None:
         outcome: Outcome
         try:
-            outcome = await self._health.attempt(lambda: self._fetch(piece), urgent=self._urgent)
+            outcome = await self._health.attempt(
+                lambda: self._fetch(piece),
+                key=(self, index),
+                is_urgent=lambda: self._urgent or index in self._hurried,
+            )
         except Transient as error:
             outcome = unreadable(piece, str(error))
         self._arrived.put((index, outcome))
+
+
+def _weight(piece: Piece) -> int:
+    return max(piece.stop - piece.start, REQUEST_BYTES)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from stoker.executor.manifest_format import FileRow
 from stoker.executor.under_stores.base import (
+    READING_BYTES_MAX,
     Piece,
     ReadFailure,
     UnderStoreError,
@@ -31,6 +32,7 @@ from stoker.executor.under_stores.remote import (
     run,
 )
 
+CHUNK_BYTES = 256 * 1024  # of an answer, read at once
 _CHANGED_CODES = frozenset({"PreconditionFailed", "412", "InvalidRange", "416"})
 _GONE_CODES = frozenset({"NoSuchKey", "404"})
 _TRANSIENT_CODES = frozenset(
@@ -95,8 +97,12 @@ class S3Store:
         except (Transient, _Refused) as error:
             raise UnderStoreError(self._redact(f"cannot list {self._source}: {error}")) from error
 
-    def read(self, pieces: Sequence[Piece], *, urgent: bool = False) -> RemoteReading:
-        return RemoteReading(self._fs.loop, self._health, self._fetch, pieces, urgent=urgent)
+    def read(
+        self, pieces: Sequence[Piece], *, urgent: bool = False, held_bytes_max: int = READING_BYTES_MAX
+    ) -> RemoteReading:
+        return RemoteReading(
+            self._fs.loop, self._health, self._fetch, pieces, urgent=urgent, held_bytes_max=held_bytes_max
+        )
 
     @property
     def _prefix(self) -> str:
@@ -135,18 +141,19 @@ class S3Store:
         answer = await self._call("head_object", Bucket=self._bucket, Key=self._key)
         return _row(self._key.rpartition("/")[2], answer["ContentLength"], answer)
 
-    async def _fetch(self, piece: Piece) -> bytes | ReadFailure:
+    async def _fetch(self, piece: Piece) -> bytearray | ReadFailure:
         wanted: dict[str, Any] = {"IfMatch": piece.token.decode()}
         if piece.stop - piece.start < piece.size:
             wanted["Range"] = f"bytes={piece.start}-{piece.stop - 1}"
 
-        async def ask() -> bytes:
+        async def ask() -> bytearray:
             key = self._key if await self._is_object.get() else self._prefix + piece.path
             answer = await self._call("get_object", Bucket=self._bucket, Key=key, **wanted)
             async with answer["Body"] as body:
                 if answer.get("ETag", "").encode() != piece.token:
                     raise _Refused("PreconditionFailed", "another ETag")
-                return bytes(await self._translated(body.read))
+                is_part = answer["ResponseMetadata"]["HTTPStatusCode"] == 206
+                return await self._translated(lambda: _take(piece, body, skip=0 if is_part else piece.start))
 
         try:
             data = await ask()
@@ -156,8 +163,6 @@ class S3Store:
             if error.code in _GONE_CODES:
                 return changed(piece, "was deleted")
             return unreadable(piece, self._redact(error))
-        if len(data) == piece.size > piece.stop - piece.start:
-            return data[piece.start : piece.stop]  # a store that ignores ranges
         if len(data) != piece.stop - piece.start:
             raise Transient(f"the answer has {len(data)} of {piece.stop - piece.start} bytes")
         return data
@@ -203,6 +208,20 @@ class S3Store:
         if status == 412:
             code = "PreconditionFailed"
         return _Refused(code, message)
+
+
+async def _take(piece: Piece, body: Any, *, skip: int) -> bytearray:
+    """Return the piece's bytes, fewer if the answer has fewer: from a partial answer, or from a whole object (`skip` bytes come
+    before the piece) that a store sent in spite of the range. Nothing beyond them is held.
+    """
+    data = bytearray(piece.stop - piece.start)
+    count = 0
+    while count < len(data) and (chunk := await body.read(CHUNK_BYTES)):
+        part = memoryview(chunk)[skip : skip + len(data) - count]
+        skip = max(0, skip - len(chunk))
+        data[count : count + len(part)] = part
+        count += len(part)
+    return data if count == len(data) else data[:count]
 
 
 def _row(path: str, size: int, entry: Mapping[str, Any]) -> FileRow:

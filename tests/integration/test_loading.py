@@ -11,22 +11,27 @@ from collections.abc import Iterator
 
 import pytest
 
+from stoker.executor.machine import SCRATCH_BYTES_MAX
+from stoker.framework.model import EXECUTOR_OVERHEAD_BYTES
 from support.files import content, digests, make_files
-from support.local import Local, local_cluster, wait_for
+from support.kernel_memory import Watch
+from support.local import Local, local_cluster
 from support.readers import read_ranges
 from support.stores import http_store
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
 READERS = 8
 MEBIBYTE = 2**20
+TIER_BYTES = 48 * MEBIBYTE
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     state = tmp_path_factory.mktemp("loading") / "state"
     with (
-        local_cluster(state, "--agents", "2", "--mem", "48MiB") as local,
+        local_cluster(state, "--agents", "2", "--mem", str(TIER_BYTES)) as local,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("STOKER_URL", local.url)
@@ -76,9 +81,8 @@ def test_memory_never_exceeds_the_tier_while_eight_readers_make_it_evict(
     cluster.add(name, str(root), policy=policy)
     over = []
     work = functools.partial(_read, name, str(root), sizes, 60)
-    with concurrent.futures.ProcessPoolExecutor(
-        READERS, mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
+    pool = concurrent.futures.ProcessPoolExecutor(READERS, mp_context=multiprocessing.get_context("spawn"))
+    with pool, Watch([e["pid"] for e in cluster.client.executors()]) as watch:
         readers = [pool.submit(work, seed) for seed in range(READERS)]
         while not all(r.done() for r in readers):
             executors = cluster.client.executors()
@@ -86,11 +90,35 @@ def test_memory_never_exceeds_the_tier_while_eight_readers_make_it_evict(
             concurrent.futures.wait(readers, timeout=0.1)
         assert [r.result() for r in readers] == [(60, "")] * READERS
     assert not over
+    _check_memory(watch)
     cluster.client.delete_dataset(name)
-    wait_for(
+    wait_until(
         lambda: not any(d["name"] == name for e in cluster.client.executors() for d in e["datasets"]),
         "the cache to be freed",
     )
+
+
+def test_the_kernel_never_sees_more_memory_than_mesos_gave(cluster: Local, tmp_path: pathlib.Path) -> None:
+    """Large files from a store that is slow with all of them: every buffer is full, and blocks are evicted meanwhile."""
+    root = tmp_path / "data"
+    sizes = make_files(root, 8, size_min=20 * MEBIBYTE, size_max=24 * MEBIBYTE, seed=6)
+    with http_store(root, delay="100ms", throttle="25MB/s") as store:
+        cluster.add("heavy", store.url, policy="lru")
+        with Watch([e["pid"] for e in cluster.client.executors()]) as watch:
+            job = cluster.client.create_job("load", "heavy", fit=True)
+            assert _read_in_processes("heavy", root, sizes, count=6) == [(6, "")] * READERS
+            cluster.client.cancel_job(job["id"])
+    _check_memory(watch)
+    assert max(watch.highest_blocks.values()) > TIER_BYTES // 2, "the load was heavy"
+    cluster.client.delete_dataset("heavy")
+
+
+def _check_memory(watch: Watch) -> None:
+    """The kernel's view: no more blocks than the tier and the scratch, no more of all than Mesos gave."""
+    assert watch.samples
+    for pid, taken in watch.highest.items():
+        assert 0 < watch.highest_blocks[pid] <= TIER_BYTES + SCRATCH_BYTES_MAX, watch.highest_blocks
+        assert taken.total <= TIER_BYTES + EXECUTOR_OVERHEAD_BYTES, taken
 
 
 def test_a_dataset_removed_and_added_again_never_shows_an_old_byte(
@@ -112,8 +140,8 @@ def test_a_changed_file_is_named_and_what_was_cached_is_its_version(
 ) -> None:
     root = tmp_path / "data"
     root.mkdir()
-    for name in ("cached.bin", "changed.bin", "other.bin"):
-        (root / name).write_bytes(content(hash(name) % 1000, 300_000))
+    for seed, name in enumerate(("cached.bin", "changed.bin", "other.bin"), start=100):
+        (root / name).write_bytes(content(seed, 300_000))
     old = {p.name: p.read_bytes() for p in root.iterdir()}
     cluster.add("changing", str(root))
     dataset = cluster.client.dataset("changing")
@@ -166,6 +194,10 @@ def test_replicas_are_made_and_the_store_is_read_once(cluster: Local, tmp_path: 
     sizes = make_files(root, 40, size_min=1, size_max=200_000, seed=4)
     with http_store(root) as store:
         cluster.add("twice", store.url, replicas=2)
+        wait_until(
+            lambda: all("twice" in {d["name"] for d in e["datasets"]} for e in cluster.client.executors()),
+            "both executors to know of it",
+        )
         assert cluster.load("twice")["state"] == "SUCCEEDED"
         bodies = [r for r in store.requests() if r["method"] == "GET" and not r["path"].endswith("/")]
     view = cluster.client.dataset_info("twice")

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import http.server
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -103,6 +103,7 @@ class ScriptedExecutor:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=os.environ | {"STOKER_TEST_RUN": "spare"},  # it may serve the next module too
         )
         self._lock = threading.Lock()
         self._port = 0
@@ -315,11 +316,3 @@ def cluster(directory: pathlib.Path) -> Iterator[Cluster]:
         yield made
     finally:
         made.close()
-
-
-def wait_for(holds: Any, *, timeout_s: float = 10.0) -> None:
-    """Wait until `holds()` is true; fail after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)

@@ -20,10 +20,10 @@ from stoker.executor.channel import Channel, channel_pair
 from stoker.executor.manifest import FileRow, Manifest, build, map_manifest, write_mapped
 from stoker.executor.store import MemTier
 from stoker.executor.under_store import open_under_store
+from support.waiting import DEADLINE_S
 
 CLUSTER = bytes(range(16))
 DATASET_ID = 1
-DEADLINE_S = 60.0
 
 
 class Listed:
@@ -65,10 +65,12 @@ class Block:
         self.filled_bytes = 0
         self.copied_bytes = 0
         self.pages: set[int] = set()
+        self.told: list[list[tuple[int, int]]] = []  # the extents of each message
 
     def take(self, message: Mapping[str, Any]) -> None:
         """Do with a "filled" message what a keeper does."""
         extents = [(start, stop) for start, stop in message["extents"]]
+        self.told.append(extents)
         for start, stop in extents:
             assert not index.is_valid(self.fd, self.layout, start, stop), "an extent was told twice"
             assert start % 64 == 0
@@ -172,6 +174,9 @@ class FillerProcess:
     def cancel(self, job: str) -> None:
         self.channel.send({"t": "cancel", "job": job})
 
+    def hurry(self, job: str, ranges: Sequence[tuple[int, int]]) -> None:
+        self.channel.send({"t": "hurry", "job": job, "ranges": [list(r) for r in ranges]})
+
     def wait(self, *jobs: str) -> None:
         """Wait until the jobs are done."""
         self.wait_for(lambda: self._done >= set(jobs), f"{jobs} to end")
@@ -222,7 +227,11 @@ def running_filler(**environment: str) -> Iterator[FillerProcess]:
         yield filler
     finally:
         filler._socket.shutdown(2)
-        code = filler.process.wait(DEADLINE_S)
+        try:
+            code = filler.process.wait(DEADLINE_S)
+        finally:
+            filler.process.kill()
+            filler.process.wait()
         filler._thread.join(DEADLINE_S)
         filler.channel.close()
         assert code == 0, f"the filler ended with {code}"

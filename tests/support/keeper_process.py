@@ -1,6 +1,6 @@
 """A real keeper without Mesos: `python keeper_process.py`. Its environment is an executor's; statuses go to stdout as lines.
 
-Lines on stdin are what an agent would say: `kill`, `shutdown`.
+Lines on stdin are what an agent would say: `kill`, `shutdown`, `message BASE64`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class LineDriver:
                 self._keeper.killTask(self, {"value": task_id})
             elif line.strip() == b"shutdown":
                 self._keeper.shutdown(self)
+            elif line.startswith(b"message "):
+                self._keeper.frameworkMessage(self, line.split()[1].decode())
 
 
 if __name__ == "__main__":

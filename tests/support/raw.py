@@ -12,7 +12,7 @@ from stoker.client.placement import Placement
 from stoker.executor import wire
 from stoker.executor.messages import SlotAddress
 
-TIMEOUT_S = 30
+TIMEOUT_S = 90
 
 
 class Reply(NamedTuple):

@@ -181,8 +181,9 @@ class _Server:
         elif kind == "drop":
             return {"asked": self.drop(command["indexes"])}
         elif kind == "cut_connections":
-            for opened in list(self.loans):
-                opened.shutdown(socket.SHUT_RDWR)
+            for opened in list(self.connections):
+                with contextlib.suppress(OSError):
+                    opened.shutdown(socket.SHUT_RDWR)
         elif kind == "set":
             for key, value in command.items():
                 assert hasattr(self, key)

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-START_TIMEOUT_S = 60
+from support.waiting import DEADLINE_S
+
 _FAULTY = Path(__file__).with_name("faulty_store.py")
 _MOTO = """
 import threading
@@ -51,7 +52,7 @@ class HttpStore:
         self.process.wait()
 
     def _ask(self, what: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}.control/{what}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}.control/{what}", timeout=DEADLINE_S) as answer:
             return json.load(answer)
 
 

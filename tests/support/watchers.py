@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from support.waiting import DEADLINE_S, wait_until
+
 CONTEXT = multiprocessing.get_context("spawn")
-END_TIMEOUT_S = 90
 PAUSE_S = 0.002  # between reads: others need the machine too
 
 
@@ -51,16 +52,18 @@ class Watcher:
     def forget(self) -> None:
         self._figures.slowest_s = 0.0
 
-    def wait_reads(self, count: int, timeout_s: float = 30) -> None:
+    def wait_reads(self, count: int, timeout_s: float = DEADLINE_S) -> None:
         """Wait until it has done `count` more reads."""
-        goal, deadline = self.reads + count, time.monotonic() + timeout_s
-        while self.reads < goal:
+        goal = self.reads + count
+
+        def is_done() -> bool:
             assert self._process.is_alive(), self._said()
-            assert time.monotonic() < deadline, f"{self.reads} of {goal} reads after {timeout_s} s"
-            time.sleep(0.01)
+            return self.reads >= goal
+
+        wait_until(is_done, f"{count} more reads", timeout_s)
 
     def _said(self) -> str:
-        return self._result.recv() if self._result.poll(END_TIMEOUT_S) else "it did not end"
+        return self._result.recv() if self._result.poll(DEADLINE_S) else "it did not end"
 
     def __enter__(self) -> Watcher:
         try:
@@ -75,7 +78,7 @@ class Watcher:
     ) -> None:
         self._ending.set()
         said = self._said()
-        self._process.join(END_TIMEOUT_S)
+        self._process.join(DEADLINE_S)
         self._process.kill()
         self._result.close()
         assert not said, said

@@ -223,7 +223,7 @@ def test_a_pool_is_bounded_and_lets_the_next_thread_wait(listen, monkeypatch: py
     thread.join(0.1)
     assert thread.is_alive() and first is not second
     pool.give(first)
-    thread.join(10)
+    thread.join(90)
     assert third == [first]
     pool.discard(first)
     pool.give(second)

@@ -11,7 +11,8 @@ import pytest
 from stoker.client import descriptors as descriptors_module
 from stoker.client.api import Client
 from stoker.client.descriptors import Budget, DescriptorTable
-from support.clusters import Cluster, ScriptedDataset, ScriptedExecutor, make_files, wait_for
+from support.clusters import Cluster, ScriptedDataset, ScriptedExecutor, make_files
+from support.waiting import DEADLINE_S, wait_until
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_a_drop_is_confirmed_and_the_block_read_otherwise(cluster: Cluster, one:
     assert stats(executor)["lent"] == every
     executor.command(t="not_full", dataset=1, indexes=every)
     assert executor.command(t="drop", indexes=every[:5])["asked"] == 5
-    wait_for(lambda: stats(executor)["lent"] == every[5:])
+    wait_until(lambda: stats(executor)["lent"] == every[5:])
     assert reader.read_many(list(one.files)) == list(one.files.values())
     assert stats(executor)["lent"] == every[5:]
 
@@ -69,15 +70,23 @@ def test_a_drop_during_preads_never_shows_another_files_bytes(cluster: Cluster, 
     threads.append(threading.Thread(target=use_numbers_again))
     for thread in threads:
         thread.start()
-    dropped = 0
-    for _ in range(60):
+    dropped = rounds = 0
+
+    def is_enough() -> bool:
+        nonlocal dropped, rounds
         dropped += executor.command(t="drop", indexes=list(range(one.manifest.block_count)))["asked"]
-    stop.set()
-    for thread in threads:
-        thread.join(30)
-    assert not wrong and dropped > 60
+        rounds += 1
+        return bool(wrong) or (rounds >= 60 and dropped > 60)
+
+    try:
+        wait_until(is_enough, "60 descriptors to be asked back")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+    assert not wrong
     executor.command(t="drop", indexes=list(range(one.manifest.block_count)))
-    wait_for(lambda: not stats(executor)["lent"])
+    wait_until(lambda: not stats(executor)["lent"])
 
 
 def test_a_view_keeps_its_block_until_it_ends(cluster: Cluster, one: ScriptedDataset) -> None:
@@ -87,10 +96,10 @@ def test_a_view_keeps_its_block_until_it_ends(cluster: Cluster, one: ScriptedDat
     with reader.view(path) as view:
         (index,) = stats(executor)["lent"]  # type: ignore[misc]
         executor.command(t="drop", indexes=[index])
-        wait_for(lambda: not reader._reader.descriptors)
+        wait_until(lambda: not reader._reader.descriptors)
         assert view == one.files[path] and stats(executor)["lent"] == [index]
     del view
-    wait_for(lambda: stats(executor)["lent"] == [])
+    wait_until(lambda: stats(executor)["lent"] == [])
 
 
 def test_when_the_loan_ends_everything_lent_is_let_go(cluster: Cluster, one: ScriptedDataset) -> None:
@@ -98,7 +107,7 @@ def test_when_the_loan_ends_everything_lent_is_let_go(cluster: Cluster, one: Scr
     reader = Client().dataset("ds")
     reader.read_many(list(one.files))
     executor.command(t="cut_connections")
-    wait_for(lambda: not reader._reader.descriptors)
+    wait_until(lambda: not reader._reader.descriptors)
     assert reader.read_many(list(one.files)) == list(one.files.values())
     assert reader._reader.descriptors
 
@@ -113,7 +122,7 @@ def test_at_most_so_many_are_held_and_the_least_used_go(
     for _ in range(3):
         assert reader.read_many(list(one.files)) == list(one.files.values())
         assert client._session.budget.count() <= 4
-    wait_for(lambda: len(stats(executor)["lent"]) <= 4)  # type: ignore[arg-type]
+    wait_until(lambda: len(stats(executor)["lent"]) <= 4)  # type: ignore[arg-type]
     assert client.stats.socket_ranges > 0
     sequential = cluster.dataset({"big": random.Random(2).randbytes(9_000_000)}, dataset_id=2)
     executor.put(sequential)
@@ -122,7 +131,10 @@ def test_at_most_so_many_are_held_and_the_least_used_go(
     assert client._session.budget.count() <= 4
 
 
-def test_a_block_that_is_not_full_is_read_through_the_server(cluster: Cluster, one: ScriptedDataset) -> None:
+def test_a_block_that_is_not_full_is_read_through_the_server(
+    cluster: Cluster, one: ScriptedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors_module, "ASK_AGAIN_MS", 3_000)
     (executor,) = cluster.executors
     executor.command(t="not_full", dataset=1, indexes=list(range(one.manifest.block_count)))
     reader = Client().dataset("ds")
@@ -130,7 +142,7 @@ def test_a_block_that_is_not_full_is_read_through_the_server(cluster: Cluster, o
     assert reader.read_many(list(one.files)) == list(one.files.values())
     assert stats(executor)["counts"]["descriptors"] <= 2  # type: ignore[index]
     executor.command(t="not_full", dataset=1, indexes=[])
-    wait_for(lambda: reader.read(0) is not None and bool(reader._reader.descriptors))
+    wait_until(lambda: reader.read(0) is not None and bool(reader._reader.descriptors))
 
 
 def test_an_idle_loan_learns_of_a_newer_placement(
@@ -143,7 +155,7 @@ def test_an_idle_loan_learns_of_a_newer_placement(
     reader.read(0)
     cluster.scheduler.place("ds", one, cluster.executors)
     executor.command(t="set", placement_version=cluster.scheduler.placement_version)
-    wait_for(
+    wait_until(
         lambda: reader._reader.fetcher.placement.placement_version == cluster.scheduler.placement_version
     )
 

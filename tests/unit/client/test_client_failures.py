@@ -6,7 +6,6 @@ import errno
 import pathlib
 import random
 import threading
-import time
 
 import pytest
 
@@ -14,7 +13,8 @@ from stoker.client import fetcher as fetcher_module
 from stoker.client.api import Client, Dataset
 from stoker.client.errors import FileChanged, NoExecutor, ReadError
 from stoker.executor.wire import Failure
-from support.clusters import Cluster, ScriptedDataset, wait_for
+from support.clusters import Cluster, ScriptedDataset
+from support.waiting import DEADLINE_S, wait_until
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_an_executor_killed_in_mid_read_costs_no_byte(
     cluster.executors[0].kill()
     killed.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(DEADLINE_S)
     assert not wrong and not any(thread.is_alive() for thread in threads)
 
 
@@ -135,15 +135,15 @@ def test_a_read_waits_for_the_relaunched_executor(
     asked = len(cluster.scheduler.calls)
     if transport == "tcp":
         thread.start()
-        wait_for(lambda: len(cluster.scheduler.calls) > asked)
+        wait_until(lambda: len(cluster.scheduler.calls) > asked)
     else:
-        wait_for(lambda: not reader._reader.descriptors)  # a dead executor's memory is let go
+        wait_until(lambda: not reader._reader.descriptors)  # a dead executor's memory is let go
         thread.start()
-        wait_for(lambda: len(cluster.scheduler.calls) > asked)
+        wait_until(lambda: len(cluster.scheduler.calls) > asked)
     relaunched = cluster.executor(slot_id=1, launch_id=2, incarnation=99)
     relaunched.put(dataset)
     cluster.scheduler.place("ds", dataset, [relaunched])
-    thread.join(30)
+    thread.join(DEADLINE_S)
     assert got == [True]
 
 
@@ -213,7 +213,7 @@ def test_a_failing_under_store_is_tried_elsewhere_then_reported(
     if transport != "tcp":
         for executor in cluster.executors:
             executor.command(t="drop", indexes=list(range(both.manifest.block_count)))
-        wait_for(lambda: not reader._reader.descriptors)
+        wait_until(lambda: not reader._reader.descriptors)
     with pytest.raises(ReadError, match="403 Forbidden") as caught:
         reader.read("odd/axb")
     assert caught.value.errno == errno.EIO
@@ -234,9 +234,9 @@ def test_an_overloaded_cluster_is_asked_again(cluster: Cluster, both: ScriptedDa
     got: list[object] = []
     thread = threading.Thread(target=lambda: got.append(reader.read("odd/axb")))
     thread.start()
-    wait_for(lambda: reader.stats.retries >= 2)
+    wait_until(lambda: reader.stats.retries >= 2)
     cluster.executors[1].command(t="fail", failures={})
-    thread.join(10)
+    thread.join(DEADLINE_S)
     assert got == [b"x"]
 
 
@@ -306,7 +306,7 @@ def test_a_newer_placement_is_fetched_in_the_background(
     for executor in cluster.executors:
         executor.command(t="set", placement_version=version)
     reader.read("odd/axb")
-    wait_for(lambda: reader._reader.fetcher.placement.placement_version == version)
+    wait_until(lambda: reader._reader.fetcher.placement.placement_version == version)
     assert sum(e.command(t="stats")["counts"]["refresh"] for e in cluster.executors) == 1
 
 
@@ -325,10 +325,9 @@ def test_a_hanging_executor_is_left_for_another(
     reader = Client().dataset("ds")
     assert_reads_all(reader, both)
     os.kill(cluster.executors[0].pid, signal.SIGSTOP)
-    began = time.monotonic()
     assert_reads_all(reader, both)
     assert_reads_all(reader, both)
-    assert time.monotonic() - began < 5
+    assert cluster.executors[1].command(t="stats")["counts"]["read"] > 0
     cluster.executors[0].kill()
 
 
@@ -341,10 +340,11 @@ def test_executors_that_are_slow_but_greet_are_waited_for(
     monkeypatch.setattr(connection, "ATTENTION_MS", 100)
     monkeypatch.setenv("STOKER_TRANSPORT", "tcp")
     reader = Client().dataset("ds")
-    for executor in cluster.executors:
-        executor.command(t="set", delay_s=0.8)
+    before = [executor.command(t="set", delay_s=1.5)["counts"]["hello"] for executor in cluster.executors]
     paths = list(dataset.files)
     assert [bytes(data) for data in reader.read_many(paths)] == [dataset.files[path] for path in paths]
     counts = [executor.command(t="stats")["counts"] for executor in cluster.executors]
     assert [count["read"] for count in counts] == [1, 1], "each was asked once"
-    assert all(count["hello"] > 4 for count in counts), "and greeted again while it was silent"
+    assert all(count["hello"] > known + 1 for count, known in zip(counts, before, strict=True)), (
+        "and greeted again while it was silent"
+    )

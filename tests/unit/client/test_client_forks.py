@@ -12,8 +12,9 @@ import fsspec
 import pytest
 
 from stoker.client.api import Client
-from support.clusters import Cluster, ScriptedDataset, wait_for
+from support.clusters import Cluster, ScriptedDataset
 from support.spawned import read_everything
+from support.waiting import DEADLINE_S, wait_until
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
@@ -39,9 +40,9 @@ def test_worker_processes_read_right_bytes(
     for worker in workers:
         worker.start()
     assert reader.read_many(paths) == list(dataset.files.values())
-    results = [answers.get(timeout=60) for _ in workers]
+    results = [answers.get(timeout=DEADLINE_S) for _ in workers]
     for worker in workers:
-        worker.join(30)
+        worker.join(DEADLINE_S)
     assert results == ["right"] * 4
     assert reader.read_many(paths) == list(dataset.files.values())
 
@@ -79,7 +80,7 @@ def test_a_fork_while_threads_read_neither_hangs_nor_mixes_answers(
     codes = [fork(lambda: reader.read_many(paths) == list(dataset.files.values())) for _ in range(8)]
     stop.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(DEADLINE_S)
     assert codes == [0] * 8 and not wrong
 
 
@@ -95,20 +96,24 @@ def test_a_childs_end_leaves_the_parents_conversations_alone(
     assert [e.command(t="stats")["loans"] for e in cluster.executors] == [1, 1]
 
 
-def test_a_child_reads_inherited_descriptors_when_the_executor_is_gone(
-    cluster: Cluster, dataset: ScriptedDataset
+def test_a_child_reads_nothing_by_its_parents_descriptors(
+    cluster: Cluster, dataset: ScriptedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bytes of a full block are right for ever: until the child has loans of its own it uses its parent's."""
+    """Nobody would tell the child that they are of a dataset that was removed while it slept."""
+    monkeypatch.setattr("stoker.client.fetcher.READ_DEADLINE_MS", 300)
     reader = Client().dataset("ds")
     paths = list(dataset.files)
     reader.read_many(paths)
+    for executor in cluster.executors:
+        executor.command(t="set", refused={"datasets": [1]})
 
     def work() -> bool:
-        for executor in cluster.executors:
-            os.kill(executor.pid, 9)
-        return reader.read_many(paths) == list(dataset.files.values())
+        with pytest.raises(OSError):
+            reader.read(paths[0])
+        return reader._reader.fetcher.table.count() == 0
 
     assert fork(work) == 0
+    assert reader.read_many(paths) == list(dataset.files.values())
 
 
 def test_a_child_has_loans_of_its_own(cluster: Cluster, dataset: ScriptedDataset) -> None:
@@ -122,7 +127,7 @@ def test_a_child_has_loans_of_its_own(cluster: Cluster, dataset: ScriptedDataset
         table = reader._reader.fetcher.table
         held = len(table.young)
         os.write(there, b"x")
-        wait_for(lambda: not table.young and not table.inherited)  # the drop reaches the child too
+        wait_until(lambda: not table.young and not table.inherited)  # the drop reaches the child too
         return held > 0
 
     pid = os.fork()

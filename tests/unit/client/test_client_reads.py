@@ -146,7 +146,7 @@ def test_eight_threads_read_one_dataset(dataset: ScriptedDataset, transport: str
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(90)
     assert not wrong and not any(thread.is_alive() for thread in threads)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import socket
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,11 +11,13 @@ from stoker.client.api import Client
 from stoker.client.errors import ApiError, UrlError
 from stoker.client.rest import Rest, parse_url
 from support.clusters import Cluster
+from support.ports import refusing_port
 
 
-def refused_url() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+@pytest.fixture
+def refused_url() -> Iterator[str]:
+    with refusing_port() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def error(code: str) -> dict[str, object]:
@@ -28,8 +30,8 @@ def test_follows_a_redirect_to_the_leader_and_stays_there(cluster: Cluster) -> N
     assert rest.get("/v1/datasets") == {"datasets": []}
 
 
-def test_asks_the_next_scheduler_when_one_refuses(cluster: Cluster) -> None:
-    rest = Rest((refused_url(), cluster.url))
+def test_asks_the_next_scheduler_when_one_refuses(cluster: Cluster, refused_url: str) -> None:
+    rest = Rest((refused_url, cluster.url))
     assert rest.get("/v1/datasets") == {"datasets": []}
     assert rest._leader == cluster.url
 
@@ -63,9 +65,9 @@ def test_a_refusal_is_an_error_with_code_and_hint_that_pickles(cluster: Cluster)
     assert (again.status, again.code, again.hint) == (409, "exists_differently", "do this")
 
 
-def test_nobody_there_is_said_at_once() -> None:
+def test_nobody_there_is_said_at_once(refused_url: str) -> None:
     with pytest.raises(ApiError, match="no scheduler answers at .*is STOKER_URL"):
-        Rest((refused_url(),)).get("/v1/leader", patience_ms=200)
+        Rest((refused_url,)).get("/v1/leader", patience_ms=200)
 
 
 def test_an_answer_that_is_not_ours_is_said(cluster: Cluster) -> None:

@@ -15,15 +15,18 @@ from stoker.executor import sockets
 from stoker.executor.config import load
 from stoker.executor.errors import ConfigError
 from stoker.executor.machine import (
-    PROCESSES_BYTES,
+    FILL_JOB_BYTES_MAX,
+    FILL_JOB_BYTES_MIN,
     SCRATCH_BYTES_MAX,
     SCRATCH_BYTES_MIN,
     Memory,
     cgroup_bytes,
     mesos_mem_bytes,
+    processes_bytes,
     share_memory,
 )
 from stoker.executor.sockets import clean_directory, listen_path, prepare_directory
+from stoker.executor.under_stores.base import PIECE_BYTES_MAX
 
 GOOD = {
     "STOKER_SCHEDULERS": "http://h1:5060, http://h2:5060/",
@@ -108,6 +111,7 @@ def test_a_child_started_by_hand_says_who_starts_it(module: str) -> None:
 GIB = 2**30
 
 
+PROCESSES = processes_bytes(2)
 OVERHEAD = 256 * 2**20  # what the scheduler asks of Mesos on top of the tier
 
 
@@ -120,25 +124,44 @@ OVERHEAD = 256 * 2**20  # what the scheduler asks of Mesos on top of the tier
         (None, 2 * GIB, 3 * GIB, 2 * GIB),
         (None, 100 * GIB, GIB, GIB),
         (4 * GIB + OVERHEAD, GIB, 2 * GIB, GIB),
-        (None, PROCESSES_BYTES + 4096, None, PROCESSES_BYTES + 4096),
-        (None, 1, None, PROCESSES_BYTES),
+        (None, PROCESSES + 4096, None, PROCESSES + 4096),
+        (None, 1, None, PROCESSES),
     ],
 )
 def test_no_more_memory_is_shared_out_than_anybody_gives(
     mesos: int | None, available: int, cgroup: int | None, given: int
 ) -> None:
-    found = share_memory(4 * GIB, mesos_bytes=mesos, available_bytes=available, cgroup_bytes=cgroup)
+    found = share_memory(
+        4 * GIB, filler_count=2, mesos_bytes=mesos, available_bytes=available, cgroup_bytes=cgroup
+    )
     assert min(found) >= 0 and found.tier_bytes <= 4 * GIB and found.scratch_bytes <= SCRATCH_BYTES_MAX
-    assert sum(found) <= given - PROCESSES_BYTES
-    assert found.tier_bytes == 4 * GIB or sum(found) == given - PROCESSES_BYTES, "nothing is left over"
+    assert FILL_JOB_BYTES_MIN <= found.fill_job_bytes <= FILL_JOB_BYTES_MAX
+    blocks = found.tier_bytes + found.scratch_bytes
+    assert blocks + processes_bytes(2, found.fill_job_bytes) <= given
+    assert found.tier_bytes == 4 * GIB or blocks == given - PROCESSES, "nothing is left over"
+
+
+@pytest.mark.parametrize("fillers", [1, 2, 3, 8])
+def test_more_fillers_have_their_buffers_at_the_tiers_cost(fillers: int) -> None:
+    found = share_memory(
+        4 * GIB,
+        filler_count=fillers,
+        mesos_bytes=4 * GIB + OVERHEAD,
+        available_bytes=100 * GIB,
+        cgroup_bytes=None,
+    )
+    blocks = found.tier_bytes + found.scratch_bytes
+    assert blocks + processes_bytes(fillers, found.fill_job_bytes) <= 4 * GIB + OVERHEAD
+    assert (found.tier_bytes == 4 * GIB) == (fillers <= 2)
+    assert found.fill_job_bytes % PIECE_BYTES_MAX == 0
 
 
 @pytest.mark.parametrize("asked", [16 * 2**20, 64 * 2**20, GIB, 64 * GIB])
 def test_the_tier_is_what_was_asked_where_mesos_gave_it_and_the_overhead(asked: int) -> None:
-    found = share_memory(asked, mesos_bytes=asked + OVERHEAD, available_bytes=100 * GIB, cgroup_bytes=None)
+    there = {"filler_count": 2, "available_bytes": 100 * GIB, "cgroup_bytes": None}
+    found = share_memory(asked, mesos_bytes=asked + OVERHEAD, **there)
     assert found.tier_bytes == asked and found.scratch_bytes >= SCRATCH_BYTES_MIN
-    exact = share_memory(asked, mesos_bytes=PROCESSES_BYTES, available_bytes=100 * GIB, cgroup_bytes=None)
-    assert exact == Memory(0, 0)
+    assert share_memory(asked, mesos_bytes=PROCESSES, **there) == Memory(0, 0, FILL_JOB_BYTES_MIN)
 
 
 def test_mesos_resources_are_added_up() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,8 @@ from stoker.executor.report import count
 from stoker.executor.store import MemTier
 from stoker.executor.wants import Wants
 from stoker.executor.wire import Failure
-from support.executors import CLUSTER, TestDataset
+from support.data_servers import CLUSTER
+from support.executors import TestDataset
 
 MIB = 2**20
 
@@ -274,7 +276,7 @@ def test_callers_cannot_have_any_number_of_versions_fetched(root: Path, tmp_path
     asked: list[int] = []
     manifests = Manifests(
         str(tmp_path / "manifests"),
-        lambda name, version: asked.append(version) or gevent.sleep(1),  # type: ignore[func-returns-value,return-value]
+        lambda name, version: asked.append(version) or gevent.sleep(600),  # type: ignore[func-returns-value,return-value]
         gevent.spawn,
     )
     waiting = [gevent.spawn(manifests.get, view, version) for version in range(2, 2 + LOADING_MAX)]
@@ -315,3 +317,29 @@ def test_a_want_that_is_taken_back_at_once_leaves_no_pin(root: Path) -> None:
     wants.cancel(2)
     gevent.sleep(0.01)
     assert block.pins == 0 and not block.waiters
+
+
+def test_what_a_load_fetches_is_hurried_when_a_reader_comes_to_wait_for_it(root: Path) -> None:
+    dataset = listed(root)
+    stage = Stage(dataset)
+    block = stage.block()
+    stage.view.mine_set, stage.view.todo = {0}, deque([0])
+    stage.fills.pump()
+    (load,) = stage.jobs()
+    assert not load["urgent"]
+    start, stop = place(dataset, "3")
+    for _ in range(2):
+        stage.fills.request(block, 1, [(start, stop)])
+    stage.fills.pump()
+    assert stage.jobs() == [load], "nothing is fetched twice"
+    assert stage.jobs("hurry") == [{"t": "hurry", "job": load["job"], "ranges": [(start, stop)]}]
+    stage.fills.request(block, 1, [(0, stop)])
+    assert stage.jobs("hurry")[1:] == [{"t": "hurry", "job": load["job"], "ranges": [(0, start)]}]
+
+
+def test_what_is_fetched_for_a_reader_needs_no_hurry(root: Path) -> None:
+    stage = Stage(listed(root))
+    block = stage.block()
+    fill_needed(stage, block)
+    stage.fills.request(block, 1, block.state.needed)
+    assert not stage.jobs("hurry")

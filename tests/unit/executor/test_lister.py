@@ -14,6 +14,7 @@ import pytest
 from stoker.executor.lister import WARNINGS_MAX
 from stoker.executor.manifest import Manifest, digest_of, map_manifest, part_digests, write_mapped
 from support.stores import http_store
+from support.waiting import DEADLINE_S
 
 CLUSTER = bytes(range(16))
 
@@ -40,7 +41,7 @@ class Run:
             input=json.dumps(order | changes),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=DEADLINE_S,
         )
         self.code = run.returncode
         self.stderr = run.stderr
@@ -176,4 +177,4 @@ def test_it_ends_when_nobody_listens_any_more(data: pathlib.Path, tmp_path: path
         process.stdin.write(json.dumps(order | {"source": server.url}).encode())
         process.stdin.close()
         process.stdout.close()
-        assert process.wait(20) == 1
+        assert process.wait(DEADLINE_S) == 1
