@@ -114,6 +114,7 @@ class SchedulerDriver(SchedulerCalls):
     put the `id` that was journaled into it. `implicit_acknowledgements` acknowledges an update when its callback has
     returned; leave it off where updates must be durable first. `suppressed_roles` and `offer_constraints` are what
     the first SUBSCRIBE says; later ones say what `suppressOffers`, `reviveOffers` and `updateFramework` left.
+    `may_send` is asked right before each SUBSCRIBE and each call, from any thread: where it says no, nothing is sent.
 
     :raises ValueError: `master_uri` is no HOST:PORT, or there is a secret without a principal.
     """
@@ -138,6 +139,7 @@ class SchedulerDriver(SchedulerCalls):
         suppressed_roles: Iterable[str] = (),
         offer_constraints: Mapping[str, Any] | None = None,
         timings: Timings | None = None,
+        may_send: Callable[[], bool] = lambda: True,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         if secret is not None and principal is None:
@@ -156,6 +158,7 @@ class SchedulerDriver(SchedulerCalls):
             self._framework.setdefault("principal", principal)
         self._authorization = None if secret is None else _basic_authorization(f"{principal}:{secret}")
         self._timings = timings or Timings()
+        self._may_send = may_send
         self._uniform = uniform
         self._caller = Caller(timeout_ms=self._timings.call_timeout_ms)
         self._wake = threading.Event()
@@ -259,7 +262,7 @@ class SchedulerDriver(SchedulerCalls):
     ) -> JsonObject:
         with self._lock:
             subscription = self._subscription
-        if subscription is None:
+        if subscription is None or not self._may_send():
             raise no_stream()
         self._call_marks.has_sent = True
         kind = str(body["type"])
@@ -359,6 +362,8 @@ class SchedulerDriver(SchedulerCalls):
         return end
 
     def _subscribe(self, stream: EventStream) -> Answer:
+        if not self._may_send():
+            raise StreamBroken("this scheduler may not speak for the framework now")
         framework = self.framework
         with self._lock:
             subscribe: JsonObject = {

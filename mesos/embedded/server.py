@@ -21,7 +21,7 @@ from gevent import socket
 from gevent.event import Event
 
 from stoker.mesos.embedded.config import Config, ConfigError
-from stoker.mesos.embedded.core import view
+from stoker.mesos.embedded.core import operator, view
 from stoker.mesos.embedded.core.agent import Agent
 from stoker.mesos.embedded.core.calls import (
     Answer,
@@ -220,7 +220,7 @@ class EmbeddedMesos:
             return self._executor_call(request, None)
         if path == "/api/v1" or path.startswith(("/api/v1/", "/master/api/v1")):
             require_method(request.method, "POST")
-            return _operator_answer("master")
+            return json_answer(operator.answer(self._cluster.master, request.headers, request.body))
         return self._information(request)
 
     def handle_agent(self, agent: Agent, request: Request) -> Answer | Stream:
@@ -232,7 +232,7 @@ class EmbeddedMesos:
                 return self._executor_call(request, agent)
             if path == "/api/v1" or path.startswith("/api/v1/"):
                 require_method(request.method, "POST")
-                return _operator_answer("agent")
+                return operator.refuse_on_agent(request.headers, request.body)
             if path == "/health":
                 return Answer(200)
             return json_answer({"version": VERSION}) if path == "/version" else _NOT_FOUND
@@ -344,11 +344,6 @@ class EmbeddedMesos:
 
 def _agent_handler(mesos: EmbeddedMesos, agent: Agent) -> Callable[[Request], Answer | Stream]:
     return lambda request: mesos.handle_agent(agent, request)
-
-
-def _operator_answer(kind: str) -> Answer:
-    """What the operator API says to a call that it does not know; the embedded Mesos has none of its calls."""
-    return Answer(400, f"Failed to validate {kind}::Call: Expecting 'type' to be present")
 
 
 def _agent_ip(config: Config, index: int) -> str:

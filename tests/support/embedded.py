@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from support.waiting import DEADLINE_S
+
 EXECUTOR = Path(__file__).with_name("embedded_executor.py")
 CAPABILITIES = ("PARTITION_AWARE", "MULTI_ROLE", "RESERVATION_REFINEMENT")
-DEADLINE_SECONDS = 45.0
 
 Event = dict[str, Any]
 
@@ -59,12 +60,15 @@ class EmbeddedProcess:
         """End it as an operator does and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        try:
+            return self.process.wait(DEADLINE_S)
+        finally:
+            self.process.kill()
 
     def kill(self) -> None:
         """End it as a power cut does: its executors live on."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(DEADLINE_S)
 
     def request(
         self, method: str, path: str, body: str | bytes = b"", headers: dict[str, str] | None = None
@@ -76,12 +80,30 @@ class EmbeddedProcess:
 
 
 def request(address: str, method: str, path: str, body: str | bytes, headers: dict[str, str]) -> Reply:
-    connection = http.client.HTTPConnection(address, timeout=DEADLINE_SECONDS)
+    connection = http.client.HTTPConnection(address, timeout=DEADLINE_S)
     connection.request(method, path, body, headers)
     response = connection.getresponse()
     reply = Reply(response.status, response.read().decode(), dict(response.headers))
     connection.close()
     return reply
+
+
+def subscribe_call(framework_id: str | None, suppressed: Sequence[str], info: Event) -> Event:
+    """Return a SUBSCRIBE of an ordinary framework; `info` has fields of FrameworkInfo that are to be others."""
+    fields: Event = {
+        "user": "root",
+        "name": "test",
+        "roles": ["cache"],
+        "capabilities": [{"type": name} for name in CAPABILITIES],
+        "failover_timeout": 60.0,
+        "checkpoint": True,
+        **info,
+    }
+    subscribe: Event = {"framework_info": fields, "suppressed_roles": list(suppressed)}
+    call: Event = {"type": "SUBSCRIBE", "subscribe": subscribe}
+    if framework_id is not None:
+        fields["id"] = call["framework_id"] = {"value": framework_id}
+    return call
 
 
 class Scheduler:
@@ -101,20 +123,9 @@ class Scheduler:
         self.events: list[Event] = []
         self.ended = False
         self._changed = threading.Condition()
-        fields: Event = {
-            "user": "root",
-            "name": "test",
-            "roles": ["cache"],
-            "capabilities": [{"type": name} for name in CAPABILITIES],
-            "failover_timeout": 60.0,
-            "checkpoint": True,
-            **(info or {}),
-        }
-        subscribe: Event = {"framework_info": fields, "suppressed_roles": list(suppressed)}
-        call: Event = {"type": "SUBSCRIBE", "subscribe": subscribe}
-        if framework_id is not None:
-            fields["id"] = call["framework_id"] = {"value": framework_id}
-        self._connection = http.client.HTTPConnection(address, timeout=DEADLINE_SECONDS)
+        call = subscribe_call(framework_id, suppressed, info or {})
+        self.framework_id = framework_id or ""  # updates may come before SUBSCRIBED was looked at
+        self._connection = http.client.HTTPConnection(address, timeout=DEADLINE_S)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         self._connection.request("POST", "/api/v1/scheduler", json.dumps(call), headers)
         self._response = self._connection.getresponse()
@@ -124,8 +135,7 @@ class Scheduler:
         self.stream_id = self._response.headers["Mesos-Stream-Id"]
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        first = self.wait_for(lambda event: event["type"] in ("SUBSCRIBED", "ERROR"))
-        self.framework_id: str = first.get("subscribed", {}).get("framework_id", {}).get("value", "")
+        self.wait_for(lambda event: event["type"] in ("SUBSCRIBED", "ERROR"))
 
     def close(self) -> None:
         """Drop the connection, as a scheduler that dies."""
@@ -133,7 +143,7 @@ class Scheduler:
         with contextlib.suppress(OSError):
             self._connection.sock.shutdown(socket.SHUT_RDWR)
         self._connection.sock.close()
-        self._thread.join(DEADLINE_SECONDS)
+        self._thread.join(DEADLINE_S)
 
     def call(self, kind: str, body: Event | None = None, *, stream_id: str | None = None) -> Reply:
         call: Event = {"type": kind, "framework_id": {"value": self.framework_id}}
@@ -143,7 +153,7 @@ class Scheduler:
         return request(self.address, "POST", "/api/v1/scheduler", json.dumps(call), headers)
 
     def wait_for(
-        self, wanted: Callable[[Event], bool], *, seconds: float = DEADLINE_SECONDS, start: int = 0
+        self, wanted: Callable[[Event], bool], *, seconds: float = DEADLINE_S, start: int = 0
     ) -> Event:
         """Return the first event from index `start` on that is `wanted`."""
         deadline = time.monotonic() + seconds
@@ -159,13 +169,11 @@ class Scheduler:
                     )
                 self._changed.wait(min(left, 0.2))
 
-    def wait_offers(self, *, start: int = 0, seconds: float = DEADLINE_SECONDS) -> list[Event]:
+    def wait_offers(self, *, start: int = 0, seconds: float = DEADLINE_S) -> list[Event]:
         event = self.wait_for(lambda event: event["type"] == "OFFERS", start=start, seconds=seconds)
         return list(event["offers"]["offers"])
 
-    def wait_state(
-        self, task_id: str, state: str, *, start: int = 0, seconds: float = DEADLINE_SECONDS
-    ) -> Event:
+    def wait_state(self, task_id: str, state: str, *, start: int = 0, seconds: float = DEADLINE_S) -> Event:
         """Return the status of the first UPDATE of `task_id` in `state`."""
 
         def wanted(event: Event) -> bool:
@@ -175,7 +183,7 @@ class Scheduler:
         return dict(self.wait_for(wanted, start=start, seconds=seconds)["update"]["status"])
 
     def wait_end(self) -> None:
-        self._thread.join(DEADLINE_SECONDS)
+        self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive(), "the stream did not end"
 
     def states(self, task_id: str) -> list[str]:
@@ -223,6 +231,8 @@ class Scheduler:
 
     def _take(self, event: Event) -> None:
         with self._changed:
+            if event["type"] == "SUBSCRIBED":
+                self.framework_id = event["subscribed"]["framework_id"]["value"]
             self.events.append(event)
             self._changed.notify_all()
         status = event.get("update", {}).get("status", {})
@@ -282,14 +292,6 @@ def is_alive(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
     except OSError:
         return False
-
-
-def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = DEADLINE_SECONDS) -> None:
-    """Return when `condition` holds; for facts that send no event, such as the end of a foreign process."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 def executor_pids(work_dir: Path) -> Iterator[int]:

@@ -22,11 +22,11 @@ from stoker.mesos.embedded.core.values import (
     Settings,
     StartProcess,
 )
+from support.embedded import subscribe_call
 
 HEADERS = {"content-type": "application/json"}
 WALL_MS = 1_800_000_000_000
 MASTER_ID = "m"
-CAPABILITIES = ("PARTITION_AWARE", "MULTI_ROLE", "RESERVATION_REFINEMENT")
 
 
 class Bench:
@@ -98,21 +98,7 @@ class Bench:
         self, framework_id: str | None = None, suppressed: tuple[str, ...] = (), **info: Any
     ) -> int:
         """Subscribe a framework and return its stream."""
-        fields: Message = {
-            "user": "root",
-            "name": "test",
-            "roles": ["cache"],
-            "capabilities": [{"type": name} for name in CAPABILITIES],
-            "failover_timeout": 60.0,
-            "checkpoint": True,
-            **info,
-        }
-        call: Message = {
-            "type": "SUBSCRIBE",
-            "subscribe": {"framework_info": fields, "suppressed_roles": list(suppressed)},
-        }
-        if framework_id is not None:
-            call["framework_id"] = fields["id"] = {"value": framework_id}
+        call = subscribe_call(framework_id, suppressed, info)
         decoded = decode_scheduler_call(HEADERS, json.dumps(call).encode())
         stream = self.open_stream()
         self.cluster.master.subscribe(decoded, stream, f"stream-{stream}", self.now_ms)

@@ -33,7 +33,7 @@ class Executor:
         self.acknowledged: list[str] = []
 
     def call(self, kind: str, body: dict[str, Any]) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(self.endpoint, timeout=10)
+        connection = http.client.HTTPConnection(self.endpoint, timeout=60)
         call = {"type": kind, **self.ids, kind.lower(): body}
         connection.request("POST", "/api/v1/executor", json.dumps(call), HEADERS)
         response = connection.getresponse()

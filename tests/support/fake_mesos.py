@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Self
 
 from stoker.mesos.recordio import encode_record
-
-DEADLINE_S = 30.0
+from support.waiting import DEADLINE_S
 
 
 class Call(NamedTuple):
@@ -47,6 +46,25 @@ ACCEPTED = Reply(202)
 HANG_UP = Reply(0)
 
 
+class Hold:
+    """A `before` that lasts until it is released, at the latest at the end of the block."""
+
+    def __init__(self) -> None:
+        self._released = threading.Event()
+
+    def __call__(self) -> None:
+        self._released.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        self._released.set()
+
+
 class Stream:
     """The open answer to a SUBSCRIBE."""
 
@@ -55,6 +73,7 @@ class Stream:
         self.stream_id = stream_id
         self.is_closed_by_client = threading.Event()
         self._socket = sock
+        self._sending = threading.Lock()
 
     def send(self, *events: dict[str, Any]) -> None:
         """Send each event as one record in one chunk, as a master does."""
@@ -64,7 +83,8 @@ class Stream:
     def send_bytes(self, *pieces: bytes) -> None:
         """Send each piece as a chunk of its own, whatever is in it."""
         try:
-            self._socket.sendall(b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces))
+            with self._sending:
+                self._socket.sendall(b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces))
         except OSError:
             self.is_closed_by_client.set()
 
@@ -205,8 +225,8 @@ class FakeMesos:
             with sock, sock.makefile("rb") as reader:
                 while (call := _read_request(reader, number)) is not None and self._answer(sock, call):
                     pass
-        except OSError:
-            pass
+        except (OSError, ValueError):
+            pass  # cut off, perhaps in the middle of a line
 
     def _answer(self, sock: socket.socket, call: Call) -> bool:
         with self._changed:

@@ -46,8 +46,7 @@ def decode_scheduler_call(headers: Mapping[str, str], body: bytes) -> Message:
 
     :raises Refused: 400 or 415 as a real master answers.
     """
-    call = _decode("SchedulerCall", headers, body)
-    _require(call, "type", "scheduler::Call")
+    call = decode_call("SchedulerCall", "scheduler::Call", headers, body)
     if call["type"] == "SUBSCRIBE":
         _require(call, "subscribe", "scheduler::Call")
         inner = call["subscribe"]["framework_info"].get("id")
@@ -67,12 +66,21 @@ def decode_executor_call(headers: Mapping[str, str], body: bytes) -> Message:
 
     :raises Refused: 400 or 415 as a real agent answers.
     """
-    call = _decode("ExecutorCall", headers, body)
-    _require(call, "type", "Executor::Call")
+    call = decode_call("ExecutorCall", "Executor::Call", headers, body)
     if call["type"] not in _NEEDS_NO_MESSAGE:
         _require(call, call["type"].lower(), "Executor::Call")
     if call["type"] == "UPDATE":
         _check_update(call)
+    return call
+
+
+def decode_call(message: str, kind: str, headers: Mapping[str, str], body: bytes) -> Message:
+    """Return the call in `body`, of the schema's `message`; its `type` is there. `kind` is what texts call it.
+
+    :raises Refused: 400 or 415 as a real master or agent answers.
+    """
+    call = _decode(message, headers, body)
+    _require(call, "type", kind)
     return call
 
 

@@ -21,8 +21,8 @@ from support.embedded import (
     is_alive,
     make_task,
     scalars,
-    wait_until,
 )
+from support.waiting import DEADLINE_S, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -80,7 +80,7 @@ def test_every_agent_has_its_own_address_and_ports(work_dir: Path) -> None:
             assert not 31_000 <= address["port"] <= 33_999, (
                 "no task may be given the port of the agent itself"
             )
-            socket.create_connection((address["ip"], address["port"]), timeout=5).close()
+            socket.create_connection((address["ip"], address["port"]), timeout=DEADLINE_S).close()
 
 
 def test_an_executor_runs_in_a_sandbox_with_nothing_but_its_environment(work_dir: Path) -> None:
@@ -362,7 +362,7 @@ def test_another_process_with_the_pid_of_an_orphan_is_spared(work_dir: Path) -> 
         assert not is_alive(pid), "the orphan is found by the sandbox in its environment"
     finally:
         stranger.kill()
-        stranger.wait(10)
+        stranger.wait()
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ def test_bad_options_get_one_clear_line(work_dir: Path, options: list[str], code
         str(work_dir),
         *options,
     ]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert ended.returncode == code and text in ended.stderr and "Traceback" not in ended.stderr
 
 
@@ -403,7 +403,7 @@ def test_a_port_or_work_dir_in_use_is_said_so(work_dir: Path, tmp_path: Path) ->
             (Path("/proc/nowhere"), "0", 2, "cannot be written"),
         ):
             command = [sys.executable, "-m", "stoker.mesos.embedded", "--port", port, "--work-dir", str(work)]
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
             assert ended.returncode == code and text in ended.stderr and "Traceback" not in ended.stderr
 
 

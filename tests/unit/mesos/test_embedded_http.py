@@ -14,6 +14,7 @@ from gevent import socket as green
 from stoker.mesos.embedded import http as server_module
 from stoker.mesos.embedded.core.calls import Answer
 from stoker.mesos.embedded.http import Request, Server, Stream, listen
+from support.waiting import DEADLINE_S
 
 Address = tuple[str, int]
 
@@ -48,14 +49,14 @@ def address(echo: Echo) -> Iterator[Address]:
 
 def exchange(address: Address, data: bytes, *, count: int = 1 << 20) -> bytes:
     """Send `data`, and return what comes until the other side closes or `count` bytes are there."""
-    with green.create_connection(address, timeout=10) as sock:
+    with green.create_connection(address, timeout=DEADLINE_S) as sock:
         sock.sendall(data)
         return receive(sock, count)
 
 
 def receive(sock: green.socket, count: int) -> bytes:
     got = b""
-    with gevent.Timeout(10):
+    with gevent.Timeout(DEADLINE_S):
         while len(got) < count and (more := sock.recv(65536)):
             got += more
     return got
@@ -144,9 +145,9 @@ def test_takes_a_body_of_20_megabytes(address: Address) -> None:
 
 
 def open_stream(address: Address, echo: Echo) -> tuple[green.socket, Stream]:
-    sock = green.create_connection(address, timeout=10)
+    sock = green.create_connection(address, timeout=DEADLINE_S)
     sock.sendall(b"POST /stream HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
-    with gevent.Timeout(10):
+    with gevent.Timeout(DEADLINE_S):
         while echo.stream is None:
             gevent.sleep(0.001)
     return sock, echo.stream
@@ -166,14 +167,14 @@ def test_one_record_is_one_chunk_and_the_end_is_proper(address: Address, echo: E
 def test_the_other_side_closing_a_stream_is_noticed(address: Address, echo: Echo) -> None:
     sock, _ = open_stream(address, echo)
     sock.close()
-    with gevent.Timeout(10):
+    with gevent.Timeout(DEADLINE_S):
         while echo.broken != [7]:
             gevent.sleep(0.001)
 
 
 def test_a_reader_that_is_too_slow_is_cut_off(address: Address, echo: Echo) -> None:
     sock, stream = open_stream(address, echo)
-    with gevent.Timeout(20):
+    with gevent.Timeout(DEADLINE_S):
         while not echo.broken:
             stream.send(b"x" * 65536)
             if stream.records.qsize() > 100:

@@ -1,0 +1,26 @@
+"""Scripted masters and agents, and what a driver told its framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.fake_mesos import FakeMesos, Recorder
+
+
+@pytest.fixture
+def master() -> Iterator[FakeMesos]:
+    with FakeMesos() as fake:
+        yield fake
+
+
+@pytest.fixture
+def agent() -> Iterator[FakeMesos]:
+    with FakeMesos(stream_ids=False) as fake:
+        yield fake
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
