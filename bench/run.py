@@ -11,11 +11,23 @@ import json
 import os
 import platform
 
+import bounded
 import hot
+import journal
 import load
+import replay
+import takeover
 import tcp
 
-SECTIONS = {"hot": hot.run, "tcp": tcp.run, "load": load.run}
+SECTIONS = {
+    "hot": hot.run,
+    "tcp": tcp.run,
+    "load": load.run,
+    "journal": journal.run,
+    "takeover": takeover.run,
+    "bounded": bounded.run,
+    "replay": replay.run,
+}
 
 
 def main() -> None:

@@ -128,18 +128,5 @@ class FaultyStore(DemoStore):
             self.connection.sendall(head + demo_store.read_body(answer))
 
 
-def main() -> None:
-    arguments = demo_store.parser().parse_args()
-    with FaultyStore(
-        arguments.directory,
-        port=arguments.port,
-        delay_ms=arguments.delay,
-        bytes_per_s=arguments.throttle,
-        excluded=arguments.exclude,
-    ) as server:
-        print(server.url, flush=True)
-        server.serve_forever()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(demo_store.main(FaultyStore))

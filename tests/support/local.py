@@ -9,18 +9,19 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import click.testing
 import psutil
 
 from stoker.client.api import Client
+from stoker.framework.cli.main import main
+from support.waiting import DEADLINE_S, wait_until
 
 STOKER = str(pathlib.Path(sys.executable).with_name("stoker"))
-START_TIMEOUT_S = 60
-STOP_TIMEOUT_S = 40
-POLL_INTERVAL_S = 0.05
+STOP_TIMEOUT_S = DEADLINE_S
 
 
 class Local:
@@ -44,7 +45,11 @@ class Local:
             env=os.environ | (environment or {}),
             preexec_fn=prepare,
         )
-        self.url = self._read_url()
+        try:
+            self.url = self._read_url()
+        except BaseException:
+            self.kill_everything()
+            raise
         self.client = Client(self.url)
 
     def _read_url(self) -> str:
@@ -56,16 +61,19 @@ class Local:
 
     def processes(self) -> list[psutil.Process]:
         """Return the cluster's processes: the command, Mesos, the scheduler, executors and all their children."""
-        parent = psutil.Process(self._process.pid)
-        return [parent, *parent.children(recursive=True)]
+        try:
+            parent = psutil.Process(self._process.pid)
+            return [parent, *parent.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     def wait_until_running(self, count: int) -> None:
-        wait_for(lambda: self.client.fleet()["running"] >= count, "executors to run")
+        wait_until(lambda: self.client.fleet()["running"] >= count, "executors to run")
 
     def add(self, name: str, source: str, **fields: Any) -> dict[str, Any]:
         """Add a dataset and return its view once it is READY."""
         self.client.create_dataset(name, source, **fields)
-        wait_for(lambda: self.client.dataset_info(name)["state"] != "LISTING", "the listing")
+        wait_until(lambda: self.client.dataset_info(name)["state"] != "LISTING", "the listing")
         view = self.client.dataset_info(name)
         assert view["state"] == "READY", view["error"]
         return view
@@ -78,17 +86,23 @@ class Local:
         return self.finish(self.client.create_job("free", name, paths or None))
 
     def finish(self, job: dict[str, Any]) -> dict[str, Any]:
-        wait_for(
+        wait_until(
             lambda: self.client.job(job["id"])["state"] in ("SUCCEEDED", "FAILED", "CANCELLED"),
             "the job's end",
         )
         return self.client.job(job["id"])
 
     def run(self, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run the command line against this cluster."""
-        done = run_stoker(*arguments, environment={"STOKER_URL": self.url})
-        assert not check or done.returncode == 0, done.stderr
-        return done
+        """Run the command line against this cluster, in this process: a new one would take longer than most commands."""
+        ran = click.testing.CliRunner().invoke(main, arguments, env={"STOKER_URL": self.url})
+        story = ran.exc_info if ran.exception and not isinstance(ran.exception, SystemExit) else None
+        said = ran.stderr + ("".join(traceback.format_exception(*story)) if story else "")
+        assert not check or ran.exit_code == 0, said
+        return subprocess.CompletedProcess(arguments, ran.exit_code, ran.stdout, said)
+
+    def run_process(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the installed command against this cluster, its output in pipes."""
+        return run_stoker(*arguments, environment={"STOKER_URL": self.url})
 
     def run_json(self, *arguments: str) -> Any:
         return json.loads(self.run(*arguments, "--json", check=True).stdout)
@@ -99,6 +113,7 @@ class Local:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        self._process.kill()
         self._process.wait()
         self._close_pipes()
         return processes
@@ -141,15 +156,7 @@ def run_stoker(
         [STOKER, *arguments],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=DEADLINE_S,
         check=False,
         env=os.environ | (environment or {}),
     )
-
-
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
-    """Poll `condition` until it holds; fail the test with `what` after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(POLL_INTERVAL_S)

@@ -10,7 +10,8 @@ import socket
 import subprocess
 from collections.abc import Iterator
 
-from support.local import wait_for
+from support.ports import fixed_port
+from support.waiting import wait_until
 
 PROGRAM = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 WHY_NOT = "nginx is not here (apt-get install nginx-light)"
@@ -50,14 +51,13 @@ def nginx(root: pathlib.Path, directory: pathlib.Path, *, more: str = "") -> Ite
     """
     assert PROGRAM, WHY_NOT
     directory.mkdir(parents=True, exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
+    port = fixed_port()
     user = "user root;" if os.getuid() == 0 else ""  # else it becomes nobody, who may not read the files
     config = directory / "nginx.conf"
     config.write_text(_CONFIG.format(user=user, directory=directory, port=port, root=root, more=more))
     process = subprocess.Popen([PROGRAM, "-c", str(config), "-e", str(directory / "error.log")])
     try:
-        wait_for(lambda: process.poll() is not None or _answers(port), "nginx")
+        wait_until(lambda: process.poll() is not None or _answers(port), "nginx")
         assert process.poll() is None, (directory / "error.log").read_text()
         yield f"http://127.0.0.1:{port}/"
     finally:

@@ -1,0 +1,71 @@
+"""What holds for all tests: examples that are the same in every run of CI, and nothing that outlives its module.
+
+Every process that a test starts inherits a mark in its environment, so what a failed test left behind is found and
+ended before it can disturb the next one. Executors that the embedded Mesos starts have an environment of their own; they
+are found by the directory that they work in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+MARK = "STOKER_TEST_RUN"
+END_TIMEOUT_S = 300
+# What serves a whole session: processes of multiprocessing's own, and the ZooKeeper that tests share.
+_SHARED = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver", b"org.apache.zookeeper")
+
+# No example is too slow: machines that run tests are busy. By hand chance goes on looking; CI must not turn red by it.
+settings.register_profile(
+    "hand", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", settings.get_profile("hand"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "hand")
+
+
+@pytest.fixture(scope="session")
+def _mark() -> str:
+    """The mark of this worker's processes."""
+    os.environ[MARK] = uuid.uuid4().hex
+    return os.environ[MARK]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left(_mark: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """End what the module's tests left running; nothing is, unless one of them failed."""
+    yield
+    left = _end_processes(f"{MARK}={_mark}".encode(), os.fsencode(tmp_path_factory.getbasetemp()) + b"/")
+    if left:
+        warnings.warn(f"processes were left running: {left}", stacklevel=1)
+
+
+def _end_processes(mark: bytes, directory: bytes) -> list[str]:
+    """Kill each process, but this one, that has `mark` in its environment or works below `directory`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            environment = (entry / "environ").read_bytes()
+            words = (entry / "cmdline").read_bytes()
+            is_ours = mark in environment.split(b"\0") or b"=" + directory in environment
+            if words and is_ours and not any(shared in words for shared in _SHARED):
+                found.append(f"{entry.name} {words.replace(bytes(1), b' ').decode(errors='replace')[:200]}")
+                os.kill(int(entry.name), signal.SIGKILL)
+    return found
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that hangs behind its last test says where, and ends. (Workers of xdist are ended by it.)"""
+    if not hasattr(session.config, "workerinput"):
+        faulthandler.dump_traceback_later(END_TIMEOUT_S, exit=True, file=sys.__stderr__)
