@@ -18,6 +18,7 @@ from stoker.framework.cli.local import LocalCluster, LocalSpec
 from stoker.framework.cli.output import fail, reports_errors
 from stoker.framework.config import Config
 from stoker.framework.errors import ConfigError
+from stoker.framework.model import Settings
 
 LOCAL_PORT = 7070
 LOCAL_AGENTS = 3
@@ -118,13 +119,32 @@ def require_cluster_extra() -> None:
     "--socket-dir", default="", help="directory of the executors' Unix sockets [default: /tmp/stoker-UID]"
 )
 @click.option(
+    "--jobs-kept",
+    "jobs_kept_max",
+    default=Settings().jobs_kept_max,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="finished jobs that are remembered, with their idempotency keys; the oldest are forgotten",
+)
+@click.option(
+    "--jobs-kept-for",
+    "jobs_kept_ms",
+    default="7d",
+    show_default=True,
+    type=DURATION,
+    help="how long a finished job is remembered",
+)
+@click.option(
     "--scratch-dir",
     default="",
     metavar="DIR",
     help="for what can be made again, this process' own [default: beside a journal's DIR; with --zk a directory of this "
     "user, host and port in the temporary directory]",
 )
-def scheduler(zk: str | None, journal: str | None, **options: Any) -> None:
+def scheduler(
+    zk: str | None, journal: str | None, jobs_kept_max: int, jobs_kept_ms: int, **options: Any
+) -> None:
     """Run one scheduler in the foreground.
 
     With --zk run two or more, on different machines: one leads, the others follow what it does and one of them takes over
@@ -138,7 +158,8 @@ def scheduler(zk: str | None, journal: str | None, **options: Any) -> None:
     if zk and not zk.startswith("zk://"):
         raise click.UsageError(f"--zk {zk!r}: write zk://HOST:PORT,HOST:PORT/PATH")
     try:
-        config = Config(journal=zk or journal or "", **options)
+        settings = {"jobs_kept_max": jobs_kept_max, "jobs_kept_ms": jobs_kept_ms}
+        config = Config(journal=zk or journal or "", settings=settings, **options)
         config.check()
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

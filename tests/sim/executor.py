@@ -1,8 +1,8 @@
 """An executor of the simulation: follows its assignment block by block and reports, as the real keeper does.
 
 A file is exactly one block, `block_path(index)`; filling one takes a second. It keeps heartbeats' rules strictly:
-changes are relative to the last acknowledged heartbeat, assignments of a lower (epoch, version) are refused, nothing is
-freed while residency is not complete.
+changes are relative to the last acknowledged heartbeat, answers of a lower epoch and assignments of a lower (epoch,
+version) are refused, nothing is freed while residency is not complete. It finds the leader by its list of schedulers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ def file_count(source: str) -> int:
 
 
 class SimExecutor:
-    def __init__(self, launch: LaunchPlanned, cluster: bytes, incarnation: int) -> None:
+    def __init__(
+        self, launch: LaunchPlanned, cluster: bytes, incarnation: int, schedulers: tuple[str, ...]
+    ) -> None:
+        self.schedulers = schedulers  # the one that answered last is the first
+        self.epoch_seen = launch.epoch
+        self.is_asking = False  # one heartbeat at a time
         self.launch = launch
         self.slot_id = launch.slot_id
         self.task_id = launch.task_id
@@ -41,21 +46,30 @@ class SimExecutor:
         self.is_hung = False
         self.sequence = 0
         self.assignment: Assignment | None = None
+        self._wanted: dict[int, frozenset[int]] = {}  # by dataset id, of the assignment
+        self.served: dict[int, str] = {}  # dataset id: name, of what readers are served here
+        self.cleared = (0, 0)
         self.held: dict[tuple[int, int], set[int]] = {}
         self.unfit: dict[tuple[int, int], int] = {}
         self.sent: dict[int, dict[tuple[int, int], frozenset[int]]] = {}
         self.acknowledged: dict[tuple[int, int], frozenset[int]] | None = None
         self.capacity = launch.mem_bytes // BLOCK_BYTES
 
-    def wanted(self, dataset: DatasetAssignment) -> set[int]:
+    def wanted(self, dataset: DatasetAssignment) -> frozenset[int]:
+        found = self._wanted.get(dataset.dataset_id)
+        if found is None:
+            found = self._wanted[dataset.dataset_id] = frozenset(self._find_wanted(dataset))
+        return found
+
+    def _find_wanted(self, dataset: DatasetAssignment) -> set[int]:
         assert self.assignment is not None
         position = [s.slot_id for s in self.assignment.slots].index(self.slot_id)
         homes = np.frombuffer(dataset.homes, dtype="<u2").reshape(dataset.replicas, dataset.pg_count)
-        blocks = self.block_count(dataset)
+        is_home = (homes == position).any(axis=0).tolist()
         return {
             i
-            for i in range(blocks)
-            if position in homes[:, i % dataset.pg_count] and is_wanted(dataset.wanted, block_path(i))
+            for i in range(self.block_count(dataset))
+            if is_home[i % dataset.pg_count] and is_wanted(dataset.wanted, block_path(i))
         }
 
     def block_count(self, dataset: DatasetAssignment) -> int:
@@ -111,8 +125,8 @@ class SimExecutor:
             secret=launch.secret,
             sequence=self.sequence,
             whole=whole,
-            epoch_seen=self.assignment.epoch if self.assignment else 0,
-            assignment_version=self.assignment.version if self.assignment else 0,
+            epoch_seen=self.epoch_seen,
+            assignment_version=self.assignment_version(),
             host=launch.hostname,
             port=launch.port,
             socket_path="",
@@ -123,7 +137,24 @@ class SimExecutor:
             used_bytes=sum(map(len, state.values())) * BLOCK_BYTES,
             lent_bytes=0,
             datasets=tuple(self.residency(d, state, whole) for d in self.assigned()),
+            cleared_version=self.cleared[1] if self.cleared[0] == self.epoch_seen else 0,
         )
+
+    def assignment_version(self) -> int:
+        """Return the version of the assignment that is held; 0: none, or one of an earlier epoch."""
+        held = self.assignment
+        return held.version if held is not None and held.epoch == self.epoch_seen else 0
+
+    def refuses(self, epoch: int) -> bool:
+        """Say whether an answer of this epoch comes from a leader that was replaced."""
+        return epoch < self.epoch_seen
+
+    def ask_next(self) -> None:
+        """The scheduler at the head of the list is of no use now."""
+        self.schedulers = (*self.schedulers[1:], self.schedulers[0])
+
+    def redirected(self, url: str) -> None:
+        self.schedulers = (url, *(one for one in self.schedulers if one != url))
 
     def assigned(self) -> list[DatasetAssignment]:
         if self.assignment is None or self.slot_id not in [s.slot_id for s in self.assignment.slots]:
@@ -159,6 +190,13 @@ class SimExecutor:
         )
 
     def answered(self, answer: HeartbeatAnswer) -> None:
+        """Do as the leader answers; the caller has asked `refuses`."""
+        assert answer.epoch >= self.epoch_seen
+        self.epoch_seen = answer.epoch
+        if answer.schedulers:
+            self.schedulers = answer.schedulers
+        if answer.status != "ok":
+            return
         if answer.want_whole:
             self.acknowledged = None
         elif answer.sequence in self.sent and (
@@ -170,7 +208,12 @@ class SimExecutor:
             return
         if old is not None and (new.epoch, new.version) == (old.epoch, old.version):
             assert new == old, "two assignments of one version"
-        self.assignment = new
+        self.assignment, self._wanted = new, {}
+        named = {dataset.dataset_id: dataset.name for dataset in new.datasets}
+        if new.residency_complete:
+            self.served, self.cleared = named, (new.epoch, new.version)
+        else:
+            self.served |= named
 
 
 def _is_excluded(rules: tuple[tuple[bool, str], ...], path: str) -> bool:
