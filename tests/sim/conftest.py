@@ -1,0 +1,12 @@
+"""The simulated schedulers are not to fill the log: the story that a failure prints says more."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, logger="stoker.zk")
