@@ -310,7 +310,7 @@ def test_an_unknown_option_exits_with_2_for_real(cluster: Local) -> None:
     assert "--bogus" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("url", ["", "ftp://host", "http://", "127.0.0.1:7070", "zk://host/stoker"])
+@pytest.mark.parametrize("url", ["", "ftp://host", "http://", "127.0.0.1:7070"])
 def test_an_url_that_is_none_is_wrong_usage(url: str) -> None:
     done = run_stoker("dataset", "ls", "--url", url, environment={"STOKER_URL": ""})
     assert done.returncode == 2

@@ -297,34 +297,35 @@ def test_an_executor_may_subscribe_again(work_dir: Path) -> None:
 
 
 def test_sigterm_shuts_down_the_executors_and_leaves_nothing(work_dir: Path) -> None:
-    mesos = EmbeddedProcess(work_dir, "--executor-shutdown-grace-period", "0.5")
-    scheduler = Scheduler(mesos.address)
-    polite = scheduler.run("t1")
-    offer = scheduler.wait_offers(start=len(scheduler.events))[0]
-    rude = make_task(offer, "t2")
-    scheduler.launch(offer, rude)
-    pids = [executor_pid(scheduler, polite), executor_pid(scheduler, rude)]
-    assert scheduler.ask(rude, do="deafen") == "deaf"
-    start = len(scheduler.events)
-    assert mesos.stop() == 0
-    assert not any(is_alive(pid) for pid in pids)
-    scheduler.wait_end()
-    late = [event["type"] for event in scheduler.events[start:]]
-    assert not set(late) & {"UPDATE", "FAILURE"}, "a scheduler must not relaunch what is being stopped"
-    assert not list((work_dir / "meta" / "executors").glob("*"))
+    with EmbeddedProcess(work_dir, "--executor-shutdown-grace-period", "0.5") as mesos:
+        scheduler = Scheduler(mesos.address)
+        polite = scheduler.run("t1")
+        first = next(n for n, event in enumerate(scheduler.events) if event["type"] == "OFFERS")
+        offer = scheduler.wait_offers(start=first + 1)[0]  # the rest may be offered before the first one runs
+        rude = make_task(offer, "t2")
+        scheduler.launch(offer, rude)
+        pids = [executor_pid(scheduler, polite), executor_pid(scheduler, rude)]
+        assert scheduler.ask(rude, do="deafen") == "deaf"
+        start = len(scheduler.events)
+        assert mesos.stop() == 0
+        assert not any(is_alive(pid) for pid in pids)
+        scheduler.wait_end()
+        late = [event["type"] for event in scheduler.events[start:]]
+        assert not set(late) & {"UPDATE", "FAILURE"}, "a scheduler must not relaunch what is being stopped"
+        assert not list((work_dir / "meta" / "executors").glob("*"))
 
 
 def test_a_second_wish_to_end_does_not_wait_for_the_grace(work_dir: Path) -> None:
-    mesos = EmbeddedProcess(work_dir, "--executor-shutdown-grace-period", "25")
-    scheduler = Scheduler(mesos.address)
-    task = scheduler.run()
-    assert scheduler.ask(task, do="deafen") == "deaf"
-    mesos.process.send_signal(signal.SIGINT)
-    mesos.process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        mesos.process.wait(1.5)
-    assert mesos.stop() == 0
-    assert not list(executor_pids(work_dir))
+    with EmbeddedProcess(work_dir, "--executor-shutdown-grace-period", "25") as mesos:
+        scheduler = Scheduler(mesos.address)
+        task = scheduler.run()
+        assert scheduler.ask(task, do="deafen") == "deaf"
+        mesos.process.send_signal(signal.SIGINT)
+        mesos.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            mesos.process.wait(1.5)
+        assert mesos.stop() == 0
+        assert not list(executor_pids(work_dir))
 
 
 def test_what_outlived_a_killed_predecessor_is_ended_before_anything_is_offered(work_dir: Path) -> None:
