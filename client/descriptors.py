@@ -246,6 +246,13 @@ class DescriptorTable:
         self.idle_maps.clear()
 
 
+class _EndOfStream(Broken):
+    """The executor has ended its side, between two messages."""
+
+    def __init__(self) -> None:
+        super().__init__("end")
+
+
 class Loan:
     """The connection that lends one table its descriptors, from one executor. A daemon thread hears its DROPs."""
 
@@ -253,6 +260,7 @@ class Loan:
         self, connection: Connection, table: DescriptorTable, *, on_versions: Callable[[int, int], None]
     ) -> None:
         self.ended = False
+        self._is_handing_back = False  # ended by the executor while views still hold blocks of it
         self._connection = connection
         self._socket = connection.socket
         self._table = table
@@ -285,11 +293,26 @@ class Loan:
                     continue
                 self._take(answer, request_id, indexes, received)
                 return
-        except OSError:
-            self._end()
+        except OSError as error:
+            self._end(is_asked_to=isinstance(error, _EndOfStream))
             raise
         finally:
             self._lock.release()
+
+    def is_over(self) -> bool:
+        """Return whether the conversation has ended, also where the thread has not run since: a process may stand still."""
+        if self.ended:
+            return True
+        look = select.poll()
+        try:
+            look.register(self._socket, select.POLLRDHUP)
+        except ValueError:  # the thread has closed it
+            return True
+        if not look.poll(0):
+            return False
+        with self._lock:
+            self._end(is_asked_to=True)
+        return True
 
     def _take(self, answer: Answer, request_id: int, indexes: list[int], received: list[int]) -> None:
         """Install what an answer to DESCRIPTORS brought."""
@@ -321,7 +344,7 @@ class Loan:
 
     def returned(self, index: int) -> None:
         """A descriptor was closed. Called by `__del__`, from any thread, at any place: no lock, no send here."""
-        if self._pid != os.getpid() or self.ended:
+        if self._pid != os.getpid() or (self.ended and not self._is_handing_back):
             return
         self._returned.append(index)
         try:
@@ -355,10 +378,26 @@ class Loan:
                     break
                 try:
                     self._attend(bool(ready))
-                except OSError:
-                    self._end()
+                except OSError as error:
+                    self._end(is_asked_to=isinstance(error, _EndOfStream))
                     break
+        self._hand_back()
         self._socket.close()
+
+    def _hand_back(self) -> None:
+        """Stay connected until the last view of what was lent is gone: so long the executor counts it as used."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        poll.register(self._socket, 0)  # tells when the executor itself is gone
+        while self._is_handing_back:
+            ready = dict(poll.poll())
+            with self._lock:
+                try:
+                    self._send_returned()
+                except OSError:
+                    self._is_handing_back = False
+                if not self._held or self._socket.fileno() in ready:
+                    self._is_handing_back = False
 
     def _attend(self, ready: bool) -> None:
         self._send_returned()
@@ -416,9 +455,9 @@ class Loan:
             if not part or flags & socket.MSG_CTRUNC:
                 for number in received:
                     os.close(number)
-                raise Broken(
-                    "descriptors were cut off: the limit of open files is reached" if part else "end"
-                )
+                if part:
+                    raise Broken("descriptors were cut off: the limit of open files is reached")
+                raise Broken("the end within an answer") if data else _EndOfStream
             data += part
         return data, received
 
@@ -443,19 +482,29 @@ class Loan:
             part = indexes[first : first + wire.RANGES_MAX]
             self._connection.send(wire.Op.RETURNED, [(index, 0, 0) for index in part])
 
-    def _end(self) -> None:
-        """Let go of everything; the thread closes the socket. Under the lock."""
+    def _end(self, *, is_asked_to: bool = False) -> None:
+        """Let go of everything; the thread closes the socket. Under the lock.
+
+        `is_asked_to`: the executor has ended its side (of a removed dataset, as a rule) and waits for ours. It is told that
+        nothing is read any more, and, where views hold blocks, each block as it is let go.
+        """
         if self.ended:
             return
-        self.ended = True
+        self.ended, self._is_handing_back = True, is_asked_to
         self._table.drop_loan(self)
         try:
-            self._socket.shutdown(
-                socket.SHUT_RDWR
-            )  # wakes the thread; the parent's own socket, never a child's
+            if self._is_handing_back:
+                self._send_returned()
+                self._is_handing_back = bool(self._held)
+            if self._is_handing_back:
+                self._connection.send(wire.Op.RETURNED, [])
+            else:
+                self._socket.shutdown(
+                    socket.SHUT_RDWR
+                )  # wakes the thread; the parent's own socket, never a child's
             os.eventfd_write(self._wake, 1)
         except OSError:
-            return  # the executor was faster: the thread is awake by that
+            self._is_handing_back = False  # the executor was faster: the thread is awake by that
 
 
 def _numbers(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -351,7 +351,7 @@ class Fetcher:
         """Return whether the dataset may be gone: an executor has ended a conversation about it since this was last
         asked, or there is none to be ended and no scheduler was asked just now.
         """
-        ended = [slot for slot, loan in list(self._loans.items()) if loan.ended]
+        ended = [slot for slot, loan in list(self._loans.items()) if loan.is_over()]
         for slot in ended:
             self._loans.pop(slot, None)
         pools = [pool.look() for pool in list(self._pools.values())]

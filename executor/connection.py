@@ -166,9 +166,14 @@ class Connection:
         self._is_leaving = True
         if self._loans:
             self._stream.end_sending()
-            self._deadline = gevent.spawn_later(self._let_go_timeout_s, self._stream.cut)
+            self._deadline = gevent.spawn_later(self._let_go_timeout_s, self._reads_no_more)
         else:
             self._stream.cut()
+
+    def _reads_no_more(self) -> None:
+        """Wait for the caller no longer. What it was lent counts until it gives it back, or is gone itself."""
+        if self._dataset is not None:
+            self._dataset.left(self)
 
     # --- hello
 
@@ -254,6 +259,8 @@ class Connection:
                 self._read(request_id, flags, body, total)
             elif op == _RETURNED:
                 self._take_back(decode_ranges(body))
+                if not count and self._is_leaving:
+                    self._reads_no_more()
             else:
                 self._answer_other(op, request_id, body)
 

@@ -7,7 +7,8 @@ last connection that was passed its descriptor has returned it or ended (loans).
 A holding is one block's file: a block that comes back later is another holding with the same name. No socket here.
 
 A dataset that is removed is gone for new callers at once. Its connections end; one that was passed descriptors ends when
-its caller has heard of it and let go of them, so that once all have ended (`on_cleared`) nobody here reads the dataset.
+its caller has heard of it and let go of them. Once all have ended, or said that they read nothing more, nobody here
+reads the dataset (`on_cleared`); what a view of a program still holds is lent until that is gone.
 """
 
 from __future__ import annotations
@@ -102,10 +103,11 @@ class DatasetShelf:
         self.on_cleared: Callable[[], None] | None = None  # it is removed: called when nobody is left
 
     def left(self, borrower: Borrower) -> None:
-        """A connection has ended."""
+        """A connection has ended, or reads nothing more. Idempotent."""
         self.borrowers.discard(borrower)
         if self.on_cleared is not None and not self.borrowers:
-            self.on_cleared()
+            on_cleared, self.on_cleared = self.on_cleared, None
+            on_cleared()
 
 
 class Shelf:

@@ -17,7 +17,9 @@ DESCRIPTORS (Unix socket only; at most DESCRIPTORS_MAX blocks, only `index` of e
 a block, PASSED, NOT_FULL or NOT_HERE; the passed descriptors ride on the answer's first byte (SCM_RIGHTS), in order. That
 connection is the loan of the descriptors: for an eviction the server sends an unasked ANSWER with op DROP,
 request_id 0 and u32 block indexes as payload; the caller closes them and sends RETURNED with the blocks as ranges
-(no answer). The end of the connection returns everything.
+(no answer). The end of the connection returns everything. Where the dataset was removed, the server ends its side; the caller
+sends RETURNED of what it let go, one with count 0 ("I read nothing more") if views of it still hold blocks, and each of these
+as it goes.
 
 CRCS: the payload is, for the one full block asked for, u32 CRC-32C a page.
 REFRESH (count 0): the payload is msgpack `{"placement": ..., "slots": ...}` (stoker.executor.messages), the newest this executor knows.

@@ -112,7 +112,10 @@ class Leadership:
                 self.manifests,
                 cluster=lambda: catalog.cluster,
                 directory=scratch.within("listings"),
-                live_digests=lambda: self.loop.read(lambda catalog, _: catalog.manifest_digests()),
+                # Also of datasets that are listed and not READY yet: their manifests are stored already.
+                live_digests=lambda: self.loop.read(
+                    lambda catalog, fleet: catalog.manifest_digests() | fleet.listed_digests()
+                ),
                 workers=self._workers,
                 metrics=metrics,
             )

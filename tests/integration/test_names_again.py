@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from stoker.client.api import Client
 from support.local import Local, local_cluster
 from support.name_reader import FILE, FILE_BYTES, OTHER, NameReader, Report
 from support.waiting import wait_until as wait_for
@@ -127,6 +128,79 @@ def test_a_stopped_reader_is_waited_for(cluster: Local, tmp_path: pathlib.Path) 
         reader.close()
     _check(report, ready_ns)
     cluster.client.delete_dataset("stopped")
+
+
+def test_a_reader_that_stood_still_while_its_executor_died_reads_nothing_old(
+    cluster: Local, tmp_path: pathlib.Path
+) -> None:
+    """Nobody waits for it: the conversation ended with the executor. It must see that before it reads by what it holds."""
+    cluster.wait_until_running(2)
+    cluster.add("still", _source(tmp_path, 1), replicas=2)
+    assert cluster.load("still")["state"] == "SUCCEEDED"
+    executors = _executor_processes(cluster)
+    reader = NameReader(cluster.url, "still", "fd")
+    try:
+        wait_for(lambda: reader.held > 0, "the first descriptor")
+        process = psutil.Process(reader.pid)
+        process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: process.status() == psutil.STATUS_STOPPED, "the reader to stop")
+        launches = {e["launch"] for e in cluster.client.executors()}
+        for dying in (p for processes in executors for p in processes):
+            dying.kill()
+        wait_for(lambda: launches.isdisjoint({e["launch"] for e in cluster.client.executors()}), "a relaunch")
+        cluster.wait_until_running(2)
+        cluster.client.delete_dataset("still")
+        cluster.add("still", _source(tmp_path, 2), replicas=2)
+        ready_ns = {2: time.monotonic_ns()}
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: reader.seen == 2, "the new bytes")
+        report = reader.finish()
+    finally:
+        reader.close()
+    _check(report, ready_ns)
+    cluster.client.delete_dataset("still")
+
+
+def test_what_views_hold_of_a_removed_dataset_counts_as_used(cluster: Local, tmp_path: pathlib.Path) -> None:
+    """Else an executor would fill its tier again, beside memory that is still its own."""
+    cluster.wait_until_running(2)
+    cluster.add("viewed", _source(tmp_path, 1))
+    assert cluster.load("viewed")["state"] == "SUCCEEDED"
+    with cluster.client.dataset("viewed").view(FILE) as view:
+        cluster.client.delete_dataset("viewed")
+        cluster.add("viewed", _source(tmp_path, 2))  # READY: nobody reads the old one any more
+        assert sum(e["lent_bytes"] for e in cluster.client.executors()) >= len(view)
+        assert view == bytes([1]) * (FILE_BYTES + 64)
+    del view
+    wait_for(lambda: sum(e["lent_bytes"] for e in cluster.client.executors()) == 0, "the memory to come back")
+    cluster.client.delete_dataset("viewed")
+
+
+def test_a_manifest_that_waits_to_be_published_outlives_the_removal_of_its_twin(
+    cluster: Local, tmp_path: pathlib.Path
+) -> None:
+    """Two datasets of one source share their manifests' parts; one is removed while the other's name is not free yet."""
+    source = _source(tmp_path, 1)
+    cluster.wait_until_running(2)
+    cluster.add("held", source)
+    cluster.add("twin", source)
+    assert cluster.load("held")["state"] == "SUCCEEDED"
+    reader = NameReader(cluster.url, "held", "fd")
+    try:
+        wait_for(lambda: reader.held > 0, "the first descriptor")
+        process = psutil.Process(reader.pid)
+        process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: process.status() == psutil.STATUS_STOPPED, "the reader to stop")
+        cluster.client.delete_dataset("held")
+        cluster.client.create_dataset("held", source)
+        wait_for(lambda: bool(cluster.client.dataset_info("held")["message"]), "the reason")
+        cluster.client.delete_dataset("twin")
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: cluster.client.dataset_info("held")["state"] == "READY", "the dataset")
+    finally:
+        reader.close()
+    assert Client(cluster.url).dataset("held").read(FILE) == bytes([1]) * (FILE_BYTES + 64)
+    cluster.client.delete_dataset("held")
 
 
 @pytest.mark.parametrize(("what", "transport"), [("executor", "fd"), ("keeper", "tcp")])

@@ -184,7 +184,7 @@ def test_a_dataset_without_callers_is_cleared_at_once(fresh: DataServer) -> None
     fresh.wait(lambda: _cleared(fresh) == [(1, 1), (9, 1)], "cleared")
 
 
-def test_a_borrower_that_never_lets_go_is_cut_off_in_the_end() -> None:
+def test_a_borrower_that_never_lets_go_is_waited_for_no_longer_but_what_it_holds_counts() -> None:
     server = DataServer(let_go_timeout_ms=300)
     try:
         server.put_dataset(block_bytes=BLOCK)
@@ -192,8 +192,28 @@ def test_a_borrower_that_never_lets_go_is_cut_off_in_the_end() -> None:
         client = server.unix()
         (fd,) = client.descriptors(0)[1]
         server.channel.send({"t": "dataset_gone", "id": 1, "generation": 1})
-        server.wait(lambda: _cleared(server) == [(1, 1)] and holding in server.gone, "cleared")
+        server.wait(lambda: _cleared(server) == [(1, 1)], "cleared")
+        assert holding not in server.gone
         os.close(fd)
         client.close()
+        server.wait(lambda: holding in server.gone, "gone")
+        assert _cleared(server) == [(1, 1)]
     finally:
         server.close()
+
+
+def test_who_reads_no_more_is_not_waited_for_and_gives_back_what_views_held(fresh: DataServer) -> None:
+    first, second = fresh.put_block(0, DATA), fresh.put_block(1, DATA)
+    client = fresh.unix()
+    fds = client.descriptors(0, 1)[1]
+    fresh.channel.send({"t": "dataset_gone", "id": 1, "generation": 1})
+    assert client.at_end()
+    client.send(Op.RETURNED, [(0, 0, 0)])
+    client.send(Op.RETURNED, [])
+    fresh.wait(lambda: _cleared(fresh) == [(1, 1)] and first in fresh.gone, "cleared")
+    assert second not in fresh.gone
+    client.send(Op.RETURNED, [(1, 0, 0)])
+    fresh.wait(lambda: second in fresh.gone, "gone")
+    client.close()
+    for fd in fds:
+        os.close(fd)
