@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from gevent.event import AsyncResult
 from gevent.hub import get_hub
+from gevent.lock import BoundedSemaphore
 
 from stoker.executor.core.cache import DatasetKey
 from stoker.executor.core.extents import Range
@@ -29,7 +31,7 @@ from stoker.executor.core.filling import (
 )
 from stoker.executor.core.homes import find_position, homes_table, my_rank, my_wanted
 from stoker.executor.errors import ManifestUnavailable
-from stoker.executor.manifest import Manifest, ManifestError, map_manifest, write_mapped
+from stoker.executor.manifest import Manifest, ManifestError, map_manifest, open_bundle, write_mapped
 from stoker.executor.messages import Assignment, DatasetAssignment
 from stoker.executor.wire import Failure
 
@@ -40,7 +42,7 @@ LOADING_MAX = 4  # fetches at once of a dataset's other versions, which callers 
 FIRST_VERSION = 1
 FAILURES_KEPT_MAX = 4096  # remembered for readers, a dataset
 
-Fetch = Callable[[str, int], tuple[bytes, dict[str, bytes]]]
+Fetch = Callable[[str, int, IO[bytes]], None]
 Spawn = Callable[..., Any]  # gevent.spawn, but a greenlet that fails ends the executor
 
 
@@ -150,7 +152,10 @@ class DatasetView:
 
 
 class Manifests:
-    """Fetches, maps and keeps manifests under `directory`. `fetch(name, version)` asks the schedulers."""
+    """Fetches, maps and keeps manifests under `directory`. `fetch(name, version, file)` asks the schedulers for a bundle.
+
+    A bundle goes by way of a file, and one is mapped at a time: what they take of memory does not grow with their number.
+    """
 
     def __init__(self, directory: str, fetch: Fetch, spawn: Spawn) -> None:
         self._directory = directory
@@ -158,6 +163,7 @@ class Manifests:
         self._fetch = fetch
         self._old: list[tuple[DatasetView, str]] = []
         self._files = 0
+        self._mapping = BoundedSemaphore(1)
         os.makedirs(directory, exist_ok=True)
 
     def get(self, view: DatasetView, version: int) -> Manifest:
@@ -212,13 +218,14 @@ class Manifests:
 
     def _fetch_and_map(self, view: DatasetView, version: int) -> Manifest:
         assignment = view.assignment
-        root, parts = self._fetch(assignment.name, version)
         # A name is not used again: the file of a dataset that left and came back may still wait for `sweep`.
         self._files += 1
         path = os.path.join(self._directory, f"{view.key[0]}.{view.key[1]}.{version}-{self._files}.manifest")
-        pool = get_hub().threadpool
-        pool.apply(write_mapped, (root, parts.__getitem__, path))
-        manifest: Manifest = pool.apply(map_manifest, (path,))
+        with tempfile.TemporaryFile(dir=self._directory) as bundle:
+            self._fetch(assignment.name, version, bundle)
+            bundle.seek(0)
+            with self._mapping:
+                manifest: Manifest = get_hub().threadpool.apply(_map_bundle, (bundle, path))
         named = (manifest.dataset_id, manifest.generation, manifest.version)
         is_right = named == (*view.key, version) and manifest.block_bytes == assignment.block_bytes
         if not is_right or (version == assignment.version and manifest.digest != assignment.digest):
@@ -251,6 +258,13 @@ def select_mine(view: DatasetView, manifest: Manifest) -> tuple[Int64s, bytes]:
     wanted = manifest.select(rules).blocks
     excluded = manifest.select([(True, prefix) for included, prefix in rules if not included]).blocks
     return my_wanted(view.ranks, wanted, manifest.block_count), excluded
+
+
+def _map_bundle(bundle: IO[bytes], path: str) -> Manifest:
+    """:raises ManifestError: not a bundle, or damaged."""
+    root, get_part = open_bundle(bundle.read)
+    write_mapped(root, get_part, path)
+    return map_manifest(path)
 
 
 def _unlink(path: str) -> None:

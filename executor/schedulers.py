@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import http.client
 import logging
+from typing import IO
 from urllib.parse import quote, urlsplit
 
 from stoker.executor.errors import ManifestUnavailable
-from stoker.executor.manifest import ManifestError, unbundle
 from stoker.executor.messages import Heartbeat, HeartbeatAnswer, decode_answer, encode
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_TIMEOUT_MS = 3_000
 MANIFEST_TIMEOUT_MS = 10_000  # of one piece of it
+COPY_BYTES = 256 * 1024  # of a manifest, at a time
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 REDIRECTS_MAX = 3
 SCHEDULERS_MAX = 16  # asked in one round
@@ -76,8 +77,8 @@ class Schedulers:
             return answer
         return None
 
-    def fetch_manifest(self, name: str, version: int) -> tuple[bytes, dict[str, bytes]]:
-        """Return (root, parts by digest) of a dataset version.
+    def fetch_manifest(self, name: str, version: int, file: IO[bytes]) -> None:
+        """Write the bundle of a dataset version (root and parts) into the empty `file`; little of it is held in memory.
 
         :raises ManifestUnavailable: no scheduler has it now.
         """
@@ -91,10 +92,14 @@ class Schedulers:
             connection: http.client.HTTPConnection | None = None
             try:
                 connection, response = _ask(url, "GET", path, None, MANIFEST_TIMEOUT_MS, silent)
-                return unbundle(response.read)
-            except (NoAnswer, ManifestError, OSError, http.client.HTTPException) as error:
+                while part := response.read(COPY_BYTES):
+                    file.write(part)
+                return
+            except (NoAnswer, OSError, http.client.HTTPException) as error:
                 reasons.append(f"{url}: {error}")
                 is_gone |= isinstance(error, NoAnswer) and error.status == 404
+                file.seek(0)
+                file.truncate()
             finally:
                 if connection is not None:
                     connection.close()

@@ -68,7 +68,9 @@ class LocalCluster:
 
         :raises LocalClusterError: the state or the port is taken, or a child did not come up; nothing is left running.
         """
-        self.spec.state.mkdir(parents=True, exist_ok=True)
+        if not (self.spec.state / "lock").exists():
+            _claim_port(self.spec.port)  # refused, it leaves nothing behind
+            self.spec.state.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         try:
             self.port = _claim_port(self.spec.port)

@@ -119,5 +119,7 @@ def test_two_clusters_on_one_state_or_one_port_are_refused_with_a_clear_line(tmp
         same_port = run_stoker("local", "--state", str(tmp_path / "other"), "--port", port)
         assert same_port.returncode == 1
         assert f"port {port} is taken" in same_port.stderr and "--port" in same_port.stderr
-        assert len(same_port.stderr.strip().splitlines()) == 1
+        for refused in (same_state, same_port):
+            assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+        assert not (tmp_path / "other").exists()
         assert local.client.fleet()["instances"] == 1

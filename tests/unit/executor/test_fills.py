@@ -276,7 +276,7 @@ def test_callers_cannot_have_any_number_of_versions_fetched(root: Path, tmp_path
     asked: list[int] = []
     manifests = Manifests(
         str(tmp_path / "manifests"),
-        lambda name, version: asked.append(version) or gevent.sleep(600),  # type: ignore[func-returns-value,return-value]
+        lambda name, version, _: asked.append(version) or gevent.sleep(600),  # type: ignore[func-returns-value,return-value]
         gevent.spawn,
     )
     waiting = [gevent.spawn(manifests.get, view, version) for version in range(2, 2 + LOADING_MAX)]
