@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import gevent
 from gevent.threadpool import ThreadPool
 
 from stoker.framework.clock import Clock
@@ -41,6 +42,7 @@ from stoker.framework.translate import Json, framework_to_mesos, launch_environm
 from stoker.zk.errors import Fenced, Unavailable
 
 SEED_BYTES = 32
+NEWER_LOOK_INTERVAL_MS = 1_000
 FAILED_OVER = "failed over"  # in Mesos' word to a framework's old stream when a new one has subscribed
 
 log = logging.getLogger(__name__)
@@ -150,6 +152,7 @@ class Leadership:
         self._listings.sweep()
         self._mesos.start()
         self.loop.spawn(self._summons.run)
+        self.loop.spawn(self._warn_of_newer_journal)
         log.info(
             "leading epoch=%d cluster=%s framework_id=%s datasets=%d jobs=%d",
             self._epoch,
@@ -182,7 +185,7 @@ class Leadership:
     def leader_view(self) -> dict[str, Any]:
         """Return what GET /v1/leader says."""
 
-        def view(catalog: Catalog, _: Fleet) -> dict[str, Any]:
+        def view(catalog: Catalog, fleet: Fleet) -> dict[str, Any]:
             return {
                 "leader": self._url,
                 "self": self._url,
@@ -195,7 +198,7 @@ class Leadership:
                 "schedulers": list(self.schedulers),
                 "next_index": self.loop.next_index,
                 "behind": 0,
-                "reason": "",
+                "reason": fleet.newer_journal and _about_newer(fleet.newer_journal),
             }
 
         return self.loop.read(view)
@@ -242,6 +245,11 @@ class Leadership:
         known = self._catalog.framework_id or "none yet"
         self.loop.stop(Fatal(f"Mesos refused this framework (id {known}): {message}"))
 
+    def _warn_of_newer_journal(self) -> None:
+        while not (proof := self.loop.peek(lambda catalog, fleet: fleet.newer_journal)):
+            gevent.sleep(NEWER_LOOK_INTERVAL_MS / 1000)
+        log.error("%s", _about_newer(proof))
+
     def _warn_of_ignored_fleet(self) -> None:
         kept, told = self._catalog.fleet, self._config.fleet
         if kept is not None and kept != told:
@@ -250,3 +258,11 @@ class Leadership:
                 "mem_bytes=%d role=%s) are for a new cluster: change it with `stoker fleet set`",
                 kept.instances, kept.mem_bytes, kept.role, told.instances, told.mem_bytes, told.role,
             )  # fmt: skip
+
+
+def _about_newer(proof: str) -> str:
+    return (
+        f"{proof}: another scheduler has taken over, or it is an older journal. This leader ends and launches no "
+        "executors; if nobody else leads, stop the schedulers and bring the newest journal back, as it was or with "
+        "`stoker journal restore`"
+    )

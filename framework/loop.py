@@ -150,6 +150,10 @@ class Loop:
         return self._decided_index
 
     def start(self) -> None:
+        if self._journal.wants_snapshot:
+            # Whoever led before wrote none: a log at its limit takes no record, not even our first, until it is cut.
+            self._take_snapshot()
+            self._write_taken_snapshot()
         for run in (self._decide_forever, self._commit_forever, self._tick_forever, self._watch_forever):
             self._greenlets.append(self.spawn(run))
 
@@ -391,11 +395,17 @@ class Loop:
             count >= self._snapshot_records
             or (count >= SNAPSHOT_RECORDS_MIN and self._journal.wants_snapshot)
         ):
-            self._snapshot_index, self._snapshot_value = self._decided_index, self._core.catalog.copy()
+            self._take_snapshot()
         if self._snapshot_value is not None and self._next_index >= self._snapshot_index:
-            value, self._snapshot_value = self._snapshot_value, None
-            self._snapshot_running = True
-            self._greenlets.append(self.spawn(self._write_snapshot, self._snapshot_index, value))
+            self._write_taken_snapshot()
+
+    def _take_snapshot(self) -> None:
+        self._snapshot_index, self._snapshot_value = self._decided_index, self._core.catalog.copy()
+
+    def _write_taken_snapshot(self) -> None:
+        value, self._snapshot_value = self._snapshot_value, None
+        self._snapshot_running = True
+        self._greenlets.append(self.spawn(self._write_snapshot, self._snapshot_index, value))
 
     def _write_snapshot(self, index: int, value: Any) -> None:
         try:

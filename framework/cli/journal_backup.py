@@ -151,7 +151,9 @@ def restore_saved(url: str, secret: str, saved: Saved, *, overwrite: bool) -> in
             ahead = AHEAD_MIN + max(0, wall_ms - about.wall_ms) // 1000
             epoch = max(saved.end.epoch, newest_epoch) + ahead
             catalog.apply(JournalRestored(epoch, ahead, min(epoch, GENERATION_MAX), wall_ms))
-            snapshot = Snapshot(saved.state.next_index, encode_snapshot(catalog))
+            # Behind every record of both: nobody who has the state before one of them takes this for the same journal.
+            index = max(saved.state.next_index, target.next_index) + 1
+            snapshot = Snapshot(index, encode_snapshot(catalog))
             assert decoded(snapshot).snapshot() == catalog.snapshot(), "a snapshot that is not its catalog"
             target.commit(snapshot, Term(epoch, about.level, owner))
             return epoch

@@ -129,6 +129,7 @@ class Fleet:
         self.settings = settings
         self.seed = b""
         self.began_ms = 0
+        self.newer_journal = ""  # how we know of one, while this leadership lasts: see proof_of_newer_journal
         self.may_have_strays = (
             False  # launches ended before the take-over: their tasks may live yet, unknown here
         )
@@ -441,6 +442,7 @@ class Fleet:
     # --- executors and children
 
     def _heartbeat(self, stamp: ev.Stamp, heartbeat: Heartbeat, catalog: Catalog) -> None:
+        self.newer_journal = self.newer_journal or proof_of_newer_journal(catalog, heartbeat)
         if judge(catalog, heartbeat) != "ok":
             return
         seen = self.executors.get(heartbeat.launch_id)
@@ -528,10 +530,32 @@ def judge(catalog: Catalog, heartbeat: Heartbeat) -> str:
     launch = catalog.launches.get(heartbeat.launch_id)
     if launch is None:
         return "stale" if heartbeat.launch_id < catalog.launch_id_next else "unknown"
-    is_same = launch.slot_id == heartbeat.slot_id and hmac.compare_digest(
+    return "ok" if _is_of(launch, heartbeat) else "stale"
+
+
+def proof_of_newer_journal(catalog: Catalog, heartbeat: Heartbeat) -> str:
+    """Return what in the heartbeat tells that more was journaled than we know, or nothing.
+
+    Then another leads, or the journal went back in time (an older disk was put in its place). What it lacks may live:
+    nothing is ended or launched on its word.
+    """
+    if heartbeat.cluster != catalog.cluster:
+        return ""
+    if heartbeat.launch_id >= catalog.launch_id_next:
+        return (
+            f"an executor is of launch {heartbeat.launch_id}, this journal knows none "
+            f"after {catalog.launch_id_next - 1}"
+        )
+    launch = catalog.launches.get(heartbeat.launch_id)
+    if heartbeat.epoch_seen <= catalog.epoch or not (launch is None or _is_of(launch, heartbeat)):
+        return ""
+    return f"an executor has seen epoch {heartbeat.epoch_seen}, this journal is at {catalog.epoch}"
+
+
+def _is_of(launch: Launch, heartbeat: Heartbeat) -> bool:
+    return launch.slot_id == heartbeat.slot_id and hmac.compare_digest(
         launch.secret.encode(), heartbeat.secret.encode()
     )
-    return "ok" if is_same else "stale"
 
 
 def popcount(bitmap: bytes | bytearray) -> int:

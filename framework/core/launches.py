@@ -4,7 +4,7 @@ A slot has one launch at most. A launch is planned in matching.py, journaled bef
 says that its task or executor is gone, when its executor is silent for too long, when it never came, when its slot
 is removed or resized. Only an ended launch makes room for the slot's next one, and where the old executor may still
 live, its end is ordered (SHUTDOWN and KILL) in the very frame that ends it; should it heartbeat again, it is told that
-it is stale, and exits.
+it is stale, and exits. On the word of a journal that is known to be an older one nothing is ended (`newer_journal`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def fleet_requested(
 
 def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
     """On a tick: add, remove and resize slots; end launches that hang or never came; repeat kills."""
-    if catalog.fleet is None:
+    if catalog.fleet is None or fleet.newer_journal:
         return Frame()
     frame = _resize(catalog, fleet, stamp, catalog.fleet, settings)
     if frame.entries:
@@ -90,7 +90,8 @@ def task_updated(
     launch = catalog.launch_of_task(status.task_id)
     entries: list[e.Entry] = []
     actions: list[Action] = []
-    if launch is not None and status.state in TERMINAL_STATES:
+    is_told = status.state != "TASK_UNKNOWN" or not fleet.newer_journal
+    if launch is not None and status.state in TERMINAL_STATES and is_told:
         reason = clip(_task_end(status), settings.error_bytes_max)
         entries.append(e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp)))
         if status.state == "TASK_UNKNOWN":
@@ -114,7 +115,7 @@ def executor_ended(catalog: Catalog, stamp: ev.Stamp, event: ev.ExecutorEnded) -
 def agent_removed(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.AgentRemoved) -> Frame:
     """End the launch that never came up there. A heard executor may live on behind a partition: heartbeats decide."""
     launch = catalog.launch_on_agent(event.agent_id)
-    if launch is None or launch.launch_id in fleet.executors:
+    if launch is None or launch.launch_id in fleet.executors or fleet.newer_journal:
         return Frame()
     reason = f"the master removed agent {launch.hostname} before the executor answered"
     entry = e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp))
@@ -305,14 +306,29 @@ def _repeated_kills(fleet: Fleet, stamp: ev.Stamp) -> list[Action]:
 
 
 def _is_stray(catalog: Catalog, fleet: Fleet, status: TaskStatus) -> bool:
-    """Return whether a task of this cluster lives without a launch in the catalog, and nobody ordered its end yet."""
+    """Return whether a task of this cluster lives though its launch has ended, and nobody ordered its end yet.
+
+    A launch that the journal has never known is none that ended: the journal is an older one.
+    """
     return (
         status.state not in TERMINAL_STATES
         and status.state != "TASK_UNREACHABLE"
         and bool(catalog.cluster)
         and status.task_id.startswith(task_prefix(catalog.cluster))
+        and not fleet.newer_journal
+        and _launch_id_of(status.task_id) < catalog.launch_id_next
         and status.task_id not in fleet.endings
     )
+
+
+def _launch_id_of(task_id: str) -> int:
+    """Return the launch's number in a task id of ours; 0: it is in no form that we know.
+
+    >>> _launch_id_of("stoker-00010203-e7-s2-l31"), _launch_id_of("stoker-00010203-x")
+    (31, 0)
+    """
+    digits = task_id.rpartition("-l")[2]
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 20 else 0
 
 
 def _task_end(status: TaskStatus) -> str:

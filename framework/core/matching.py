@@ -33,7 +33,7 @@ def match_offers(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Sett
     spec = catalog.fleet
     if spec is None or not fleet.subscribed:
         return Frame()
-    wanted = [slot for slot in catalog.slots.values() if slot.launch_id == 0]
+    wanted = [slot for slot in catalog.slots.values() if slot.launch_id == 0 and not fleet.newer_journal]
     due = [slot for slot in wanted if fleet.backoff_ms(slot.slot_id, stamp.now_ms) == 0]
     matching = _Matching(catalog, fleet, stamp, settings, spec, due, is_wanted=bool(wanted))
     for key, offers in _by_agent(fleet).items():
@@ -69,7 +69,8 @@ class _Matching:
         """Sort one agent's offers of one role: usable, or declined with a reason."""
         settings = self.settings
         if not self.is_wanted:
-            return self._decline(offers, settings.decline_ms, "every wanted executor is launched")
+            reason = self.fleet.newer_journal or "every wanted executor is launched"
+            return self._decline(offers, settings.decline_ms, reason)
         launch = self.catalog.launch_on_agent(key[0])
         if launch is not None:
             reason = f"one executor an agent: slot {launch.slot_id} is on this one"

@@ -17,12 +17,16 @@ Nothing of this is journaled but the names that were used: a new leader asks all
 
 from __future__ import annotations
 
+import itertools
+
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import Frame
 from stoker.framework.core.assignments import assignment_version
 from stoker.framework.core.catalog import Catalog, Dataset
 from stoker.framework.core.fleet import Fleet, Listed
+
+PUBLISHED_FRAME_MAX = 200  # many may have waited for the same executor; a frame fits a batch of the journal
 
 
 def clear_version(catalog: Catalog, fleet: Fleet, dataset: Dataset) -> int:
@@ -33,15 +37,14 @@ def clear_version(catalog: Catalog, fleet: Fleet, dataset: Dataset) -> int:
 
 
 def publish(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp) -> Frame:
-    """Journal the first listings of datasets that may be read from now on."""
+    """Journal the first listings of datasets that may be read from now on; what is too much waits for the next tick."""
     wall_ms = max(stamp.wall_ms, catalog.wall_ms)
-    return Frame(
-        tuple(
-            e.DatasetListed(dataset_id, listed.manifested, wall_ms)
-            for dataset_id, listed in sorted(fleet.listed.items())
-            if not _holder(catalog, fleet, listed, stamp.now_ms)
-        )
+    free = (
+        e.DatasetListed(dataset_id, listed.manifested, wall_ms)
+        for dataset_id, listed in sorted(fleet.listed.items(), key=lambda item: item[0])
+        if not _holder(catalog, fleet, listed, stamp.now_ms)
     )
+    return Frame(tuple(itertools.islice(free, PUBLISHED_FRAME_MAX)))
 
 
 def waits_for(catalog: Catalog, fleet: Fleet, dataset: Dataset, now_ms: int) -> str:

@@ -278,7 +278,9 @@ def test_a_backup_brings_everything_back_elsewhere(place: Place, tmp_path: pathl
     said = succeed("restore", *flag(elsewhere), str(saved))
     assert f"at least {AHEAD_MIN:,} above" in said and CLUSTER.hex() in said
     header = json.loads(succeed("inspect", *flag(elsewhere), "--header", "--json"))
-    assert is_ahead(header["epoch"], 1) and header["next_index"] == RECORDS + 1
+    assert is_ahead(header["epoch"], 1) and header["next_index"] == RECORDS + 1 + 1, (
+        "no record of before has it"
+    )
     assert (header["framework_id"], header["datasets"], header["jobs"]) == (FRAMEWORK_ID, 2, 1)
     assert header["cluster"] == CLUSTER.hex()
     assert "BAD" not in succeed("verify", *flag(elsewhere))
@@ -307,7 +309,7 @@ def test_a_journal_goes_from_a_directory_to_zookeeper_and_back(tmp_path: pathlib
         succeed("backup", *flag(source), str(tmp_path / "saved"))
         succeed("restore", *flag(target), str(tmp_path / "saved"))
     header = json.loads(succeed("inspect", *flag(third), "--header", "--json"))
-    assert is_ahead(header["epoch"], 1 + AHEAD_MIN) and header["next_index"] == life.next_index
+    assert is_ahead(header["epoch"], 1 + AHEAD_MIN) and header["next_index"] == life.next_index + 2
     assert "BAD" not in succeed("verify", *flag(third))
     for places in made:
         next(places, None)
@@ -417,7 +419,7 @@ def test_restore_refuses_a_place_that_is_taken(place: Place, saved: pathlib.Path
     assert looking(place, state_of) == before
     succeed("restore", *flag(place), "--overwrite", str(saved))
     header = json.loads(succeed("inspect", *flag(place), "--header", "--json"))
-    assert header["next_index"] == RECORDS and is_ahead(header["epoch"], 1)
+    assert header["next_index"] == life.next_index + 1 and is_ahead(header["epoch"], 1)
 
 
 def test_restore_that_is_killed_is_done_again(place: Place, saved: pathlib.Path) -> None:
@@ -433,7 +435,7 @@ def test_restore_that_is_killed_is_done_again(place: Place, saved: pathlib.Path)
         process.communicate(timeout=60)
     done = run("restore", *flag(place), str(saved))
     assert done.returncode == 0 or b"--overwrite" in done.stderr, done
-    assert json.loads(succeed("inspect", *flag(place), "--header", "--json"))["next_index"] == RECORDS
+    assert json.loads(succeed("inspect", *flag(place), "--header", "--json"))["next_index"] == RECORDS + 1
     assert "BAD" not in succeed("verify", *flag(place))
 
 

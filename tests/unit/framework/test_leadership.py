@@ -6,9 +6,15 @@ import pathlib
 
 import pytest
 
+from stoker.framework import leadership as leadership_module
+from stoker.framework.core.entries import LaunchPlanned
+from stoker.framework.core.events import HeartbeatReceived
 from stoker.zk.errors import Unavailable
+from support.core_stage import heartbeat_of
 from support.greenlets import wait_until
 from support.schedulers import InProcess, MemoryJournal
+
+LOST = LaunchPlanned(31, 2, "stoker-00-e4-s2-l31", "a", "h", 31000, "s", 64 << 20, 100, 4, 1)
 
 
 def test_it_removes_its_scratch_files_and_nobody_elses(tmp_path: pathlib.Path) -> None:
@@ -40,3 +46,23 @@ def test_it_sweeps_blobs_that_no_manifest_needs(tmp_path: pathlib.Path) -> None:
     scheduler.lead()
     wait_until(lambda: digest not in journal.blobs)
     scheduler.close()
+
+
+def test_it_tells_the_operator_that_its_journal_is_an_older_one(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An older disk was put in ZooKeeper's place: executors know of what this journal never heard."""
+    monkeypatch.setattr(leadership_module, "NEWER_LOOK_INTERVAL_MS", 10)
+    scheduler = InProcess(MemoryJournal(), tmp_path / "scratch")
+    scheduler.lead()
+    try:
+        before = scheduler.leadership.leader_view()
+        cluster = bytes.fromhex(before["cluster"])
+        heartbeat = heartbeat_of(LOST, 1, epoch_seen=5, cluster=cluster)
+        answer = scheduler.loop.ask(lambda reply_id: HeartbeatReceived(heartbeat, reply_id))
+        proof = "an executor is of launch 31, this journal knows none after 0"
+        assert (answer.status, before["reason"]) == ("unknown", "")
+        assert scheduler.leadership.leader_view()["reason"].startswith(proof)
+        wait_until(lambda: proof in caplog.text, "the log to say it")
+    finally:
+        scheduler.close()

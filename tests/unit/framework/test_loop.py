@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from stoker.framework import loop as loop_module
@@ -15,7 +16,7 @@ from stoker.framework.core.actions import Answer, Frame, Kill
 from stoker.framework.core.entries import LaunchEnded
 from stoker.framework.core.events import AgentRemoved, Disconnected, JobCancelRequested, Stamp, Ticked
 from stoker.framework.errors import NotLeading, OutcomeUnknown, Overloaded
-from stoker.framework.journaling import JournalThread
+from stoker.framework.journaling import JournalGreenlets, JournalThread
 from stoker.framework.loop import Core, Crashed, Loop
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Settings
@@ -62,12 +63,14 @@ def toy_decide(catalog: ToyCatalog, fleet: Any, stamp: Stamp, event: Any, settin
 class Rig:
     """A loop on `journal` and what it performed."""
 
-    def __init__(self, journal: MemoryJournal, **options: Any) -> None:
+    def __init__(self, journal: MemoryJournal, *, wrap: Any = JournalThread, **options: Any) -> None:
         self.journal = journal
         self.catalog = ToyCatalog()
         self.performed: list[tuple[int, str]] = []  # (records durable by then, task id)
         options.setdefault("write_timeout_ms", 60_000)
         self.metrics = Metrics()
+        for record in journal.records:
+            self.catalog.done.append(record.decode())
         core = Core(
             self.catalog,
             ToyFleet(),
@@ -78,9 +81,9 @@ class Rig:
         )
         self.loop = Loop(
             core,
-            JournalThread(journal),
+            wrap(journal),
             self._perform,
-            next_index=0,
+            next_index=journal.snapshot_index + len(journal.records),
             clock=Clock(),
             metrics=self.metrics,
             workers=ThreadPool(1),
@@ -321,6 +324,56 @@ def test_a_snapshot_that_cannot_be_written_is_only_late(rigs: Any) -> None:
 
     wait_until(is_written, "a snapshot")
     assert not rig.loop.ended.ready()
+
+
+class FullJournal(MemoryJournal):
+    """A log at its limit: `append` waits, as greenlets do, until a snapshot has cut it."""
+
+    def __init__(self, records: list[bytes]) -> None:
+        super().__init__()
+        self.records = records
+        self._cut = Event()
+
+    @property
+    def wants_snapshot(self) -> bool:  # type: ignore[override]
+        return not self._cut.is_set()
+
+    def append(self, first_index: int, records: Sequence[bytes]) -> None:
+        self._cut.wait()
+        super().append(first_index, records)
+
+    def write_snapshot(self, index: int, data: bytes) -> None:
+        super().write_snapshot(index, data)
+        self._cut.set()
+
+
+def test_a_log_at_its_limit_is_cut_before_the_first_append(rigs: Any) -> None:
+    """Else no leader could begin, and so none would ever write the snapshot."""
+    journal = FullJournal([b"a", b"b", b"c"])
+    rig = rigs(journal, wrap=JournalGreenlets)
+    assert rig.cancel("d") == (201, 4)
+    assert journal.snapshot is not None and eval(journal.snapshot) == ["a", "b", "c"]
+    assert (journal.snapshot_index, journal.records) == (3, [b"d"])
+
+
+def test_the_first_snapshot_that_fails_does_not_end_the_leadership(rigs: Any) -> None:
+    journal = MemoryJournal()
+    journal.wants_snapshot = True
+
+    def write_snapshot(index: int, data: bytes) -> None:
+        raise Unavailable("no space")
+
+    journal.write_snapshot = write_snapshot  # type: ignore[method-assign]
+    rig = rigs(journal)
+    assert rig.cancel("a") == (201, 1)
+    assert not rig.loop.ended.ready()
+
+
+def test_a_journal_that_wants_none_gets_no_first_snapshot(rigs: Any) -> None:
+    journal = MemoryJournal()
+    rig = rigs(journal)
+    rig.cancel("a")
+    assert journal.snapshot is None
 
 
 def test_put_and_wait_returns_when_the_decision_is_durable(rigs: Any) -> None:

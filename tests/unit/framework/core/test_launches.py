@@ -238,11 +238,11 @@ def test_executors_that_did_not_outlive_the_leader_are_ended_after_the_grace() -
 
 def test_a_stray_task_of_this_cluster_is_killed_and_no_other() -> None:
     stage = Stage(instances=1).start()
-    frame = stage.status("stoker-00010203-e1-s9-l99", "TASK_RUNNING", uuid=b"u")
+    frame = stage.status("stoker-00010203-e0-s9-l1", "TASK_RUNNING", uuid=b"u")
     assert actions_of(frame, a.Kill) and actions_of(frame, a.Acknowledge)
-    for task_id in ("stoker-ffffffff-e1-s9-l99", "somebody-else"):
+    for task_id in ("stoker-ffffffff-e0-s9-l1", "somebody-else", "stoker-00010203-e1-s9-l99"):
         assert not actions_of(stage.status(task_id, "TASK_RUNNING", uuid=b"u"), a.Kill)
-    assert not actions_of(stage.status("stoker-00010203-e1-s9-l98", "TASK_LOST"), a.Kill)
+    assert not actions_of(stage.status("stoker-00010203-e0-s8-l1", "TASK_LOST"), a.Kill)
 
 
 # --- the wanted fleet
