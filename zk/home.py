@@ -51,8 +51,9 @@ class Home(Protocol):
         ...
 
     def follow(self, from_index: int) -> Iterator[Snapshot | Batch | None]:
-        """Yield what the journal says from record `from_index` on, for ever; None each time all there is was yielded.
+        """Yield what the journal says from record `from_index` on, for ever, and None in between.
 
+        None says: all was yielded that the journal held at some moment since the None before. More may be there already.
         A Snapshot comes first where those records are gone, and also later, whenever the journal was cut beyond us.
 
         :raises Unavailable, Corrupt, TooNew: the session ended; what is there cannot be trusted, or not be read.

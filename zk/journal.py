@@ -58,7 +58,7 @@ class Journal(Protocol):
 
     @property
     def wants_snapshot(self) -> bool:
-        """Say whether the log has grown so far that a snapshot should be written soon; at four times that `append` refuses."""
+        """Say whether the log has grown so far that a snapshot should be written soon; at four times that `append` may wait."""
         ...
 
     def append(self, first_index: int, records: Sequence[bytes]) -> None:

@@ -12,7 +12,7 @@ from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
 from stoker.zk.codec import LEVEL_MIN, Term, encode_schema, encode_term, read_schema
 from stoker.zk.errors import Corrupt, Unavailable
 from stoker.zk.layout import Layout
-from stoker.zk.session import AnswerLost, Session, getting, listing
+from stoker.zk.session import AnswerLost, Sendings, Session, getting, listing, writing
 
 _TRIES_MAX = 10
 _NO_VERSION = 2**30
@@ -105,12 +105,13 @@ def _check_rights(session: Session) -> None:
     ]
     operations += [("delete", (f"{path}/{name}",)) for path in folders]
     operations += [("set_data", (layout.epoch, b"", _NO_VERSION))]
+    sendings = Sendings(session, writing(operations))
     try:
         while True:
             try:
                 session.transact(*operations)
-            except AnswerLost:
-                session.wait_connected()
+            except AnswerLost as lost:
+                sendings.await_next(lost)
                 continue
             raise Unavailable(f"{layout.epoch} was changed at a version that it does not have")
     except BadVersionError:

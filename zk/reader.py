@@ -3,7 +3,7 @@
 A batch lies at the index of its first record, so whoever has read all records below an index knows the name of the next
 batch. Where that is gone, the log was cut, and the snapshot that the pointer names holds what was there. The leader
 writes the snapshot, then the pointer, and cuts then; a server shows that in this order. So what is looked at first is
-the log, then the pointer.
+the log, then the pointer. The snapshot may so be newer than all that was listed, and is followed by nothing then.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from kazoo.exceptions import NoNodeError
 
 from stoker.zk.codec import HEADER_BYTES, SnapshotHeader, read_batch_header, read_pointer, read_records
-from stoker.zk.errors import Corrupt
+from stoker.zk.errors import Corrupt, Unavailable
 from stoker.zk.home import Batch, Snapshot
 from stoker.zk.layout import CHUNK_BYTES, chunk_count, read_index
 from stoker.zk.session import AnswerLost, Session, getting
@@ -49,7 +49,7 @@ class Reader:
         Who asks for record 0 has no state yet, and always gets the newest snapshot.
 
         :raises Corrupt, TooNew: see `Home.follow`; also where the journal ends before `index`.
-        :raises Unavailable: the session ended.
+        :raises Unavailable: the session ended, or the log is cut faster than it can be read.
         """
         for _ in range(CUTS_MAX):
             listed = self.list_batches()
@@ -67,7 +67,7 @@ class Reader:
                 return
             except _Gone:
                 continue  # cut while we read
-        raise Corrupt(f"{self._layout.log} is cut faster than it can be read")
+        raise Unavailable(f"{self._layout.log} is cut faster than it can be read")
 
     def read_next(self, index: int) -> Batch | None:
         """Return the batch at `index`, None if there is none (yet, or any more). :raises: as `read_from`."""
@@ -126,7 +126,9 @@ class Reader:
             if first_index < index and first_index != needed[0]:
                 raise Corrupt(f"{path} holds records that were there before")
             if stop_index < index:
-                raise Corrupt(_ends_before(stop_index, index))
+                if index > snapshot_index:
+                    raise Corrupt(_ends_before(stop_index, index))
+                continue  # the snapshot, which was written after the list was read, has more
             if stop_index > index:
                 yield batch._replace(first_index=index, records=batch.records[index - first_index :])
             index = stop_index

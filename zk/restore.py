@@ -44,6 +44,11 @@ class Target(Protocol):
         """
         ...
 
+    @property
+    def next_index(self) -> int:
+        """Of the journal that was there when it was opened, 0 if none or none that could be read."""
+        ...
+
     def put_blob(self, data: bytes) -> None:
         """:raises Unavailable, TooLarge: ..."""
         ...
@@ -70,6 +75,7 @@ class LocalTarget:
         self._blobs = LocalBlobs(self._in("blobs"), self._disk)
         self._lock = -1
         self._epoch = 0  # the newest that was here
+        self._next_index = 0  # of what was here
 
     def open(self, *, overwrite: bool) -> int:
         """See Target.open."""
@@ -85,6 +91,11 @@ class LocalTarget:
                 self.close()
                 raise
         return self._epoch
+
+    @property
+    def next_index(self) -> int:
+        """See Target.next_index."""
+        return self._next_index
 
     def put_blob(self, data: bytes) -> None:
         """See Target.put_blob."""
@@ -132,11 +143,11 @@ class LocalTarget:
         """Return whether something has to be put aside. :raises NotEmpty: and that must not be."""
         unfinished = unfinished_restore(self._read("epoch"))
         if unfinished is not None:
-            self._epoch, _ = unfinished
+            self._epoch, _, self._next_index = unfinished
             return True
         try:
             header = LocalOnlooker(self._directory).header()
-            self._epoch = header.term.epoch
+            self._epoch, self._next_index = header.term.epoch, header.next_index
             if is_empty(header):
                 return False
             what = f"holds a journal of {header.next_index} records"
@@ -158,7 +169,7 @@ class LocalTarget:
         if unfinished is None:
             if term:
                 self._disk.replace_file(os.path.join(aside, "epoch"), term)
-            self._disk.replace_file(self._in("epoch"), mark_unfinished(self._epoch, number))
+            self._disk.replace_file(self._in("epoch"), mark_unfinished(self._epoch, number, self._next_index))
         for folder in ("log", "snapshots", "blobs"):
             if not os.path.isdir(self._in(folder)):
                 continue
@@ -197,19 +208,19 @@ class LocalTarget:
         return os.path.join(self._directory, *names)
 
 
-def mark_unfinished(epoch: int, number: int) -> bytes:
+def mark_unfinished(epoch: int, number: int, next_index: int) -> bytes:
     """Return what takes the place of the term while a journal is overwritten: no term, so nobody leads.
 
-    `number`: of the directory where what was there goes.
+    `number`: of the directory where what was there goes; `epoch` and `next_index`: of what was there.
 
-    >>> unfinished_restore(mark_unfinished(7, 1)), unfinished_restore(b"anything else")
-    ((7, 1), None)
+    >>> unfinished_restore(mark_unfinished(7, 1, 300)), unfinished_restore(b"anything else")
+    ((7, 1, 300), None)
     """
-    return _MARK + b"%d %d\n" % (epoch, number)
+    return _MARK + b"%d %d %d\n" % (epoch, number, next_index)
 
 
-def unfinished_restore(blob: bytes) -> tuple[int, int] | None:
-    """Return the epoch and the number that `mark_unfinished` was given, None: `blob` is no such mark."""
+def unfinished_restore(blob: bytes) -> tuple[int, int, int] | None:
+    """Return the epoch, the number and the index that `mark_unfinished` was given, None: `blob` is no such mark."""
     words = blob.removeprefix(_MARK).split()
-    is_mark = blob.startswith(_MARK) and len(words) == 2 and all(word.isdigit() for word in words)
-    return (int(words[0]), int(words[1])) if is_mark else None
+    is_mark = blob.startswith(_MARK) and len(words) == 3 and all(word.isdigit() for word in words)
+    return (int(words[0]), int(words[1]), int(words[2])) if is_mark else None

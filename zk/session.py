@@ -34,6 +34,7 @@ from kazoo.protocol.states import EventType, KazooState, KeeperState
 from stoker.zk.client import make_client, now_ms
 from stoker.zk.codec import encode_term, read_term
 from stoker.zk.core import leadership as core
+from stoker.zk.core.append import SENDINGS_MAX, never_answered
 from stoker.zk.errors import Corrupt, Denied, Fenced, JournalError, Unavailable
 from stoker.zk.layout import Layout
 from stoker.zk.paths import ZkUrl
@@ -66,8 +67,37 @@ def deleting(path: str) -> Request:
     return lambda client: client.delete_async(path)
 
 
+def writing(operations: Sequence[Operation]) -> str:
+    """Say what a transaction is, in an error."""
+    size = sum(len(part) for _, parts in operations for part in parts if isinstance(part, bytes))
+    return f"a write of {len(operations)} operations, {size} bytes of data,"
+
+
 class AnswerLost(Exception):
-    """The connection broke, or a server could not say: the request may have been done. Never leaves this package."""
+    """The connection broke, or a server could not say: the request may have been done. Never leaves this package.
+
+    `was_sent`: there was a connection, so it went out.
+    """
+
+    def __init__(self, text: str = "", *, was_sent: bool = True) -> None:
+        super().__init__(text)
+        self.was_sent = was_sent
+
+
+class Sendings:
+    """The sendings of one request, which is not sent for ever."""
+
+    def __init__(self, session: Session, what: str) -> None:
+        self._session = session
+        self._what = what
+        self._lost_count = 0
+
+    def await_next(self, lost: AnswerLost) -> None:
+        """Wait until it can be sent again. :raises JournalError: the session is over, or it was sent often enough."""
+        self._lost_count += lost.was_sent
+        if self._lost_count >= SENDINGS_MAX:
+            raise Unavailable(never_answered(self._what)) from lost
+        self._session.wait_connected()
 
 
 class Session:
@@ -162,6 +192,10 @@ class Session:
             self.post(core.Expired(LATE))
             raise Unavailable(LATE)
 
+    def now_ms(self) -> int:
+        """Return the time by the clock that deadlines are told by."""
+        return self._now_ms()
+
     @property
     def members(self) -> tuple[str, ...]:
         known = self._members
@@ -177,13 +211,14 @@ class Session:
         """Return the answer to a request that may be done twice: it is sent again whenever its answer was lost.
 
         :raises NoNodeError, NodeExistsError, BadVersionError, NotEmptyError: kazoo's, for the caller in this package.
-        :raises JournalError: the session ended; no right.
+        :raises JournalError: the session ended; no right; no answer to any of SENDINGS_MAX sendings.
         """
+        sendings = Sendings(self, "a request")
         while True:
             try:
                 return self.finish(self.begin(request))
-            except AnswerLost:
-                self.wait_connected()
+            except AnswerLost as lost:
+                sendings.await_next(lost)
 
     def names_in(self, folder: str) -> list[str]:
         """Return the names of the children of one of the journal's own nodes. :raises Corrupt: somebody deleted it."""
@@ -201,6 +236,7 @@ class Session:
     def finish(self, begun: tuple[Any, int]) -> Any:
         """Return the answer to a request. :raises AnswerLost: it may have been done; else as `ask`."""
         result, _ = begun
+        was_sent = not result.ready()  # without a connection a request fails at once
         while not result.ready():
             result.wait(LOOK_S)
             if not result.ready():
@@ -208,7 +244,7 @@ class Session:
         try:
             return result.get(block=False)
         except _DOUBTFUL as error:
-            raise AnswerLost(str(error)) from error
+            raise AnswerLost(str(error), was_sent=was_sent) from error
         except _FOR_CALLERS:
             raise
         except Exception as error:
@@ -324,11 +360,8 @@ class Session:
 
     def _perform(self, command: core.Command) -> None:  # noqa: C901
         match command:
-            case core.Probe():
-                sent_ms = self._now_ms()
-                self._request(
-                    lambda client: client.sync_async(self.layout.root), lambda _: core.Answered(sent_ms)
-                )
+            case core.Probe(fence):
+                self._probe(fence)
             case core.Reconnect():
                 _log.warning("a ZooKeeper server does not answer: trying another")
                 self._client.drop()
@@ -384,6 +417,27 @@ class Session:
 
         request(self._client).rawlink(done)
 
+    def _probe(self, fence: int | None) -> None:
+        sent_ms = self._now_ms()
+
+        def sync(client: Any) -> Any:
+            return client.sync_async(self.layout.root)
+
+        def check(client: Any) -> Any:
+            transaction = client.transaction()
+            transaction.check(self.layout.epoch, fence)
+            return transaction.commit_async()
+
+        def checked(results: list[Any]) -> core.Event | None:
+            if isinstance(results[0], (BadVersionError, NoNodeError)):
+                return core.EpochLost(EPOCH_LOST)
+            return None if isinstance(results[0], Exception) else core.Answered(sent_ms)
+
+        if fence is None:
+            self._request(sync, lambda _: core.Answered(sent_ms, is_quorum=False))
+        else:
+            self._request(check, checked)
+
     def _enter(self) -> None:
         def request(client: Any) -> Any:
             path = self.layout.candidate(core.node_prefix(self._candidate))
@@ -420,6 +474,8 @@ class Session:
         self._request(getting(self.layout.candidate(node)), seen)
 
     def _write_term(self, command: core.WriteTerm) -> None:
+        sent_ms = self._now_ms()
+
         def request(client: Any) -> Any:
             transaction = client.transaction()
             transaction.check(self.layout.candidate(command.node), -1)
@@ -427,6 +483,7 @@ class Session:
             return transaction.commit_async()
 
         def answered(results: list[Any]) -> core.Event:
+            self.post(core.Answered(sent_ms))
             if isinstance(results[0], NoNodeError) or isinstance(results[1], NoNodeError):
                 return core.NodeMissing()
             if isinstance(results[1], BadVersionError):
@@ -442,7 +499,7 @@ class Session:
         """Hear of it at once if somebody else takes the epoch; every write would be refused anyway."""
         lead = self._core.lead
         assert lead is not None
-        lost = core.EpochLost("another leader has taken the epoch")
+        lost = core.EpochLost(EPOCH_LOST)
 
         def watch(event: Any) -> None:
             if event.type != EventType.NONE:
@@ -504,6 +561,7 @@ class Session:
 
 
 LATE = "ZooKeeper has not answered for two thirds of the session: its time to lead is over"
+EPOCH_LOST = "another leader has taken the epoch"
 Operation = tuple[str, tuple[Any, ...]]  # of kazoo's transaction: its name, its arguments
 _DOUBTFUL = (ConnectionLoss, OperationTimeoutError, RequestTimeoutError, SessionMovedError)
 _FOR_CALLERS = (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError)

@@ -1,7 +1,8 @@
 """The home of a journal in ZooKeeper: one session, one candidate, one follower.
 
 `follow` reads what there is, and then waits for each batch by a watch on the znode that it will have: nothing is listed
-while it keeps up. One who falls behind lists the log and reads many batches at once.
+while it keeps up. One who falls behind lists the log and reads many batches at once: all that there was when it was
+listed, so that also a follower that is never quite level with a busy leader hears that it has read all there is.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ class ZooKeeperHome:
                 yield step
                 if self._is_stopped:
                     return
+            yield None
             for batch in self._follow_closely(index):
                 if batch is not None:
                     index = batch.first_index + len(batch.records)

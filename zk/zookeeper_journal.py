@@ -29,14 +29,15 @@ from stoker.zk.home import Batch, Snapshot
 from stoker.zk.journal import Recovered
 from stoker.zk.layout import CHUNK_BYTES, INDEX_DIGITS, chunks
 from stoker.zk.reader import Reader
-from stoker.zk.session import AnswerLost, Operation, Session, getting, listing
+from stoker.zk.session import LOOK_S, AnswerLost, Operation, Sendings, Session, getting, listing, writing
 from stoker.zk.zookeeper_blobs import ZooKeeperBlobs
 
 _log = logging.getLogger(__name__)
 
 LOG_BYTES_MAX = 64 * 1024 * 1024  # above one of these a snapshot is wanted
 LOG_BATCHES_MAX = 2_000
-LOG_REFUSED_FACTOR = 4  # at this many times them, no batch is taken any more
+LOG_FULL_FACTOR = 4  # at this many times them, an append waits until a snapshot has cut the log
+LOG_WAIT_MS = 60_000  # but no longer than this
 DELETES_MAX = 500  # in one multi
 SNAPSHOT_BYTES_MAX = 2**30
 _UNSEEN_BATCH_BYTES = LOG_BYTES_MAX // LOG_BATCHES_MAX  # what a batch counts whose size we never saw
@@ -56,6 +57,7 @@ class ZooKeeperJournal:
         self._lead: Lead | None = None
         self._window = window.AppendWindow(0)
         self._log = _Log()
+        self._changed = session.handler.event_object()  # the log was cut, or this leadership is over
         self._snapshot_number = 0
         self._over: JournalError | None = None
 
@@ -93,11 +95,16 @@ class ZooKeeperJournal:
         return self._log.count > LOG_BATCHES_MAX or self._log.bytes > LOG_BYTES_MAX
 
     def append(self, first_index: int, records: Sequence[bytes]) -> None:
-        """See Journal.append. :raises Unavailable: also where the log was not cut for too long."""
+        """See Journal.append. Waits, LOG_WAIT_MS at most, while the log is full, for a snapshot to cut it.
+
+        So a snapshot must come from another greenlet or thread; who has none would wait in vain, and is told then.
+
+        :raises Unavailable: also where the log was not cut in that time.
+        """
         self.check()
         assert self._lead is not None
         data = encode_batch(records, epoch=self._lead.term.epoch, first_index=first_index)
-        self._check_room(len(data))
+        self._await_room(len(data))
         commands = self._window.observe(window.Submitted(first_index, len(records), data))
         while True:
             (command,) = commands
@@ -149,6 +156,7 @@ class ZooKeeperJournal:
     def close(self) -> None:
         """Nothing may follow. The session is the home's, which closes it."""
         self._over = self._over or Unavailable("the journal is closed")
+        self._changed.set()
 
     # Taking over
 
@@ -179,8 +187,8 @@ class ZooKeeperJournal:
                     return window.Reconnected()
                 case window.ReadBack(first_index):
                     return self._read_back(first_index)
-        except AnswerLost:
-            return window.AnswerLost()
+        except AnswerLost as lost:
+            return window.AnswerLost(lost.was_sent)
         except Fenced as error:
             return window.SessionOver(Ending.FENCED, str(error))
         except JournalError as error:
@@ -209,17 +217,21 @@ class ZooKeeperJournal:
         return window.NodeRead(data)
 
     def _write(self, *operations: Operation) -> None:
-        """Do all operations under the fence, however often that has to be sent.
+        """Do all operations under the fence, also where that has to be sent more than once.
 
         Only for what may be found done already: the creation and deletion of nodes that nobody but this leader touches.
         """
         is_doubtful = False
+        sendings = Sendings(self._session, writing(operations))
         while True:
             try:
                 self._session.transact(self._fence(), *operations)
-            except AnswerLost:
+            except AnswerLost as lost:
                 is_doubtful = True
-                self._session.wait_connected()
+                try:
+                    sendings.await_next(lost)
+                except JournalError as error:
+                    raise self._end(error) from lost
                 continue
             except BadVersionError as error:
                 raise self._end(Fenced("another leader has taken the epoch")) from error
@@ -234,18 +246,31 @@ class ZooKeeperJournal:
         assert self._lead is not None
         return "check", (self._layout.epoch, self._lead.fence)
 
-    def _check_room(self, size: int) -> None:
-        count, total = self._log.count, self._log.bytes
-        if (
-            count < LOG_BATCHES_MAX * LOG_REFUSED_FACTOR
-            and total + size <= LOG_BYTES_MAX * LOG_REFUSED_FACTOR
-        ):
+    def _await_room(self, size: int) -> None:
+        """Wait until the log may grow by one batch. :raises Fenced, Unavailable: ..."""
+        if self._has_room(size):
             return
-        raise self._end(
-            Unavailable(
-                f"the log in {self._layout.log} holds {count} batches, {total} bytes, and no snapshot was written: "
-                f"{LOG_REFUSED_FACTOR} times {LOG_BATCHES_MAX} batches or {LOG_BYTES_MAX} bytes are the most"
-            )
+        _log.warning("the log in %s is full: waiting for a snapshot", self._layout.log)
+        deadline_ms = self._session.now_ms() + LOG_WAIT_MS
+        while True:
+            self._changed.clear()
+            self.check()
+            if self._has_room(size):
+                return
+            if self._session.now_ms() >= deadline_ms:
+                raise self._end(
+                    Unavailable(
+                        f"the log in {self._layout.log} holds {self._log.count} batches, {self._log.bytes} bytes, and "
+                        f"no snapshot was written for {LOG_WAIT_MS} ms: {LOG_FULL_FACTOR} times {LOG_BATCHES_MAX} "
+                        f"batches or {LOG_BYTES_MAX} bytes are the most"
+                    )
+                )
+            self._changed.wait(LOOK_S)
+
+    def _has_room(self, size: int) -> bool:
+        return (
+            self._log.count < LOG_BATCHES_MAX * LOG_FULL_FACTOR
+            and self._log.bytes + size <= LOG_BYTES_MAX * LOG_FULL_FACTOR
         )
 
     def _give_up(self, command: window.GiveUp) -> JournalError:
@@ -256,6 +281,7 @@ class ZooKeeperJournal:
 
     def _end(self, error: JournalError) -> JournalError:
         self._over = self._over or error
+        self._changed.set()
         return error
 
     # Forgetting
@@ -263,8 +289,11 @@ class ZooKeeperJournal:
     def _cut(self, index: int, name: str) -> None:
         """Delete the batches that lie wholly below `index`, and all snapshots but the one called `name`."""
         below = self._log.below(index, end_index=self._window.next_index)
-        self._delete([self._layout.batch(first_index) for first_index in below])
-        self._log.remove(below)
+        for start in range(0, len(below), DELETES_MAX):
+            some = below[start : start + DELETES_MAX]
+            self._delete([self._layout.batch(first_index) for first_index in some])
+            self._log.remove(some)  # at once: whoever goes on after an interruption must not look for them
+            self._changed.set()
         for other in self._session.names_in(self._layout.snapshots):
             if other != name:
                 self._delete_snapshot(other)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 
 from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, NotEmptyError
 
-from stoker.zk.codec import Term, encode_pointer, encode_term, read_pointer, read_term
+from stoker.zk.codec import Term, encode_pointer, encode_term, read_batch_header, read_pointer, read_term
 from stoker.zk.errors import Corrupt, Fenced, Locked, TooLarge, TooNew
 from stoker.zk.home import Snapshot
 from stoker.zk.layout import INDEX_DIGITS, chunks
 from stoker.zk.paths import ZkUrl
 from stoker.zk.prepare import prepare
 from stoker.zk.restore import NotEmpty, mark_unfinished, unfinished_restore
-from stoker.zk.session import AnswerLost, Operation, getting, listing
+from stoker.zk.session import AnswerLost, Operation, Sendings, getting, listing, writing
 from stoker.zk.zookeeper_blobs import ZooKeeperBlobs
 from stoker.zk.zookeeper_journal import DELETES_MAX, SNAPSHOT_BYTES_MAX
 from stoker.zk.zookeeper_onlooker import open_session, read_members, shown
@@ -48,6 +49,7 @@ class ZooKeeperTarget:
         self._blobs = ZooKeeperBlobs(self._session)
         self._members_wait_ms = members_wait_ms
         self._epoch = 0  # the newest that was here
+        self._next_index = 0  # of what was here
         self._fence = 0  # version of the term's znode
 
     def open(self, *, overwrite: bool) -> int:
@@ -61,6 +63,11 @@ class ZooKeeperTarget:
         if self._look(data, overwrite=overwrite):
             self._clear()
         return self._epoch
+
+    @property
+    def next_index(self) -> int:
+        """See Target.next_index."""
+        return self._next_index
 
     def put_blob(self, data: bytes) -> None:
         """See Target.put_blob."""
@@ -103,7 +110,7 @@ class ZooKeeperTarget:
         """Return whether something has to be cleared away. :raises NotEmpty: and that must not be."""
         unfinished = unfinished_restore(data)
         if unfinished is not None:
-            self._epoch, _ = unfinished
+            self._epoch, _, self._next_index = unfinished
             return True
         try:
             self._epoch = read_term(data).epoch
@@ -112,6 +119,7 @@ class ZooKeeperTarget:
             listed = self._children(self._layout.log)
             if not listed and pointed is None:
                 return False
+            self._next_index = max(pointed[0].next_index if pointed else 0, self._log_end(listed))
             what = "holds a journal"
         except (Corrupt, TooNew) as error:
             what = f"holds what is no good journal ({error})"
@@ -122,9 +130,20 @@ class ZooKeeperTarget:
             "`stoker journal backup` saves it)"
         )
 
+    def _log_end(self, listed: Sequence[str]) -> int:
+        if not listed:
+            return 0
+        path = f"{self._layout.log}/{listed[-1]}"
+        header = read_batch_header(self._session.ask(getting(path))[0])
+        if header is None:
+            raise Corrupt(f"{path} is damaged: no batch")
+        return header.stop_index
+
     def _clear(self) -> None:
         """Delete the journal that is here; from the first step on nobody leads it."""
-        self._take(mark_unfinished(self._epoch, 0), ("set_data", (self._layout.pointer, b"")))
+        self._take(
+            mark_unfinished(self._epoch, 0, self._next_index), ("set_data", (self._layout.pointer, b""))
+        )
         self._delete([f"{self._layout.log}/{name}" for name in self._children(self._layout.log)])
         for folder in (self._layout.snapshots, self._layout.blobs):
             for name in self._children(folder):
@@ -134,6 +153,7 @@ class ZooKeeperTarget:
     def _take(self, term: bytes, *operations: Operation) -> None:
         """Set the term's znode and do `operations` with it; its version is the fence from then on."""
         is_doubtful = False
+        sendings = Sendings(self._session, "the term")
         while True:
             try:
                 term_set: Operation = ("set_data", (self._layout.epoch, term, self._fence))
@@ -142,9 +162,9 @@ class ZooKeeperTarget:
                 )
                 self._fence = results[0].version
                 return
-            except AnswerLost:
+            except AnswerLost as lost:
                 is_doubtful = True
-                self._session.wait_connected()
+                sendings.await_next(lost)
             except BadVersionError as error:
                 data, stat = self._session.ask(getting(self._layout.epoch))
                 if is_doubtful and data == term:
@@ -153,15 +173,16 @@ class ZooKeeperTarget:
                 raise self._taken() from error
 
     def _write(self, *operations: Operation) -> None:
-        """Do operations that may be found done already, under the fence, however often that has to be sent."""
+        """Do operations that may be found done already, under the fence, also where that has to be sent more than once."""
         is_doubtful = False
+        sendings = Sendings(self._session, writing(operations))
         while True:
             try:
                 self._session.transact(("check", (self._layout.epoch, self._fence)), *operations)
                 return
-            except AnswerLost:
+            except AnswerLost as lost:
                 is_doubtful = True
-                self._session.wait_connected()
+                sendings.await_next(lost)
             except BadVersionError as error:
                 raise self._taken() from error
             except (NodeExistsError, NoNodeError, NotEmptyError) as error:

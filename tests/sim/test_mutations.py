@@ -129,9 +129,12 @@ class ProbesOneServer(Mutant):
 
     make_world = staticmethod(isolated_world)
 
-    def make_home(self, client: SimKazoo) -> ZooKeeperHome:
-        client.sync_async = client.exists_async  # type: ignore[assignment, method-assign]
-        return super().make_home(client)
+    class session_class(Session):
+        def _probe(self, fence: int | None) -> None:
+            sent_ms = self._now_ms()
+            self._request(
+                lambda client: client.exists_async(self.layout.root), lambda _: lead.Answered(sent_ms)
+            )
 
 
 class LeadsOutOfTurn(Mutant):

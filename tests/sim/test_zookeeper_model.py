@@ -285,6 +285,22 @@ def test_a_server_that_is_cut_off_answers_reads_and_keeps_no_session() -> None:
     assert isinstance(box[0], ConnectionLoss) and stage.server_of(0) is not server
 
 
+def test_a_leader_that_is_cut_off_answers_a_sync_for_a_while_but_no_write() -> None:
+    """Which is why `sync` is no probe for our leader."""
+    stage = Stage()
+    while stage.server_of(0) is not stage.ensemble.leader:
+        stage.clients[0]._drop()
+        stage.timeline.run(500)
+    stage.server_of(0).is_isolated = True
+    assert not isinstance(stage.do(0, lambda: stage.clients[0].call(Sync("/"))), ZkError)
+    written = stage.begin(0, lambda: stage.clients[0].write(Create("/late")))
+    synced = stage.begin(0, lambda: stage.clients[0].call(Sync("/")))
+    stage.timeline.run(500)
+    assert not written and not synced
+    stage.timeline.run(8_000)
+    assert isinstance(written[0], ConnectionLoss) and isinstance(synced[0], ConnectionLoss)
+
+
 def test_a_late_request_of_a_session_that_moved_is_refused() -> None:
     """Sent to a server that was stopped; by the time that it goes on, the session is elsewhere."""
     for seed in range(1, 30):

@@ -11,7 +11,8 @@ What it keeps of the real one, because our code relies on it or suffers from it:
   no leader; a new leader gives every session its whole timeout again. Its ephemeral nodes go with it. The client hears
   of it when it is connected again, and not before.
 - When the leader goes, every server drops its clients; a write under way may have happened or not. A server that is cut off
-  answers reads and pings for a while, and keeps no session alive by it.
+  answers reads and pings for a while, and keeps no session alive by it; the leader that is cut off also answers `sync`,
+  which is no quorum's word, as long as no write waits.
 - A request that lies in a stopped server's, or a cut line's, buffers may be done late: the leader refuses it only if
   the session has moved to another server or has ended.
 - Watches fire once, at the server, before the client can read what fired them; they end with the connection.
@@ -231,11 +232,20 @@ class Server(Process):
             self.ensemble.touch(session)
         pending = Pending(xid, request, watch)
         connection.queue.append(pending)
-        if isinstance(request, Multi | Sync | CloseSession):
+        if isinstance(request, Sync) and self._is_alone_at_rest():
+            pending.zxid = self.tree.zxid
+            self.drain(connection)
+        elif isinstance(request, Multi | Sync | CloseSession):
             self._forward(lambda: self.ensemble.lead(self, connection, session, pending))
         else:
             pending.zxid = 0
             self.drain(connection)
+
+    def _is_alone_at_rest(self) -> bool:
+        """Say whether this is the leader, cut off from the others and without a write that waits for them."""
+        if not self.is_isolated or self is not self.ensemble.leader:
+            return False
+        return not any(isinstance(p.request, Multi) for c in self._connections for p in c.queue)
 
     def drain(self, connection: Connection) -> None:
         """Answer what can be answered, in order."""

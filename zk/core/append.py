@@ -11,7 +11,8 @@ took the epoch. One batch is in flight at a time, which makes the indexes gaples
 
 After a lost answer the batch may be there or not. Sending it again in the same session settles that: either it is made
 now, or the node is there already, and then its bytes say whose it is. (A plain read could be answered by a server that
-is behind.) After the session nothing can be settled any more, and the leadership ends in doubt.
+is behind.) After the session nothing can be settled any more, and the leadership ends in doubt. So it does after
+SENDINGS_MAX sendings without an answer: a server whose limit a batch exceeds ends the connection, and says nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from stoker.zk.core.leadership import Ending
+
+SENDINGS_MAX = 5  # of one request; only those count that went out on a connection
+
+
+def never_answered(what: str) -> str:
+    """Return why `what` is given up after SENDINGS_MAX sendings."""
+    return (
+        f"{what} was sent {SENDINGS_MAX} times, and the connection broke each time before an answer: "
+        "jute.maxbuffer of the ZooKeeper servers may be too small (1 MiB is needed, and is the default)"
+    )
 
 
 class AppendPhase(enum.Enum):
@@ -65,7 +76,9 @@ class NoNode:
 
 @dataclass(frozen=True, slots=True)
 class AnswerLost:
-    """The connection broke before an answer: it may have happened."""
+    """The connection broke before an answer: it may have happened. `was_sent`: there was a connection at all."""
+
+    was_sent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +173,7 @@ class AppendWindow:
         self._phase = AppendPhase.IDLE
         self._batch: Submitted | None = None
         self._is_doubtful = False  # of the batch in flight: one sending of it at least was not answered
+        self._lost_count = 0  # of the batch in flight: sendings without an answer
         self._end: GiveUp | None = None
 
     @property
@@ -200,9 +214,8 @@ class AppendWindow:
                 return self._give_up(Ending.FENCED, "another leader has taken the epoch")
             case NoNode():
                 return self._give_up(Ending.FENCED, "the journal's epoch or log was taken away")
-            case AnswerLost():
-                self._phase, self._is_doubtful = AppendPhase.DOUBTFUL, True
-                return [AwaitConnection()]
+            case AnswerLost(was_sent):
+                return self._lost(batch, was_sent=was_sent)
             case Reconnected():
                 self._phase = AppendPhase.SENT
                 return [Send(batch.first_index, batch.data)]
@@ -214,7 +227,16 @@ class AppendWindow:
         assert batch.first_index == self._next_index, f"record {self._next_index} comes next"
         assert batch.record_count > 0
         self._phase, self._batch, self._is_doubtful = AppendPhase.SENT, batch, False
+        self._lost_count = 0
         return [Send(batch.first_index, batch.data)]
+
+    def _lost(self, batch: Submitted, *, was_sent: bool) -> list[AppendCommand]:
+        self._phase, self._is_doubtful = AppendPhase.DOUBTFUL, True
+        self._lost_count += was_sent
+        if self._lost_count < SENDINGS_MAX:
+            return [AwaitConnection()]
+        what = f"the batch at index {batch.first_index}, of {len(batch.data)} bytes,"
+        return self._give_up(Ending.UNAVAILABLE, never_answered(what))
 
     def _acknowledge(self, batch: Submitted) -> list[AppendCommand]:
         self._next_index += batch.record_count

@@ -4,8 +4,11 @@ Theory of operation. A session is connected or not, and has a *contact*: when th
 ensemble answered. At that moment the session lived, so it lives for the negotiated timeout from then on, and nobody else
 can lead before that is over: our election node stands in front of theirs. The *deadline* is two thirds of the timeout
 after the contact. A leader that has passed it does nothing more, whether or not anybody told it that its session ended
-(kazoo tells so only after it has connected again). Probes keep the contact fresh: their answer comes from a quorum,
-unlike that of a ping, which any server gives by itself.
+(kazoo tells so only after it has connected again). Probes keep the contact fresh.
+
+For a leader only what a quorum answered is a contact: writes and all other multis, done or refused. A ping is answered by
+any server; a `sync`, and the return to a session, by ZooKeeper's leader alone, also by one that is cut off from the
+others and has not noticed yet. So a leader's probe is a multi, of its fence alone.
 
     WATCHING --Join--> ENTERING --Entered--> WAITING --nobody before us--> FIRST --Claim--> CLAIMING --written--> LEADING
         any --Expired, not connected for a timeout, the deadline of one who claims or leads, epoch lost--> OVER
@@ -78,9 +81,10 @@ class Suspended:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The ensemble, not just one server, answered a request that was sent then."""
+    """A request that was sent then was answered; `is_quorum`: by a quorum, not just by ZooKeeper's leader (`sync`)."""
 
     sent_ms: int
+    is_quorum: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +165,7 @@ class NodeMissing:
 
 @dataclass(frozen=True, slots=True)
 class EpochLost:
-    """A write of ours was refused by the fence."""
+    """A write or a probe of ours was refused by the fence."""
 
     reason: str
 
@@ -200,7 +204,9 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask the ensemble for anything that only a quorum answers (`sync`), then tell Answered."""
+    """Without a fence: `sync`; with it: a multi that checks it. Then tell Answered, or EpochLost."""
+
+    fence: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +280,7 @@ class Leadership:
         self._is_connected = self._is_prepared = False
         self._timeout_ms = 0
         self._contact_ms: int | None = None
+        self._quorum_ms: int | None = None  # the same, of what a quorum answered
         self._probe_sent_ms: int | None = None  # of the one that is not answered yet
         self._probe_wanted_ms: int | None = None
         self._node = ""
@@ -320,7 +327,8 @@ class Leadership:
     @property
     def deadline_ms(self) -> int | None:
         """From this moment on a leader does nothing more; None before the session."""
-        return None if self._contact_ms is None else self._contact_ms + self._timeout_ms * 2 // 3
+        contact_ms = self._quorum_ms if self._phase is Phase.LEADING else self._contact_ms
+        return None if contact_ms is None else contact_ms + self._timeout_ms * 2 // 3
 
     @property
     def probe_interval_ms(self) -> int:
@@ -341,8 +349,8 @@ class Leadership:
             case Suspended():
                 self._is_connected, self._probe_sent_ms = False, None
                 return []
-            case Answered(sent_ms):
-                return self._answered(sent_ms)
+            case Answered():
+                return self._answered(event)
             case Expired(reason):
                 return self._over(Ending.UNAVAILABLE, reason)
             case Ticked(now_ms):
@@ -364,6 +372,8 @@ class Leadership:
     def _connected(self, event: Connected) -> list[Command]:
         self._is_connected, self._timeout_ms, self._probe_sent_ms = True, event.timeout_ms, None
         self._contact_ms = max(event.sent_ms, self._contact_ms or event.sent_ms)
+        if self._quorum_ms is None:
+            self._quorum_ms = event.sent_ms  # a session begins with a write
         self._probe_wanted_ms = None
         if self._phase is Phase.WATCHING and not self._is_prepared:
             return []
@@ -374,9 +384,12 @@ class Leadership:
             commands.append(ReadTerm())
         return commands
 
-    def _answered(self, sent_ms: int) -> list[Command]:
+    def _answered(self, event: Answered) -> list[Command]:
+        sent_ms = event.sent_ms
         if self._contact_ms is None or sent_ms > self._contact_ms:
             self._contact_ms = sent_ms
+        if event.is_quorum and (self._quorum_ms is None or sent_ms > self._quorum_ms):
+            self._quorum_ms = sent_ms
         if self._probe_sent_ms is not None and sent_ms >= self._probe_sent_ms:
             self._probe_sent_ms = None
         return []
@@ -396,7 +409,7 @@ class Leadership:
         if self._probe_wanted_ms is not None and now_ms < self._probe_wanted_ms:
             return []
         self._probe_sent_ms, self._probe_wanted_ms = now_ms, now_ms + self.probe_interval_ms
-        return [Probe()]
+        return [Probe(self._lead.fence if self._lead is not None else None)]
 
     def _over(self, ending: Ending, reason: str) -> list[Command]:
         self._phase, self._end, self._is_connected = Phase.OVER, End(ending, reason), False

@@ -71,6 +71,12 @@ def test_the_epoch_is_also_above_the_one_of_the_place(place: Place) -> None:
     assert put(place) == 9 + AHEAD
 
 
+def test_a_place_that_is_empty_has_no_index(place: Place) -> None:
+    target = place.target()
+    assert (target.open(overwrite=False), target.next_index) == (0, 0)
+    target.close()
+
+
 def test_a_journal_is_not_overwritten_unasked_and_stays_as_it_is(place: Place) -> None:
     live(place)
     before = looking(
@@ -83,6 +89,11 @@ def test_a_journal_is_not_overwritten_unasked_and_stays_as_it_is(place: Place) -
 
 def test_a_journal_is_overwritten_when_asked_for(place: Place) -> None:
     live(place)
+    target = place.target()
+    with pytest.raises(NotEmpty):
+        target.open(overwrite=False)
+    assert target.next_index == 4
+    target.close()
     assert put(place, overwrite=True) == 5 + AHEAD
     journal = place.leader()
     found = journal.lead()
@@ -163,6 +174,9 @@ def test_what_was_to_be_overwritten_and_was_not_is_led_by_nobody_until_it_is_don
     journal.close()
     with pytest.raises(Corrupt):
         looking(place, lambda onlooker: onlooker.header())
+    again = place.target()
+    assert (again.open(overwrite=False), again.next_index) == (1, 4), "what was there is known still"
+    again.close()
     assert put(place) == 5 + AHEAD, "the one who does it again need not say --overwrite again"
     assert place.leader().lead().snapshot == SAVED.data
 

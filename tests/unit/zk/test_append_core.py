@@ -58,6 +58,39 @@ def test_a_reading_whose_answer_is_lost_begins_again() -> None:
     assert window.observe(core.NodeRead(b"ours")) == [DONE]
 
 
+@pytest.mark.parametrize("data", [b"ours", b"x" * 300_000])
+def test_a_batch_that_is_never_answered_is_given_up_in_doubt(data: bytes) -> None:
+    """Trap: a server with a smaller jute.maxbuffer ends the connection at each sending, and says nothing."""
+    window = AppendWindow(5)
+    window.observe(core.Submitted(5, 3, data))
+    for _ in range(core.SENDINGS_MAX - 1):
+        assert window.observe(core.AnswerLost()) == [core.AwaitConnection()]
+        assert window.observe(core.Reconnected()) == [core.Send(5, data)]
+    (end,) = window.observe(core.AnswerLost())
+    assert (end.ending, end.is_doubtful) == (Ending.UNAVAILABLE, True)
+    assert f"of {len(data)} bytes" in end.reason and "jute.maxbuffer" in end.reason
+    assert (window.phase, window.next_index) == (AppendPhase.OVER, 5)
+
+
+def test_what_never_went_out_is_no_sending() -> None:
+    """A request that finds no connection fails at once, perhaps many times before there is one."""
+    window = sent()
+    for _ in range(10 * core.SENDINGS_MAX):
+        assert window.observe(core.AnswerLost(was_sent=False)) == [core.AwaitConnection()]
+        assert window.observe(core.Reconnected()) == [SEND]
+    assert window.observe(core.Created()) == [DONE]
+
+
+def test_each_batch_has_its_own_sendings() -> None:
+    window = AppendWindow(0)
+    for index in range(2 * core.SENDINGS_MAX):
+        send = core.Send(index, b"x")
+        assert window.observe(core.Submitted(index, 1, b"x")) == [send]
+        assert window.observe(core.AnswerLost()) == [core.AwaitConnection()]
+        assert window.observe(core.Reconnected()) == [send]
+        assert window.observe(core.Created()) == [core.Acknowledge(index, index + 1)]
+
+
 SESSION_OVER = core.SessionOver(Ending.UNAVAILABLE, "gone")
 
 
@@ -119,9 +152,12 @@ def test_what_is_acknowledged_is_there_once_whatever_gets_lost(fates: list[tuple
     for number in range(5):
         data = b"%d" % number
         commands = window.observe(core.Submitted(window.next_index, 2, data))
+        lost_count = 0
         while not isinstance(commands[0], core.Acknowledge):
             (command,) = commands
             how, _ = next(fate, ("done", True))
+            if lost_count == core.SENDINGS_MAX - 1:
+                how = "done"  # one more would end it
             event: core.AppendEvent
             match command:
                 case core.AwaitConnection():
@@ -136,6 +172,7 @@ def test_what_is_acknowledged_is_there_once_whatever_gets_lost(fates: list[tuple
                     event = core.AnswerLost() if how == "lost reading" else core.NodeRead(log.get(index))
                 case _:
                     raise AssertionError(command)
+            lost_count += isinstance(event, core.AnswerLost)
             commands = window.observe(event)
         acknowledged += 1
         assert log[2 * number] == data

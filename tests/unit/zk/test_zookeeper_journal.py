@@ -1,4 +1,4 @@
-"""The journal in a real ZooKeeper: the fence, lost answers, damage, cutting, limits."""
+"""The journal in a real ZooKeeper: the fence, lost answers, damage, blobs. Its log: `test_zookeeper_log`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from stoker.zk.codec import (
     read_pointer,
     read_term,
 )
-from stoker.zk.errors import Corrupt, Fenced, JournalError, TooLarge, TooNew, Unavailable
+from stoker.zk.core.append import SENDINGS_MAX
+from stoker.zk.errors import Corrupt, Fenced, JournalError, TooNew, Unavailable
 from stoker.zk.layout import CHUNK_BYTES
-from stoker.zk.session import AnswerLost
+from stoker.zk.session import AnswerLost, getting
 from stoker.zk.zookeeper_journal import ZooKeeperJournal
 from support.homes import Tree, led, opened, wait_until
 from support.journals import depose_first, shared_client
@@ -334,6 +335,34 @@ def test_a_path_whose_making_is_not_answered(zookeeper: Place, tree: Tree, what:
             led(home)
 
 
+@pytest.mark.parametrize("what", ["append", "put_blob", "write_snapshot"])
+def test_a_write_that_is_never_answered_ends_the_leadership(
+    zookeeper: Place, tree: Tree, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Trap: a server whose jute.maxbuffer is too small ends the connection, and would do so for ever."""
+    with opened(zookeeper.url) as home:
+        journal, _ = led(home)
+        sent: list[object] = []
+
+        def lose(begun: tuple[object, int]) -> None:
+            home._session.finish(begun)
+            sent.append(begun)
+            raise AnswerLost
+
+        monkeypatch.setattr(home._session, "finish_transaction", lose)
+        monkeypatch.setattr(home._session, "begin_transaction", lambda *_: home._session.begin(getting("/")))
+        writes: dict[str, Callable[[], object]] = {
+            "append": lambda: journal.append(0, [b"x" * 1000]),
+            "put_blob": lambda: journal.put_blob(b"x" * 1000),
+            "write_snapshot": lambda: journal.write_snapshot(0, b"x" * 1000),
+        }
+        with pytest.raises(Unavailable, match="jute.maxbuffer"):
+            writes[what]()
+        assert len(sent) == SENDINGS_MAX
+        with pytest.raises(Unavailable, match="jute.maxbuffer"):
+            journal.check()
+
+
 def test_requests_without_a_connection_fail_at_once_and_are_not_kept(zookeeper: Place, tree: Tree) -> None:
     """Trap: kazoo keeps them while it is suspended, and sends them whenever there is a connection again."""
     with Proxy(zookeeper.hosts) as proxy, opened(f"zk://{proxy.address}{zookeeper.path}") as home:
@@ -472,133 +501,3 @@ def test_a_blob_that_was_never_finished_is_none(zookeeper: Place, tree: Tree) ->
         tree.set(f"blobs/{digest}", b"")
         journal.delete_blob(digest)
         assert tree.names("blobs") == []
-
-
-# Cutting
-
-
-def test_the_log_is_cut_below_a_snapshot_and_stays_bounded(zookeeper: Place, tree: Tree) -> None:
-    with opened(zookeeper.url) as home:
-        journal, _ = led(home)
-        index = 0
-        for number in range(1, 60):
-            journal.append(index, [b"x" * 100, b"y"])
-            index += 2
-            if number % 10 == 0:
-                journal.write_snapshot(index - 3, b"state %d" % number)
-                assert len(tree.names("log")) == 2
-                assert len(tree.names("snapshots")) == 1
-        assert journal._log.count == len(tree.names("log")) == 11
-        assert journal._log.bytes == sum(len(tree.get(f"log/{name}")) for name in tree.names("log"))
-
-
-def test_a_long_log_wants_a_snapshot_and_is_not_written_to_for_ever(
-    zookeeper: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stoker.zk.zookeeper_journal.LOG_BATCHES_MAX", 5)
-    with opened(zookeeper.url) as home:
-        journal, _ = led(home)
-        for index in range(5):
-            journal.append(index, [b"x"])
-            assert not journal.wants_snapshot
-        journal.append(5, [b"x"])
-        assert journal.wants_snapshot
-        journal.write_snapshot(6, b"state")
-        assert not journal.wants_snapshot
-        for index in range(6, 26):
-            journal.append(index, [b"x"])
-        with pytest.raises(Unavailable, match="no snapshot was written"):
-            journal.append(26, [b"x"])
-    with opened(zookeeper.url) as home:  # the next leader cuts first
-        journal, index = led(home)
-        assert journal.wants_snapshot
-        journal.write_snapshot(index, b"state")
-        journal.append(index, [b"x"])
-
-
-def test_a_large_log_wants_a_snapshot(zookeeper: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stoker.zk.zookeeper_journal.LOG_BYTES_MAX", 10_000)
-    with opened(zookeeper.url) as home:
-        journal, _ = led(home)
-        journal.append(0, [b"x" * 9_000])
-        assert not journal.wants_snapshot
-        journal.append(1, [b"x" * 2_000])
-        assert journal.wants_snapshot
-        with pytest.raises(Unavailable, match="are the most"):
-            journal.append(2, [b"x" * 40_000])
-
-
-@pytest.mark.parametrize("interrupted", ["chunks", "cut"])
-def test_an_interrupted_snapshot_leaves_nothing_for_ever(
-    zookeeper: Place, tree: Tree, monkeypatch: pytest.MonkeyPatch, interrupted: str
-) -> None:
-    class Interrupted(Exception):
-        pass
-
-    def interrupt(*_: object, **__: object) -> None:
-        raise Interrupted
-
-    with opened(zookeeper.url) as home:
-        journal, _ = led(home)
-        for index in range(4):
-            journal.append(index, [b"%d" % index])
-        journal.write_snapshot(1, b"before 1")
-        with monkeypatch.context() as patch:
-            if interrupted == "chunks":
-                patch.setattr("stoker.zk.zookeeper_journal.encode_pointer", interrupt)
-            else:
-                patch.setattr(ZooKeeperJournal, "_cut", interrupt)
-            with pytest.raises(Interrupted):
-                journal.write_snapshot(3, b"before 3")
-    with opened(zookeeper.url) as home:
-        home.join()
-        assert home.wait_turn(60_000)
-        journal = home.journal()  # type: ignore[assignment]
-        found = journal.lead()
-        expected = (1, b"before 1") if interrupted == "chunks" else (3, b"before 3")
-        assert (found.snapshot_index, found.snapshot) == expected
-        assert [index for index, _ in found.records] == list(range(expected[0], 4))
-        journal.write_snapshot(4, b"before 4")
-        assert tree.names("log") == []
-        assert len(tree.names("snapshots")) == 1
-
-
-def test_leading_from_a_record_that_is_there(zookeeper: Place) -> None:
-    with opened(zookeeper.url) as home:
-        journal, _ = led(home)
-        for index in range(0, 9, 3):
-            journal.append(index, [b"%d" % n for n in range(index, index + 3)])
-        journal.write_snapshot(4, b"before 4")  # keeps the batch of 3, 4, 5
-
-    def lead(from_index: int) -> tuple[bool, int, bytes | None, list[int]]:
-        with opened(zookeeper.url) as home:
-            home.join()
-            assert home.wait_turn(60_000)
-            found = home.journal().lead(from_index)
-            return found.resumed, found.snapshot_index, found.snapshot, [i for i, _ in found.records]
-
-    snapshot = (False, 4, b"before 4", [4, 5, 6, 7, 8])
-    assert lead(9) == (True, 9, None, [])
-    assert lead(6) == (True, 6, None, [6, 7, 8])
-    assert lead(5) == (True, 5, None, [5, 6, 7, 8])
-    assert lead(3) == (True, 3, None, [3, 4, 5, 6, 7, 8])
-    assert lead(2) == snapshot  # gone
-    assert lead(0) == snapshot
-    assert lead(10) == snapshot  # more than there is: the state of another journal
-
-
-def test_all_blobs_together_have_a_limit(zookeeper: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stoker.zk.zookeeper_blobs.BLOBS_BYTES_MAX", 1000)
-    with opened(zookeeper.url) as home:
-        journal, _ = led(home)
-        digest = journal.put_blob(b"a" * 600)
-        with pytest.raises(TooLarge, match="would make 1001 bytes of all blobs in ZooKeeper; at most 1000"):
-            journal.put_blob(b"b" * 401)
-        assert journal.put_blob(b"a" * 600) == digest
-        journal.put_blob(b"c" * 400)
-    with opened(zookeeper.url) as home:
-        journal, _ = led(home)
-        with pytest.raises(TooLarge, match="would make 1001 bytes"):
-            journal.put_blob(b"d")
-        journal.delete_blob(digest)
-        journal.put_blob(b"d" * 600)

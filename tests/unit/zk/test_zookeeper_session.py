@@ -187,6 +187,22 @@ def test_everything_works_on_greenlets(zookeeper: Place, beats: list[int]) -> No
         assert len(beats) >= 2
 
 
+def test_an_append_that_waits_for_room_lets_the_snapshot_s_greenlet_run(
+    zookeeper: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker.zk.zookeeper_journal.LOG_BATCHES_MAX", 2)
+    with greenly(zookeeper.url) as home:
+        journal, _ = led(home)
+        for index in range(8):
+            journal.append(index, [b"x"])
+        appending = gevent.spawn(journal.append, 8, [b"x"])
+        gevent.sleep(0.05)
+        assert not appending.dead
+        journal.write_snapshot(8, b"state before 8")
+        appending.get(timeout=60)
+        assert journal._log.count == 1
+
+
 def test_the_hub_goes_on_while_a_server_is_silent(zookeeper: Place, beats: list[int]) -> None:
     with Proxy(zookeeper.hosts) as proxy:
         with greenly(f"zk://{proxy.address}{zookeeper.path}", session_timeout_ms=8_000) as home:
