@@ -59,9 +59,6 @@ class Placement:
         positions = self.homes[:, index % self.pg_count].tolist()
         return sum(p != NO_HOME and p < len(self.slots) and self.slots[p].port != 0 for p in positions)
 
-    def with_slots(self, placement_version: int, slots: tuple[SlotAddress, ...]) -> Placement:
-        return dataclasses.replace(self, placement_version=placement_version, slots=slots)
-
 
 def placement_from(raw: Mapping[str, Any]) -> Placement:
     """Return the placement that a scheduler (JSON: `homes` base64, `cluster` hex) or an executor (msgpack: bytes) told.
