@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import socket
+import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from stoker.executor.units import format_bytes
 from stoker.framework.errors import ConfigError
 from stoker.framework.model import EXECUTOR_CPUS_MILLI, NAME, NAME_RULE, FleetSpec, Settings
 from stoker.framework.scratch import public_path
-from stoker.mesos.detector import parse_address
+from stoker.mesos.detector import check_master, without_credentials
 from stoker.zk.paths import parse_journal_url
 
 PORT_DEFAULT = 7070
@@ -51,6 +52,10 @@ class Config:
     `journal` is `file:DIR`, or `zk://HOST:PORT,.../PATH`, which several schedulers share; then `session_timeout_ms` is how
     long a dead one may pass for alive. `new_cluster` and `new_master` say what nobody could find out: that an empty
     journal is no lost one, that the cluster's master is now found at another address.
+
+    `master` is HOST:PORT, or zk://HOST:PORT,.../PATH where Mesos' masters say who leads. With `master_tls` it is spoken to over
+    TLS: `master_ca` is a file of the authorities that are trusted (none: the machine's), `master_certificate` one of our
+    own certificate and key, if the masters ask for it.
 
     `fleet` is the wanted fleet of a new cluster; an older cluster keeps the one in its journal. `secret` and `zk_secret`
     may be `env:NAME` or `file:PATH`. `executor_environment` names variables that executors get from this process' environment.
@@ -84,6 +89,9 @@ class Config:
     session_timeout_ms: int = SESSION_TIMEOUT_MS_DEFAULT
     new_cluster: bool = False
     new_master: bool = False
+    master_tls: bool = False
+    master_ca: str = ""
+    master_certificate: str = ""
     log_level: str = "info"
     settings: Mapping[str, int] = field(default_factory=dict)
 
@@ -126,6 +134,27 @@ class Config:
     def journal_name(self) -> str:
         """Return the journal's URL as it may be told: without credentials."""
         return _CREDENTIALS.sub("zk://", self.journal)
+
+    @property
+    def master_name(self) -> str:
+        """Return where Mesos is found as it may be told and journaled: without credentials."""
+        return without_credentials(self.master)
+
+    def master_context(self) -> ssl.SSLContext | None:
+        """Return how the Mesos master is checked, None where plain HTTP is spoken.
+
+        :raises ConfigError: a certificate cannot be read.
+        """
+        if not self.master_tls:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.master_ca or None)
+            if self.master_certificate:
+                context.load_cert_chain(self.master_certificate)
+        except (OSError, ssl.SSLError) as error:
+            names = " or ".join(filter(None, (self.master_ca, self.master_certificate)))
+            raise ConfigError([f"the TLS files {names} cannot be used: {error}"]) from error
+        return context
 
     @property
     def journal_dir(self) -> str:
@@ -213,14 +242,13 @@ def _type_problems(raw: dict[str, Any]) -> list[str]:
 
 
 def _master_problems(config: Config) -> list[str]:
-    if config.master.startswith("zk://"):
-        return [
-            f"--master {config.master!r}: finding the master through ZooKeeper is not there yet; use HOST:PORT"
-        ]
+    shown = without_credentials(config.master)
     try:
-        parse_address(config.master)
+        check_master(config.master)
     except ValueError as error:
-        return [f"--master {config.master!r}: {error}"]
+        return [f"--master {shown!r}: {error}"]
+    if (config.master_ca or config.master_certificate) and not config.master_tls:
+        return ["--master-ca and --master-certificate are for --master-tls: give it too, or leave them out"]
     return []
 
 

@@ -72,6 +72,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = Config.from_json(_read_config(arguments[1]))
         secret = config.resolve_secret()
+        config.master_context()
         _check_home(config)
     except ConfigError as error:
         for problem in error.problems:
@@ -232,7 +233,7 @@ class Daemon:
             "framework_id": catalog.framework_id,
             "cluster": catalog.cluster.hex(),
             "name": catalog.name or self._config.name,
-            "master": self._config.master,
+            "master": self._config.master_name,
             "state": "following" if leader not in ("", self._url) else self._state,
             "schedulers": [] if home is None else list(home.members()),
             "next_index": 0 if follower is None else follower.replica.next_index,
@@ -403,7 +404,9 @@ class Daemon:
             implicit_acknowledgements=False,
             principal=config.principal or None,
             secret=self._secret or None,
+            tls=config.master_context(),
             may_send=scheduler.may_send,
+            on_trouble=scheduler.trouble,
         )
 
 

@@ -170,11 +170,11 @@ def check_belongs(catalog: Catalog, config: Config) -> None:
     """:raises Fatal: the journal is shared by several schedulers, and is not that of the cluster that `config` means."""
     if not config.is_shared or not catalog.cluster:
         return
-    told = {"--name": config.name, "--role": config.role, "--master": config.master}
+    told = {"--name": config.name, "--role": config.role, "--master": config.master_name}
     kept = {
         "--name": catalog.name,
         "--role": catalog.fleet.role if catalog.fleet else config.role,
-        "--master": catalog.master or config.master,
+        "--master": catalog.master or config.master_name,
     }
     if config.new_master:
         del kept["--master"]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from stoker.framework.config import Config
-from stoker.mesos.detector import parse_address
+from stoker.mesos.detector import locate_master
 from stoker.mesos.errors import MesosError
 from stoker.mesos.operator import KnownFramework, Operator
 from stoker.zk.errors import JournalError
@@ -53,7 +53,9 @@ class Guard:
         """Return the guard that asks `config.master`, with the framework's own credentials."""
 
         def master() -> Master:
-            return Operator(parse_address(config.master), principal=config.principal, secret=secret)
+            tls = config.master_context()
+            address = locate_master(config.master, by_name=tls is not None)
+            return Operator(address, principal=config.principal, secret=secret, tls=tls)
 
         return cls(master, name=config.name, role=config.role, is_new_cluster=config.new_cluster)
 

@@ -145,7 +145,7 @@ class Leadership:
             uuid.uuid4().bytes,
             self._config.name,
             os.urandom(SEED_BYTES),
-            self._config.master,
+            self._config.master_name,
         )
         self.loop.put_and_wait(began)
         self._warn_of_ignored_fleet()
@@ -193,11 +193,12 @@ class Leadership:
                 "framework_id": catalog.framework_id,
                 "cluster": catalog.cluster.hex(),
                 "name": catalog.name,
-                "master": self._config.master,
+                "master": self._config.master_name,
                 "state": "leading",
                 "schedulers": list(self.schedulers),
                 "next_index": self.loop.next_index,
                 "behind": 0,
+                "mesos": {"subscribed": fleet.subscribed, "reason": self._mesos.reason},
                 "reason": fleet.newer_journal and _about_newer(fleet.newer_journal),
             }
 

@@ -112,6 +112,7 @@ class MesosShell:
         self._driver = make_driver(self)
         self._sender: gevent.Greenlet | None = None
         self._is_stopped = False
+        self._trouble = "not subscribed yet"
 
     def start(self) -> None:
         self._sender = self._spawn(self._send_forever)
@@ -124,6 +125,15 @@ class MesosShell:
         if self._sender is not None:
             self._sender.kill()
             self._sender = None
+
+    @property
+    def reason(self) -> str:
+        """Return why there is no stream to Mesos now; "": there is one."""
+        return self._trouble
+
+    def trouble(self, reason: str) -> None:
+        """Take in why the driver has no stream; the next one ends it."""
+        self._trouble = reason
 
     def may_send(self) -> bool:
         """Return whether this leadership may still say anything to Mesos."""
@@ -207,6 +217,7 @@ class MesosShell:
 
     def _subscribed(self, framework_id: str, master_info: Json) -> None:
         self._offers.clear()
+        self._trouble = ""
         log.info("subscribed framework_id=%s master=%s", framework_id, master_info.get("id", ""))
         self._tell(Subscribed(framework_id, master_info.get("id", "")))
 

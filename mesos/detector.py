@@ -1,7 +1,7 @@
-"""Where the leading master is: the address that the operator gave.
+"""Where the leading master is: at the address that the operator gave, or where the masters say in ZooKeeper.
 
 Rule: whatever finds masters tells a driver through `change_master(address or None)`, once at the start and again at
-each change, so that other ways of finding one fit in beside the fixed address. Opens no socket.
+each change. Opens no socket: what does is in zookeeper_detector.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
+
+from stoker.zk.paths import parse_zk_url
 
 MASTER_PORT_DEFAULT = 5050
 
@@ -52,16 +54,16 @@ def parse_address(text: str, *, port_default: int | None = MASTER_PORT_DEFAULT) 
     return Address(host, _port(text, port_text, port_default))
 
 
-def address_in_location(location: str, asked: Address) -> Address:
+def address_in_location(location: str, asked: Address, *, scheme: str = "http") -> Address:
     """Return the address that a redirect names; only host and port count, never its path.
 
-    Mesos sends `//host:port/path` without a scheme, and also `/path` when it means itself.
+    Mesos sends `//host:port/path` without a scheme, and also `/path` when it means itself. `scheme` is what we speak.
 
-    :raises ValueError: it names no plain-HTTP address.
+    :raises ValueError: it names no address of that scheme.
     """
     parts = urlsplit(location)
-    if parts.scheme not in ("", "http"):
-        raise ValueError(f"redirected to {location!r}: only plain http is spoken")
+    if parts.scheme not in ("", scheme):
+        raise ValueError(f"redirected to {location!r}: only {scheme} is spoken to this master")
     if not parts.netloc:
         return asked
     return parse_address(parts.netloc)
@@ -70,6 +72,11 @@ def address_in_location(location: str, asked: Address) -> Address:
 class Detector(Protocol):
     """What finds the leading master and tells when it is another one."""
 
+    @property
+    def reason(self) -> str:
+        """Return why no master is known now; "": one is."""
+        ...
+
     def start(self, change_master: Callable[[str | None], None]) -> None: ...
 
     def stop(self) -> None: ...
@@ -77,6 +84,8 @@ class Detector(Protocol):
 
 class FixedDetector:
     """Tell a driver the one master there is."""
+
+    reason = ""
 
     def __init__(self, master: Address) -> None:
         self._master = master
@@ -89,12 +98,48 @@ class FixedDetector:
         """Tell no more."""
 
 
-def detector_for(master_uri: str) -> Detector:
-    """Return what finds the master that `master_uri` names.
+def check_master(master_uri: str) -> None:
+    """:raises ValueError: it is neither HOST:PORT nor zk://HOST:PORT,.../PATH; the text says what is expected."""
+    if master_uri.startswith("zk://"):
+        parse_zk_url(master_uri)
+    else:
+        parse_address(master_uri)
 
-    :raises ValueError: it is no HOST:PORT.
+
+def without_credentials(master_uri: str) -> str:
+    """Return `master_uri` as it may be told to others.
+
+    >>> without_credentials("zk://user:secret@h:2181/mesos")
+    'zk://h:2181/mesos'
     """
-    return FixedDetector(parse_address(master_uri))
+    scheme, mark, rest = master_uri.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else master_uri
+
+
+def detector_for(master_uri: str, *, by_name: bool = False) -> Detector:
+    """Return what finds the master that `master_uri` names, HOST:PORT or zk://HOST:PORT,.../PATH.
+
+    `by_name`: masters found in ZooKeeper are asked by their hosts' names (as TLS wants), not by their IP addresses.
+
+    :raises ValueError: it is neither.
+    """
+    if not master_uri.startswith("zk://"):
+        return FixedDetector(parse_address(master_uri))
+    from stoker.mesos.zookeeper_detector import ZooKeeperDetector  # kazoo only where it is asked for
+
+    return ZooKeeperDetector(parse_zk_url(master_uri), by_name=by_name)
+
+
+def locate_master(master_uri: str, *, by_name: bool = False) -> Address:
+    """Return where the leading master is now. For short questions: a driver has a `Detector`.
+
+    :raises ValueError: as `detector_for`. :raises CallFailed: nobody leads, or it cannot be found out now.
+    """
+    if not master_uri.startswith("zk://"):
+        return parse_address(master_uri)
+    from stoker.mesos.zookeeper_detector import find_master
+
+    return find_master(parse_zk_url(master_uri), by_name=by_name)
 
 
 def _port(text: str, port_text: str, port_default: int | None) -> int:

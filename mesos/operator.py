@@ -7,14 +7,16 @@ as this package's errors. Works the same with threads and in a process that geve
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from typing import Any, NamedTuple
 
 from stoker.mesos.detector import Address, address_in_location
 from stoker.mesos.errors import CallFailed, HttpError
+from stoker.mesos.transport import connection_to
 
 PATH = "/api/v1"
 CALL_TIMEOUT_MS = 10_000  # for a connection, and for each piece of the answer
@@ -44,10 +46,12 @@ class Operator:
         principal: str = "",
         secret: str = "",
         timeout_ms: int = CALL_TIMEOUT_MS,
+        tls: ssl.SSLContext | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
         self._timeout_s = timeout_ms / 1000
+        self._tls = tls
         self._monotonic_s = monotonic_s
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if principal:
@@ -79,13 +83,13 @@ class Operator:
             if status not in (307, 308):
                 return _response(kind, status, body, address)
             try:
-                address = address_in_location(location, address)
+                address = address_in_location(location, address, scheme="https" if self._tls else "http")
             except ValueError as error:
                 raise CallFailed(f"{address}: {error}") from error
         raise CallFailed(f"{self._address}: redirected more than {REDIRECTS_MAX} times; no master leads now")
 
     def _exchange(self, address: Address, kind: str, deadline_s: float) -> tuple[int, str, bytes]:
-        connection = HTTPConnection(address.host, address.port, timeout=self._timeout_s)
+        connection = connection_to(address, timeout_s=self._timeout_s, tls=self._tls)
         try:
             connection.request("POST", PATH, body=json.dumps({"type": kind}), headers=self._headers)
             response = connection.getresponse()

@@ -30,6 +30,8 @@ from __future__ import annotations
 
 import logging
 import random
+import re
+import ssl
 import threading
 import time
 from base64 import b64encode
@@ -58,6 +60,10 @@ logger = logging.getLogger(__name__)
 PATH = "/api/v1/scheduler"
 REDIRECTS_MAX = 5
 HEARTBEAT_INTERVAL_MS_DEFAULT = 15_000
+MASTER_VERSION_MIN = (
+    1,
+    9,
+)  # the first with UPDATE_FRAMEWORK, agent draining and operation feedback of agents
 
 # Answers to SUBSCRIBE that will be the same tomorrow: what we send is wrong.
 _MALFORMED = (400, 405, 406, 415)
@@ -115,8 +121,10 @@ class SchedulerDriver(SchedulerCalls):
     returned; leave it off where updates must be durable first. `suppressed_roles` and `offer_constraints` are what
     the first SUBSCRIBE says; later ones say what `suppressOffers`, `reviveOffers` and `updateFramework` left.
     `may_send` is asked right before each SUBSCRIBE and each call, from any thread: where it says no, nothing is sent.
+    With `tls` masters are spoken to over TLS, and checked as it says. `on_trouble` is told why there is no stream now,
+    once for each try, in the driver's thread.
 
-    :raises ValueError: `master_uri` is no HOST:PORT, or there is a secret without a principal.
+    :raises ValueError: `master_uri` is neither HOST:PORT nor zk://..., or there is a secret without a principal.
     """
 
     # Set by pymesos' constructors.
@@ -139,12 +147,14 @@ class SchedulerDriver(SchedulerCalls):
         suppressed_roles: Iterable[str] = (),
         offer_constraints: Mapping[str, Any] | None = None,
         timings: Timings | None = None,
+        tls: ssl.SSLContext | None = None,
         may_send: Callable[[], bool] = lambda: True,
+        on_trouble: Callable[[str], None] = lambda reason: None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         if secret is not None and principal is None:
             raise ValueError("a secret without a principal: give both or none")
-        detector = detector_for(master_uri)
+        detector = detector_for(master_uri, by_name=tls is not None)
         super().__init__(
             sched,
             framework,
@@ -158,9 +168,11 @@ class SchedulerDriver(SchedulerCalls):
             self._framework.setdefault("principal", principal)
         self._authorization = None if secret is None else _basic_authorization(f"{principal}:{secret}")
         self._timings = timings or Timings()
+        self._tls = tls
         self._may_send = may_send
+        self._on_trouble = on_trouble
         self._uniform = uniform
-        self._caller = Caller(timeout_ms=self._timings.call_timeout_ms)
+        self._caller = Caller(timeout_ms=self._timings.call_timeout_ms, tls=tls)
         self._wake = threading.Event()
         self._stream: EventStream | None = None
         self._subscription: _Subscription | None = None
@@ -307,6 +319,7 @@ class SchedulerDriver(SchedulerCalls):
             if not self._started:
                 return
             if address is None:
+                self._on_trouble(self._detector_of_start.reason or "no leading master is known yet")
                 self._wake.wait()
                 continue
             began_ms = _now_ms()
@@ -326,6 +339,7 @@ class SchedulerDriver(SchedulerCalls):
                 backoff.reset()
             delay_ms = backoff.next_ms()
             logger.warning("no stream from master %s: %s; again in %d ms", address, end.reason, delay_ms)
+            self._on_trouble(end.reason)
             self._wake.wait(delay_ms / 1000)
 
     def _known_master(self) -> Address | None:
@@ -335,7 +349,7 @@ class SchedulerDriver(SchedulerCalls):
 
     def _follow(self, address: Address) -> _End:
         """Subscribe at `address` and deliver its events until the stream ends, however that happens."""
-        stream = EventStream(address)
+        stream = EventStream(address, self._tls)
         with self._lock:
             if not self._started:
                 return _End("stopped")
@@ -343,10 +357,12 @@ class SchedulerDriver(SchedulerCalls):
         try:
             answer = self._subscribe(stream)
             if answer.status != 200:
-                return _refusal(address, answer)
+                return _refusal(address, answer, "https" if self._tls else "http")
             self._opened = _Subscription(address, answer.headers.get("mesos-stream-id", ""))
             if not self._opened.stream_id:
-                raise StreamBroken(f"{address}: the answer to SUBSCRIBE has no Mesos-Stream-Id")
+                raise StreamBroken(
+                    f"{address}: its answer to SUBSCRIBE has no Mesos-Stream-Id: is it a Mesos master?"
+                )
             self._deliver_all(stream)
         except StreamBroken as error:
             end = _End(str(error))
@@ -437,6 +453,12 @@ class SchedulerDriver(SchedulerCalls):
         if known is not None and known != framework_id:
             self._fatal = f"asked as framework {known}, the master answered to {framework_id}"
             return
+        if _is_too_old(str(info.get("master_info", {}).get("version", ""))):
+            needed = ".".join(map(str, MASTER_VERSION_MIN))
+            self._fatal = (
+                f"its version is {info['master_info']['version']}: Mesos {needed} or newer is needed"
+            )
+            return
         opened = self._opened
         assert opened is not None, "SUBSCRIBED without a stream"
         interval_s = info.get("heartbeat_interval_seconds")
@@ -495,16 +517,31 @@ class SchedulerDriver(SchedulerCalls):
         return None
 
 
-def _refusal(address: Address, answer: Answer) -> _End:
+def _refusal(address: Address, answer: Answer, scheme: str) -> _End:
     reason = str(HttpError(answer.status, answer.text, about=f"SUBSCRIBE at {address}"))
     if answer.status in (307, 308):
         try:
-            return _End(reason, redirect=address_in_location(answer.headers.get("location", ""), address))
+            location = answer.headers.get("location", "")
+            return _End(reason, redirect=address_in_location(location, address, scheme=scheme))
         except ValueError as error:
             return _End(str(error))
     if answer.status == 401:
         return _End(f"{reason} (the master does not take our principal and secret)")
+    if answer.status in (404, 501):
+        return _End(
+            f"{reason} (is there a Mesos master at this address? The master's port is 5050 as a rule)"
+        )
     return _End(reason, fatal=answer.status in _MALFORMED)
+
+
+def _is_too_old(version: str) -> bool:
+    """Say whether a master of `version` lacks what we need; one that does not tell it is trusted.
+
+    >>> _is_too_old("1.8.1"), _is_too_old("1.12.0-dev"), _is_too_old("")
+    (True, False, False)
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < MASTER_VERSION_MIN
 
 
 def _basic_authorization(credential: str) -> str:

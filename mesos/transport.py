@@ -5,7 +5,8 @@ greenlet and wakes the reader at once; all failures of the network come out as t
 with threads and in a process that gevent has monkey-patched, and imports neither gevent nor pymesos.
 
 A closing thread only ever shuts the socket down; the reading one closes the descriptor. So a number that was freed
-and given out again is never shut by mistake.
+and given out again is never shut by mistake. Under TLS it shuts a duplicate of the connection's descriptor, since the
+reader's object is in use.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import json
 import os
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any, NamedTuple
 
 from stoker.mesos.detector import Address
@@ -80,13 +82,18 @@ class Backoff:
 
 
 class EventStream:
-    """One SUBSCRIBE and the records that answer it. Used once: `open`, then `records`; `close` from anywhere."""
+    """One SUBSCRIBE and the records that answer it. Used once: `open`, then `records`; `close` from anywhere.
 
-    def __init__(self, address: Address) -> None:
+    `tls`: how the other side is checked; None speaks plain HTTP.
+    """
+
+    def __init__(self, address: Address, tls: ssl.SSLContext | None = None) -> None:
         self._address = address
+        self._tls = tls
         self._lock = threading.Lock()
         self._closed = False
         self._socket: socket.socket | None = None
+        self._closer: socket.socket | None = None
         self._response: HTTPResponse | None = None
 
     def open(
@@ -105,6 +112,8 @@ class EventStream:
         try:
             self._socket = _connect(self._address, connect_timeout_ms, self._adopt)
             self._socket.settimeout(timeout_ms / 1000)
+            if self._tls is not None:
+                self._encrypt(self._tls)
             connection = HTTPConnection(self._address.host, self._address.port)
             connection.sock = self._socket
             connection.request("POST", path, body=body, headers=dict(headers))
@@ -149,18 +158,20 @@ class EventStream:
         """End it: `open` and `records` fail at once. Any thread, any time, any number of times."""
         with self._lock:
             self._closed = True
-            _shutdown(self._socket)
+            _shutdown(self._closer or self._socket)
 
     def release(self) -> None:
         """Give the descriptor back; called by the reading thread when it is done."""
         with self._lock:
             self._closed = True
             sock, self._socket = self._socket, None
+            closer, self._closer = self._closer, None
             response, self._response = self._response, None
             if response is not None:
                 response.close()
-            if sock is not None:
-                sock.close()
+            for held in (sock, closer):
+                if held is not None:
+                    held.close()
 
     def _adopt(self, sock: socket.socket) -> None:
         # Before the wait for the connection: `close` can then end that wait too.
@@ -169,11 +180,29 @@ class EventStream:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "closed by ourselves")
             self._socket = sock
 
+    def _encrypt(self, tls: ssl.SSLContext) -> None:
+        plain = self._socket
+        assert plain is not None
+        with self._lock:
+            self._closer = plain.dup()
+        encrypted = tls.wrap_socket(
+            plain, server_hostname=self._address.host
+        )  # `plain` is empty from here on
+        with self._lock:
+            self._socket = encrypted
+
 
 class Caller:
     """Short calls over kept connections: each has one to itself, so a slow call holds up no other."""
 
-    def __init__(self, *, timeout_ms: int = CALL_TIMEOUT_MS, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_ms: int = CALL_TIMEOUT_MS,
+        connections_max: int = CONNECTIONS_MAX,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         self._timeout_s = timeout_ms / 1000
         self._slots = threading.BoundedSemaphore(connections_max)
         self._lock = threading.Lock()
@@ -208,7 +237,7 @@ class Caller:
                 except CallFailed as error:
                     if not may_repeat or isinstance(error.__cause__, TimeoutError):
                         raise
-            fresh = HTTPConnection(address.host, address.port, timeout=self._timeout_s)
+            fresh = connection_to(address, timeout_s=self._timeout_s, tls=self._tls)
             return self._exchange(address, fresh, path, body, headers, method)
         finally:
             self._slots.release()
@@ -256,6 +285,13 @@ class Caller:
         with self._lock:
             self._idle.append((address, connection))
         return answer
+
+
+def connection_to(address: Address, *, timeout_s: float, tls: ssl.SSLContext | None) -> HTTPConnection:
+    """Return a connection that is not open yet; with `tls` an encrypted one."""
+    if tls is None:
+        return HTTPConnection(address.host, address.port, timeout=timeout_s)
+    return HTTPSConnection(address.host, address.port, timeout=timeout_s, context=tls)
 
 
 def _connect(address: Address, timeout_ms: int, adopt: Callable[[socket.socket], None]) -> socket.socket:
@@ -323,6 +359,10 @@ def _headers(response: HTTPResponse) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS connection: {error.reason or error}"
     if isinstance(error, TimeoutError):
         return "no bytes came in time"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Where a journal is, as people write it: `file:DIR`, or `zk://host:port,host:port/path`."""
+"""Places as people write them: `zk://host:port,host:port/path`, and a journal's `file:DIR`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 import urllib.parse
 from dataclasses import dataclass, field, replace
 
-JOURNAL_URL_RULE = "file:DIR, or zk://[USER:SECRET@]HOST:PORT[,HOST:PORT...]/PATH"
+ZK_URL_RULE = "zk://[USER:SECRET@]HOST:PORT[,HOST:PORT...]/PATH"
+JOURNAL_URL_RULE = f"file:DIR, or {ZK_URL_RULE}"
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _ZK_PORT = 2181
 ZK_HOSTS_MAX = 32
@@ -24,9 +25,9 @@ class FileUrl:
 
 @dataclass(frozen=True, slots=True)
 class ZkUrl:
-    """A journal under one path of a ZooKeeper ensemble: (host, port) each, and a path that begins with '/'.
+    """A path of a ZooKeeper ensemble: (host, port) each, and a path that begins with '/'.
 
-    With a user, what is made there is the user's alone (ZooKeeper's digest ACL).
+    With a user, what a journal makes there is the user's alone (ZooKeeper's digest ACL).
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -49,7 +50,7 @@ def parse_journal_url(url: str) -> FileUrl | ZkUrl:
         if url.startswith("file:"):
             return _parse_file(url)
         if url.startswith("zk://"):
-            return _parse_zk(url)
+            return parse_zk_url(url)
     raise ValueError(f"{url!r} is not the place of a journal: write {JOURNAL_URL_RULE}")
 
 
@@ -65,7 +66,11 @@ def _parse_file(url: str) -> FileUrl:
     return FileUrl(os.path.abspath(path))
 
 
-def _parse_zk(url: str) -> ZkUrl:
+def parse_zk_url(url: str) -> ZkUrl:
+    """Return the place that a `zk://` URL names.
+
+    :raises ValueError: it is none; no message holds a secret.
+    """
     authority, slash, rest = url.removeprefix("zk://").partition("/")
     credentials, at, servers = authority.rpartition("@")
     shown = f"zk://{'...@' if at else ''}{servers}{slash}{rest}"  # without the secret
@@ -75,13 +80,13 @@ def _parse_zk(url: str) -> ZkUrl:
         )
     path = slash + rest.rstrip("/")
     if len(path) < 2 or "//" in path or any(part in (".", "..") for part in path.split("/")):
-        raise ValueError(f"{shown!r} needs a path of its own in ZooKeeper: write {JOURNAL_URL_RULE}")
+        raise ValueError(f"{shown!r} needs a path of its own in ZooKeeper: write {ZK_URL_RULE}")
     names = servers.split(",")
     if len(names) > ZK_HOSTS_MAX:
         raise ValueError(f"{len(names)} ZooKeeper servers; at most {ZK_HOSTS_MAX} are allowed")
     user, _, secret = credentials.partition(":")
     if at and not user:
-        raise ValueError(f"{shown!r} has '@', but no user before it: write {JOURNAL_URL_RULE}")
+        raise ValueError(f"{shown!r} has '@', but no user before it: write {ZK_URL_RULE}")
     hosts = tuple(_parse_host(name, shown) for name in names)
     return ZkUrl(hosts, path, urllib.parse.unquote(user), urllib.parse.unquote(secret))
 
@@ -90,7 +95,7 @@ def _parse_host(name: str, shown: str) -> tuple[str, int]:
     match = _HOST.fullmatch(name)
     port = int(match[2] or _ZK_PORT) if match else 0
     if not match or not 0 < port < 65536:
-        raise ValueError(f"{name!r} in {shown!r} is not HOST:PORT: write {JOURNAL_URL_RULE}")
+        raise ValueError(f"{name!r} in {shown!r} is not HOST:PORT: write {ZK_URL_RULE}")
     return match[1], port
 
 

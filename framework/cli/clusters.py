@@ -33,7 +33,25 @@ def require_cluster_extra() -> None:
 
 
 @click.command()
-@click.option("--master", required=True, help="the Mesos master, HOST:PORT")
+@click.option(
+    "--master",
+    required=True,
+    metavar="HOST:PORT or zk://...",
+    help="the Mesos master: its address, or zk://HOST:PORT,.../mesos where the masters say who leads",
+)
+@click.option("--master-tls", is_flag=True, help="speak to the Mesos master over TLS")
+@click.option(
+    "--master-ca",
+    default="",
+    metavar="FILE",
+    help="with --master-tls: the certificates of the authorities that are trusted [default: the machine's]",
+)
+@click.option(
+    "--master-certificate",
+    default="",
+    metavar="FILE",
+    help="with --master-tls: our own certificate and key in one PEM file, where the masters ask for them",
+)
 @click.option(
     "--zk",
     metavar="zk://HOST:PORT,.../PATH",

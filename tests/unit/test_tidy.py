@@ -19,7 +19,7 @@ EXECUTOR_VALUES = {
 # layer -> what of Stoker it may import, as module prefixes; a layer may always import itself
 LAYERS = {
     "zk": set(),
-    "mesos": set(),
+    "mesos": {"stoker.zk.paths"},
     "executor": {"stoker.mesos.executor_driver", "stoker.mesos.errors"},
     "client": EXECUTOR_VALUES,
     "framework": EXECUTOR_VALUES | {"stoker.mesos", "stoker.zk"},

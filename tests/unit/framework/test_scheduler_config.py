@@ -36,7 +36,8 @@ def test_a_configuration_survives_the_way_to_the_process() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"master": "zk://h:2181/mesos"}, "ZooKeeper"),
+        ({"master": "zk://user:hidden@h:2181"}, "needs a path"),
+        ({"master_ca": "/x.pem"}, "--master-tls"),
         ({"master": "h:99999"}, "--master"),
         ({"master": ""}, "--master"),
         ({"journal": "/var/lib/stoker"}, "file:DIR"),

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from support.fake_mesos import FakeMesos, Recorder
+from support.zookeeper import zookeeper
+
+__all__ = ["agent", "master", "recorder", "zookeeper"]
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_addresses_are_parsed(text: str, address: Address) -> None:
     [
         "", ":5050", "h:", "h:0", "h:65536", "h:-1", "h:1:2", "h:x", "h: 1", "h:1/x", "h/x", "a b", "h:\u0661",
         "[::1", "[::1]x", "[::1]:", "[h]:1", "user:pw@h:1", "@h", "h" * 300, "-h", "h:" + "1" * 5000,
-        "zk://h:2181/mesos", "http://h:5050", "file:///x",
+        "http://h:5050", "file:///x",
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_clearly(text: str) -> None:

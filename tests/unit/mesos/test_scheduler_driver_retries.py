@@ -291,3 +291,19 @@ def test_events_that_come_behind_the_end_are_not_delivered(
         driver.join() if end == "stop" else recorder.wait("disconnected")
     assert recorder.count("offerRescinded") == 1
     assert recorder.count("disconnected") == (0 if end == "stop" else 1)
+
+
+def test_a_master_that_is_too_old_is_left_for_good_and_said(master: FakeMesos, recorder: Recorder) -> None:
+    with driving(master, recorder):
+        master.wait_stream().send(subscribed(version="1.8.1"))
+        (message,) = recorder.wait("error")
+    assert message == "its version is 1.8.1: Mesos 1.9 or newer is needed"
+    assert len(master.of_type("SUBSCRIBE")) == 1
+
+
+def test_a_server_that_is_no_mesos_master_is_asked_again_and_said(master: FakeMesos) -> None:
+    reasons: list[str] = []
+    master.answer_all_subscribes(Reply(404, "nothing here"))
+    with driving(master, on_trouble=reasons.append):
+        master.wait_calls("SUBSCRIBE", 3)
+    assert any("is there a Mesos master at this address?" in reason for reason in reasons)
