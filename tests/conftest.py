@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support.replay.report import ROW, report_lines
+
 MARK = "STOKER_TEST_RUN"
 END_TIMEOUT_S = 300
 # What serves a whole session: processes of multiprocessing's own, and the ZooKeeper that tests share.
@@ -31,6 +33,50 @@ settings.register_profile(
 )
 settings.register_profile("ci", settings.get_profile("hand"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "hand")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What the Mesos conformance suite takes (tests/conformance/mesos/conftest.py)."""
+    group = parser.getgroup("mesos", "conformance of a Mesos with the recordings of a real one")
+    add = group.addoption
+    add(
+        "--mesos-master",
+        metavar="HOST:PORT",
+        help="play the recordings against this master, not the embedded one",
+    )
+    add("--mesos-hooks", metavar="DIR", help="programs that do the operator's steps for another master")
+    add(
+        "--mesos-python",
+        metavar="PATH",
+        help="the Python 3 of the agents; default: the one that runs the tests",
+    )
+    add(
+        "--mesos-test-host",
+        metavar="IP",
+        default="127.0.0.1",
+        help="where executors on the agents reach this test",
+    )
+    add("--mesos-report", metavar="FILE", help="write each row and what became of it")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """List the rows of the Mesos conformance suite that did not pass; all of them in the file."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    rows = [
+        value
+        for report in reports
+        if getattr(report, "when", "") in ("call", "teardown")
+        for name, value in getattr(report, "user_properties", ())
+        if name == ROW and report.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("Mesos conformance")
+        for line in report_lines(rows, whole=False):
+            terminalreporter.line(line)
+    if path := config.getoption("--mesos-report"):
+        Path(path).write_text("\n".join(report_lines(rows, whole=True)) + "\n")
 
 
 @pytest.fixture(scope="session")

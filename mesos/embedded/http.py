@@ -7,8 +7,10 @@ the connection is closed, as libprocess does.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import random
 import socket as stdlib_socket
 import zlib
 from collections.abc import Callable, Mapping
@@ -33,7 +35,11 @@ RECORDS_MAX = 10_000  # that wait for a slow reader of one stream, before it is 
 CONNECTIONS_MAX = 1000
 REQUEST_SECONDS_MAX = 60  # from its first byte to its last
 
+# Where a port is taken that must be had again after a restart: below Linux' ephemeral ports, so that no outgoing connection
+# takes it meanwhile.
+_STEADY_PORTS = range(10_000, 21_000)
 _READ_BYTES = 64 * 1024
+_ABORT = b""  # among the records of a stream: break it off
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class Request:
 
 @dataclass(slots=True)
 class Stream:
-    """An open answer of records. `send` and `finish` never block; what ended it shows in `broken`."""
+    """An open answer of records. `send`, `finish` and `abort` never block; what ended it shows in `broken`."""
 
     number: int
     headers: tuple[tuple[str, str], ...]
@@ -66,8 +72,15 @@ class Stream:
 
     def finish(self) -> None:
         """End the stream properly after what is queued."""
+        self._end(None)
+
+    def abort(self) -> None:
+        """Break the stream off after what is queued, as the end of the process behind it would."""
+        self._end(_ABORT)
+
+    def _end(self, mark: bytes | None) -> None:
         try:
-            self.records.put_nowait(None)
+            self.records.put_nowait(mark)
         except queue.Full:
             self.broken.set()
 
@@ -82,6 +95,21 @@ class Malformed(Exception):
 def json_answer(body: object) -> Answer:
     """Return a 200 with `body` as JSON."""
     return Answer(200, json.dumps(body, separators=(",", ":")), (("Content-Type", "application/json"),))
+
+
+def listen_steadily(host: str, *, avoid: Callable[[int], bool]) -> socket.socket:
+    """Return a listening socket on a free port for which `avoid` is false, and that can be had again later.
+
+    :raises OSError: the address is not ours, or no port is free.
+    """
+    ports = [port for port in _STEADY_PORTS if not avoid(port)]
+    for port in random.sample(ports, min(100, len(ports))):
+        try:
+            return listen(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(f"no free port on {host} between {_STEADY_PORTS[0]} and {_STEADY_PORTS[-1]}")
 
 
 def listen(host: str, port: int, *, avoid: Callable[[int], bool] = lambda port: False) -> socket.socket:
@@ -105,20 +133,28 @@ def listen(host: str, port: int, *, avoid: Callable[[int], bool] = lambda port: 
 
 
 class Server:
-    """Answers requests on one listening socket."""
+    """Answers requests on one listening socket. While it is frozen, connections stay and nothing is read or written."""
 
     def __init__(self, listener: socket.socket, handler: Handler) -> None:
         self._handler = handler
+        self._running = Event()
+        self._running.set()
         self._connections = Pool(CONNECTIONS_MAX)
         self._server = StreamServer(listener, self._serve, spawn=self._connections)
 
     def start(self) -> None:
         self._server.start()
 
-    def stop(self) -> None:
-        """Accept nothing more and cut every connection."""
+    def stop(self, *, block: bool = True) -> None:
+        """Accept nothing more and cut every connection; with `block` wait until they are."""
         self._server.stop(timeout=0)
-        self._connections.kill(block=True, timeout=5)
+        self._connections.kill(block=block, timeout=5)
+
+    def freeze(self) -> None:
+        self._running.clear()
+
+    def thaw(self) -> None:
+        self._running.set()
 
     def _serve(self, sock: socket.socket, address: object) -> None:
         sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
@@ -135,9 +171,10 @@ class Server:
         request = connection.read_request()
         if request is None:
             return False
+        self._running.wait()
         reply = request if isinstance(request, Answer) else self._handler(request)
         if isinstance(reply, Stream):
-            connection.run_stream(reply)
+            connection.run_stream(reply, self._running)
             return False
         connection.write_answer(reply)
         return connection.keep_alive
@@ -187,10 +224,10 @@ class _Connection:
         head = _head(answer.status, headers)
         self._sock.sendall(head if self._method == "HEAD" else head + body)
 
-    def run_stream(self, stream: Stream) -> None:
-        """Write the stream's records until it is finished or the other side is gone."""
+    def run_stream(self, stream: Stream, running: Event) -> None:
+        """Write the stream's records while `running`, until it is finished or the other side is gone."""
         watcher = gevent.spawn(self._watch, stream)
-        writer = gevent.spawn(self._write_records, stream)
+        writer = gevent.spawn(self._write_records, stream, running)
         writer.link(lambda _: stream.broken.set())
         try:
             stream.broken.wait()
@@ -199,10 +236,13 @@ class _Connection:
             watcher.kill()
             stream.on_broken(stream.number)
 
-    def _write_records(self, stream: Stream) -> None:
+    def _write_records(self, stream: Stream, running: Event) -> None:
         try:
             self._sock.sendall(_head(200, [("Transfer-Encoding", "chunked"), *stream.headers]))
             while (record := stream.records.get()) is not None:
+                running.wait()
+                if record == _ABORT:
+                    return
                 self._sock.sendall(b"%x\r\n%b\r\n" % (len(record), record))
             self._sock.sendall(b"0\r\n\r\n")
         except OSError as error:

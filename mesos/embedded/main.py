@@ -1,4 +1,4 @@
-"""The embedded Mesos as a process: `run`, and its command line.
+"""The embedded Mesos as a process: its command line, `stoker mesos`.
 
 Prints `listening on http://HOST:PORT` once it takes calls. SIGTERM or SIGINT ends it with its executors; a second one kills them.
 """
@@ -9,60 +9,77 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gevent
 
+from stoker.mesos.embedded.authentication import CredentialError, parse_credential
 from stoker.mesos.embedded.config import Config, ConfigError, parse_ports, parse_size
 from stoker.mesos.embedded.core.values import Settings
 from stoker.mesos.embedded.server import EmbeddedMesos
+from stoker.zk.paths import ZkUrl, parse_zk_url
+
+_TIMINGS = {
+    "allocation-interval": ("allocation_interval_ms", "between two rounds of offers"),
+    "default-refuse": (
+        "default_refuse_ms",
+        "that a refused offer is not made again, if the call does not say",
+    ),
+    "heartbeat-interval": ("heartbeat_interval_ms", "of a scheduler's stream"),
+    "update-retry": ("update_retry_ms", "until an update that was not acknowledged comes again; doubles"),
+    "update-retry-max": ("update_retry_ms_max", "at most that long"),
+    "agent-ping-timeout": ("agent_ping_timeout_ms", "that a ping of an agent may go unanswered"),
+    "agent-reregister-timeout": ("agent_reregister_timeout_ms", "for agents to find a new master"),
+    "agent-recovery": ("agent_recovery_ms", "that a starting agent needs until it answers its executors"),
+    "reap-interval": ("reap_interval_ms", "until an agent notices the end of an executor that outlived it"),
+    "registration-backoff": ("registration_backoff_ms", "of an agent that looks for its master"),
+    "executor-registration-timeout": (
+        "executor_registration_timeout_ms",
+        "from a launch to the executor's SUBSCRIBE",
+    ),
+    "executor-reregistration-timeout": (
+        "executor_reregistration_timeout_ms",
+        "for executors to come back to a restarted agent; at most 15",
+    ),
+    "executor-shutdown-grace-period": (
+        "executor_shutdown_grace_period_ms",
+        "from SHUTDOWN to SIGKILL",
+    ),
+    "recovery-timeout": ("recovery_timeout_ms", "that executors wait for their agent to come back"),
+}
+_POSITIVE = frozenset(_TIMINGS) - {
+    "agent-recovery",
+    "executor-reregistration-timeout",
+    "reap-interval",
+    "registration-backoff",
+}
 
 
-def run(
-    *,
-    work_dir: str | Path,
-    host: str = "127.0.0.1",
-    port: int = 5050,
-    agents: int = 1,
-    cpus: float = 4.0,
-    mem_bytes: int = 4 * 2**30,
-    disk_bytes: int = 10 * 2**30,
-    ports: tuple[int, int] | None = None,
-    attributes: Sequence[str] = (),
-    hostnames: Sequence[str] = (),
-    settings: Settings | None = None,
-    announce: Callable[[str], object] | None = None,
-) -> int:
-    """Run until SIGTERM or SIGINT and return 0; resources are those of each agent, in bytes and cpus.
+def run(config: Config) -> int:
+    """Run until SIGTERM or SIGINT and return 0.
 
-    `announce` gets the master's URL once it takes calls; by default `listening on URL` is printed.
-
-    :raises ConfigError: a value is not allowed, or the work_dir is in use. :raises OSError: a port or address cannot be had.
+    :raises ConfigError: the work_dir is in use. :raises OSError: a port or address cannot be had.
     """
-    config = Config(
-        work_dir=Path(work_dir),
-        host=host,
-        port=port,
-        agents=agents,
-        cpus=cpus,
-        mem_bytes=mem_bytes,
-        disk_bytes=disk_bytes,
-        ports=ports,
-        attributes=tuple(attributes),
-        hostnames=tuple(hostnames),
-        settings=settings or Settings(),
-    )
     mesos = EmbeddedMesos(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, mesos.end)
     url = mesos.start()
-    (announce or _announce)(url)
+    print(f"listening on {url}", flush=True)
     try:
         mesos.wait()
     finally:
         mesos.stop()
     return 0
+
+
+def usage(**defaults: object) -> str:
+    """Return the help text, with other `defaults`."""
+    parser = _parser()
+    parser.set_defaults(**defaults)
+    return parser.format_help()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,20 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=given.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     try:
-        return run(
-            work_dir=given.work_dir,
-            host=given.host,
-            port=given.port,
-            agents=given.agents,
-            cpus=given.cpus,
-            mem_bytes=parse_size(given.mem),
-            disk_bytes=parse_size(given.disk),
-            ports=parse_ports(given.ports) if given.ports else None,
-            attributes=given.attributes,
-            hostnames=[name.strip() for name in given.hostnames.split(",") if name.strip()],
-            settings=_settings(given),
-        )
-    except ConfigError as error:
+        return run(_config(given))
+    except (ConfigError, CredentialError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -97,55 +102,182 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _announce(url: str) -> None:
-    print(f"listening on {url}", flush=True)
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, "") or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _config(given: argparse.Namespace) -> Config:
+    return Config(
+        work_dir=Path(given.work_dir or tempfile.mkdtemp(prefix="stoker-mesos-")),
+        host=given.host,
+        port=given.port,
+        agents=given.agents,
+        cpus=given.cpus,
+        mem_bytes=parse_size(given.mem),
+        disk_bytes=parse_size(given.disk),
+        ports=parse_ports(given.ports) if given.ports else None,
+        attributes=tuple(given.attributes),
+        hostnames=tuple(name.strip() for name in given.hostnames.split(",") if name.strip()),
+        settings=_settings(given),
+        masters=given.masters,
+        zk=_place(given.zk) if given.zk else None,
+        zk_session_timeout_ms=round(given.zk_session_timeout * 1000),
+        credentials=tuple(parse_credential(text) for text in given.authenticate),
+        domains=tuple(given.domain),
+        keeps_registry=given.master_registry == "replicated_log",
+        recovers=given.recover == "reconnect",
+        has_faults=given.faults,
+        resources=tuple(given.resources),
+        fetcher_cache_bytes=parse_size(given.fetcher_cache_size),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m stoker.mesos.embedded", description="A Mesos master and its agents in one process."
+        prog="stoker mesos",
+        usage="stoker mesos [OPTIONS]",
+        description="A Mesos master (or several) and its agents in one process: the real HTTP APIs, real executor processes, "
+        "for laptops and tests.",
+        formatter_class=_Formatter,
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("what there is").add_argument
     add("--host", default="127.0.0.1", help="address of the master")
     add("--port", type=int, default=5050, help="port of the master; 0 takes any free one")
     add("--agents", type=int, default=1, help="how many agents")
     add("--cpus", type=float, default=4.0, help="of each agent")
     add("--mem", default="4GiB", metavar="SIZE", help="of each agent")
     add("--disk", default="10GiB", metavar="SIZE", help="of each agent")
-    add("--ports", metavar="A-B", help="of the first agent; the others' follow; default 31000-31999")
-    add("--work-dir", required=True, metavar="DIR", help="sandboxes, and what a restart needs")
-    add(
-        "--attributes",
-        action="append",
-        default=[],
-        metavar="NAME:VALUE[;...]",
-        help="for all agents, or once for each",
+    add("--ports", metavar="A-B", help="of the first agent; the others' follow (31000-31999 if not given)")
+    _add_list(
+        add,
+        "--resources",
+        "NAME:AMOUNT[;...]",
+        "like cpus:4;disk(role):512, in the place of the above: for all agents, or once for each",
     )
-    add("--hostnames", default="", metavar="A,B,...", help="one for each agent; default 127.0.0.10 and up")
-    add("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
+    _add_list(add, "--attributes", "NAME:VALUE[;...]", "for all agents, or once for each")
+    add(
+        "--hostnames",
+        default="",
+        metavar="A,B,...",
+        help="one for each agent (127.0.0.10 and up if not given)",
+    )
+    _add_list(
+        add,
+        "--domain",
+        "REGION/ZONE",
+        "fault domain: once for all, or the master's and then one for each agent",
+    )
+    add(
+        "--work-dir",
+        metavar="DIR",
+        help="sandboxes, volumes, and what a restart needs (a temporary one if not given)",
+    )
+    add("--fetcher-cache-size", default="2GiB", metavar="SIZE", help="of each agent")
+
+    add = parser.add_argument_group("the master").add_argument
+    add("--zk", metavar="URL", help="zk://[USER:SECRET@]HOST:PORT,.../PATH: tell there who leads")
+    add(
+        "--zk-session-timeout",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="after which a dead master's place is free",
+    )
+    add(
+        "--masters",
+        type=int,
+        default=1,
+        help="how many masters compete in --zk; the others have ports of their own",
+    )
+    add(
+        "--master-registry",
+        choices=("in_memory", "replicated_log"),
+        default="in_memory",
+        help="whether the next leader knows which agents there were",
+    )
+    _add_list(
+        add,
+        "--authenticate",
+        "PRINCIPAL:SECRET",
+        "who may call (else everybody); SECRET may be env:NAME or file:PATH",
+    )
+
+    add = parser.add_argument_group("restart and faults").add_argument
+    add(
+        "--recover",
+        choices=("reconnect", "cleanup"),
+        default="reconnect",
+        help="what becomes of executors that outlived a killed predecessor on this --work-dir",
+    )
+    add(
+        "--reconfiguration-policy",
+        choices=("equal", "additive"),
+        default="equal",
+        help="what a restarted agent may offer, compared with before",
+    )
+    add(
+        "--faults",
+        action="store_true",
+        help="take orders for faults: POST /stoker/faults on the loopback port that DIR/meta/faults.json names",
+    )
+    add(
+        "--log-level",
+        default="warning",
+        choices=("debug", "info", "warning", "error"),
+        help="to standard error",
+    )
+
+    add = parser.add_argument_group("times, in seconds").add_argument
     defaults = Settings()
-    for name, default_ms in _TIMINGS.items():
-        value = getattr(defaults, f"{default_ms}") / 1000
-        add(f"--{name}", type=float, default=value, metavar="SECONDS", help=f"default {value:g}")
+    for name, (field, text) in _TIMINGS.items():
+        add(f"--{name}", type=float, default=getattr(defaults, field) / 1000, metavar="SECONDS", help=text)
+    add("--offer-timeout", type=float, metavar="SECONDS", help="after which an offer is rescinded (never if not given)")
+    add(
+        "--max-agent-ping-timeouts",
+        type=int,
+        default=defaults.agent_ping_timeouts_max,
+        help="pings in a row until it is lost",
+    )
     return parser
 
 
-_TIMINGS = {
-    "allocation-interval": "allocation_interval_ms",
-    "heartbeat-interval": "heartbeat_interval_ms",
-    "update-retry": "update_retry_ms",
-    "update-retry-max": "update_retry_ms_max",
-    "executor-registration-timeout": "executor_registration_timeout_ms",
-    "executor-shutdown-grace-period": "executor_shutdown_grace_period_ms",
-    "recovery-timeout": "recovery_timeout_ms",
-}
+def _add_list(add: Any, name: str, metavar: str, text: str) -> None:
+    add(name, action="append", default=[], metavar=metavar, help=text)
 
 
 def _settings(given: argparse.Namespace) -> Settings:
-    values = {field: round(getattr(given, name.replace("-", "_")) * 1000) for name, field in _TIMINGS.items()}
-    wrong = [name for name, field in _TIMINGS.items() if values[field] <= 0]
-    if wrong:
-        raise ConfigError(f"--{wrong[0]} must be at least 0.001 seconds")
+    values: dict[str, Any] = {}
+    for name, (field, _) in _TIMINGS.items():
+        values[field] = round(getattr(given, name.replace("-", "_")) * 1000)
+        if values[field] <= 0 and name in _POSITIVE:
+            raise ConfigError(f"--{name} must be at least 0.001 seconds")
+        if values[field] < 0:
+            raise ConfigError(f"--{name} must not be negative")
     if values["update_retry_ms"] > values["update_retry_ms_max"]:
         raise ConfigError("--update-retry must not be more than --update-retry-max")
-    return Settings(**values)
+    if values["executor_reregistration_timeout_ms"] > 15_000:
+        raise ConfigError("--executor-reregistration-timeout must not be more than 15 seconds")
+    if given.offer_timeout is not None and not 0.001 <= given.offer_timeout <= 1e9:
+        raise ConfigError("--offer-timeout must be at least 0.001 seconds")
+    if given.max_agent_ping_timeouts < 1:
+        raise ConfigError("--max-agent-ping-timeouts must be at least 1")
+    return Settings(
+        **values,
+        agent_ping_timeouts_max=given.max_agent_ping_timeouts,
+        offer_timeout_ms=None if given.offer_timeout is None else round(given.offer_timeout * 1000),
+        reconfiguration_policy=given.reconfiguration_policy,
+    )
+
+
+def _place(url: str) -> ZkUrl:
+    if not url.startswith("zk://"):
+        raise ConfigError("--zk must be zk://HOST:PORT[,HOST:PORT...]/PATH")
+    try:
+        return parse_zk_url(url)
+    except ValueError as error:
+        raise ConfigError(f"--zk: {error}") from error

@@ -1,8 +1,10 @@
-"""Executor processes: sandboxes, start, the end of a process, the end of a whole process tree, and orphans of a dead predecessor.
+"""Executor processes: sandboxes, what is fetched into them, start, the end of a process, the end of a whole process tree.
 
 Before a process is started a record of its sandbox is written below the work_dir, with its pid and start time right after. Whoever
-starts on the same work_dir finds by these records what outlived a killed predecessor, and ends it: a pid alone is never trusted,
-the start time (or, for its children, the sandbox in their environment) must agree.
+starts on the same work_dir finds by these records what outlived a killed predecessor, and adopts it, or ends it: a pid alone is
+never trusted, the boot id and the start time (or, for its children, the sandbox in their environment) must agree.
+
+A fetcher is a process too: no slow server holds anything up but its own container.
 """
 
 from __future__ import annotations
@@ -14,13 +16,17 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import gevent
 import psutil
 from gevent import socket
+from gevent.event import Event
 
 from stoker.mesos.embedded.core.values import StartProcess
 
@@ -28,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 SANDBOXES_MAX = 50  # of ended executors, kept for their logs; the oldest go first
 KILL_SECONDS_MAX = 10  # a process that is still there so long after its SIGKILL is reported
+FETCHER = (sys.executable, "-I", "-S", str(Path(__file__).with_name("fetcher.py")))
+UNKNOWN_STATUS = -1  # of a process that is not our child
 
 _POLL_SECONDS = 0.01
 
@@ -36,97 +44,202 @@ class LaunchError(Exception):
     """A process cannot be started; the text says why."""
 
 
+class Listener(Protocol):
+    """Who hears of the processes. None of these is called from within a call of the runner."""
+
+    def process_started(self, container_id: str, pid: int) -> None: ...
+    def process_failed(self, container_id: str, text: str, status: int) -> None: ...
+    def process_exited(self, container_id: str, status: int) -> None: ...
+
+
+@dataclass(slots=True)
+class _Container:
+    """A container from its sandbox on; `process` is its executor if that is our child, `fetcher` what comes before it."""
+
+    sandbox: Path
+    killed: Event
+    pid: int | None = None
+    start_ticks: int | None = None
+    process: subprocess.Popen[bytes] | None = None
+    fetcher: subprocess.Popen[bytes] | None = None
+
+
 class Runner:
     """The executor processes of one embedded Mesos."""
 
-    def __init__(self, work_dir: Path, on_exit: Callable[[str, int], None]) -> None:
+    def __init__(self, work_dir: Path, listener: Listener, *, cache_bytes_max: int) -> None:
         self._work_dir = work_dir
         self._records = work_dir / "meta" / "executors"
         self._records.mkdir(parents=True, exist_ok=True)
-        self._on_exit = on_exit
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._sandboxes: dict[str, Path] = {}
+        self._listener = listener
+        self._cache_bytes_max = cache_bytes_max
+        self._containers: dict[str, _Container] = {}
+        self.fetch_delay_s = 0.0
 
     @property
     def containers(self) -> list[str]:
-        """Containers whose process is alive."""
-        return list(self._processes)
+        """Containers that have a process, or are going to."""
+        return list(self._containers)
 
-    def start(self, order: StartProcess) -> int:
-        """Start a process in its sandbox and return its pid; `on_exit(container_id, raw wait status)` follows once.
+    def start(self, order: StartProcess, cache_dir: Path) -> int | None:
+        """Make a sandbox and start the process in it; return its pid, or None: something is fetched first.
 
-        :raises LaunchError: no such directory, no such program, something to fetch.
+        `process_exited` follows once; where None was returned, `process_started` or `process_failed` before it or in its place.
+
+        :raises LaunchError: no such directory, no such program.
         """
-        if order.command.get("uris"):
-            text = "the embedded Mesos has no fetcher"
-            raise LaunchError(f"Failed to fetch all URIs for container '{order.container_id}': {text}")
-        sandbox = Path(order.sandbox)
+        container = _Container(Path(order.sandbox), Event())
+        try:
+            _make_sandbox(container.sandbox)
+            for name, target in order.links:
+                _link(container.sandbox / name, target)
+        except OSError as error:
+            raise LaunchError(f"{error.strerror}: {error.filename}") from error
+        if not order.command.get("uris"):
+            return self._spawn(order, container)
+        self._containers[order.container_id] = container
+        gevent.spawn(self._fetch, order, container, cache_dir)
+        return None
+
+    def adopt(self, container_id: str) -> int | None:
+        """Watch over a process that a predecessor started; return its pid, or None: it is gone."""
+        path = self._records / f"{container_id}.json"
+        record = _read_record(path)
+        if record is None:
+            return None
+        sandbox, pid, start_ticks = record
+        if pid is None:
+            kill_tree(None, sandbox)
+            path.unlink()
+            return None
+        self._containers[container_id] = _Container(sandbox, Event(), pid, start_ticks)
+        gevent.spawn(self._wait, container_id)
+        return pid
+
+    def kill(self, container_id: str) -> None:
+        """SIGKILL a process; what it started is ended as soon as its own end is seen. Nothing if it is gone."""
+        container = self._containers.get(container_id)
+        if container is None:
+            return
+        container.killed.set()
+        for child in (container.fetcher, container.process):
+            if child is not None:
+                # Not reaped before it leaves `_containers`, so the pid is surely its own.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+        if container.process is None and container.pid is not None:
+            kill_tree(container.pid, container.sandbox)
+
+    def end_others(self) -> int:
+        """SIGKILL every process that a predecessor left behind and nobody adopted; return how many executors there were."""
+        count = 0
+        for path in sorted(self._records.glob("*.json")):
+            record = _read_record(path)
+            if path.stem in self._containers:
+                continue
+            if record is not None:
+                sandbox, pid, _ = record
+                found = kill_tree(pid, sandbox)
+                count += found > 0
+                if found:
+                    logger.warning("sandbox=%s ended %d processes of a predecessor", sandbox, found)
+            path.unlink(missing_ok=True)
+        return count
+
+    def prune(self) -> None:
+        """Remove the oldest sandboxes of ended executors."""
+        prune_sandboxes(self._work_dir, [container.sandbox for container in self._containers.values()])
+
+    def _spawn(self, order: StartProcess, container: _Container) -> int:
         record = self._records / f"{order.container_id}.json"
         try:
-            _make_sandbox(sandbox)
             _write_record(record, {"sandbox": order.sandbox})
-            process = _spawn(order, sandbox)
+            process = _spawn(order, container.sandbox)
         except OSError as error:
             record.unlink(missing_ok=True)
             raise LaunchError(f"{error.strerror}: {error.filename}") from error
         except ValueError as error:  # a NUL in the command or the environment
             record.unlink(missing_ok=True)
             raise LaunchError(str(error)) from error
-        self._processes[order.container_id] = process
-        self._sandboxes[order.container_id] = sandbox
+        container.process, container.pid = process, process.pid
+        container.start_ticks = _start_ticks(process.pid)
+        self._containers[order.container_id] = container
         _write_record(
             record,
             {
                 "sandbox": order.sandbox,
                 "pid": process.pid,
-                "start_ticks": _start_ticks(process.pid),
-                "boot_id": _boot_id(),
+                "start_ticks": container.start_ticks,
+                "boot_id": boot_id(),
             },
         )
-        gevent.spawn(self._wait, order.container_id, process)
+        gevent.spawn(self._wait, order.container_id)
         return process.pid
 
-    def kill(self, container_id: str) -> None:
-        """SIGKILL a process; what it started is ended as soon as its own end is seen. Nothing if it is gone."""
-        process = self._processes.get(container_id)
-        if process is not None:
-            # Not reaped before it leaves `_processes`, so the pid is surely its own.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-    def _wait(self, container_id: str, process: subprocess.Popen[bytes]) -> None:
-        _wait_for_end(process.pid)
-        # Its children end with it. It is not reaped yet, so its pid still names its group and session.
-        kill_tree(process.pid, self._sandboxes[container_id])
-        del self._processes[container_id], self._sandboxes[container_id]
-        _, status = os.waitpid(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        (self._records / f"{container_id}.json").unlink(missing_ok=True)
-        self._on_exit(container_id, status)
-        gevent.get_hub().threadpool.spawn(prune_sandboxes, self._work_dir, list(self._sandboxes.values()))
-
-
-def end_orphans(work_dir: Path) -> int:
-    """SIGKILL every process that a predecessor on `work_dir` left behind; return how many executors there were."""
-    records = work_dir / "meta" / "executors"
-    count = 0
-    for path in sorted(records.glob("*.json")):
+    def _fetch(self, order: StartProcess, container: _Container, cache_dir: Path) -> None:
+        name = order.container_id
+        if self.fetch_delay_s:
+            container.killed.wait(self.fetch_delay_s)
+        status = 0
+        if not container.killed.is_set():
+            container.fetcher = _start_fetcher(order, container.sandbox, cache_dir, self._cache_bytes_max)
+            _wait_for_end(container.fetcher.pid, None)
+            _, status = os.waitpid(container.fetcher.pid, 0)
+            container.fetcher.returncode = os.waitstatus_to_exitcode(status)
+            container.fetcher = None
+        if container.killed.is_set():
+            del self._containers[name]
+            self._listener.process_exited(name, signal.SIGKILL)
+            return
         try:
-            record = json.loads(path.read_text())
-            sandbox = Path(record["sandbox"])
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("record=%s is not readable (%s): ignored", path, error)
-            path.unlink()
-            continue
-        pid = record.get("pid") if record.get("boot_id") == _boot_id() else None
-        if pid is not None and _start_ticks(pid) != record["start_ticks"]:
-            pid = None  # another process has this pid by now
-        found = kill_tree(pid, sandbox)
-        if found:
-            count += 1
-            logger.warning("sandbox=%s ended %d processes of a predecessor", sandbox, found)
-        path.unlink()
-    return count
+            if status:
+                how = f"exited with status {os.WEXITSTATUS(status)}"
+                if os.WIFSIGNALED(status):
+                    how = f"terminated with signal {signal.strsignal(os.WTERMSIG(status))}"
+                raise LaunchError(f"Failed to fetch all URIs for container '{name}': {how}")
+            pid = self._spawn(order, container)
+        except LaunchError as error:
+            del self._containers[name]
+            self._listener.process_failed(name, str(error), signal.SIGKILL)
+        else:
+            self._listener.process_started(name, pid)
+
+    def _wait(self, container_id: str) -> None:
+        container = self._containers[container_id]
+        assert container.pid is not None
+        _wait_for_end(container.pid, container.start_ticks)
+        # Its children end with it. If it is ours it is not reaped yet, so its pid still names its group and session.
+        kill_tree(container.pid if container.process else None, container.sandbox)
+        del self._containers[container_id]
+        status = UNKNOWN_STATUS
+        if container.process is not None:
+            _, status = os.waitpid(container.pid, 0)
+            container.process.returncode = os.waitstatus_to_exitcode(status)
+        (self._records / f"{container_id}.json").unlink(missing_ok=True)
+        self._listener.process_exited(container_id, status)
+        gevent.get_hub().threadpool.spawn(self.prune)
+
+
+def boot_id() -> str:
+    """Return the kernel's name for this boot of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _read_record(path: Path) -> tuple[Path, int | None, int | None] | None:
+    """Return the sandbox, and the pid and start time if that process is still there; None: no such record."""
+    try:
+        record = json.loads(path.read_text())
+        sandbox, pid = Path(record["sandbox"]), record.get("pid")
+        if pid is None or record["boot_id"] != boot_id() or _is_zombie(pid):
+            return sandbox, None, None
+        # Where the start time differs another process has this pid by now.
+        alive = _start_ticks(pid) == record["start_ticks"]
+        return sandbox, (pid if alive else None), record["start_ticks"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("record=%s is not readable (%s): ignored", path, error)
+        return None
 
 
 def kill_tree(pid: int | None, sandbox: Path) -> int:
@@ -151,7 +264,11 @@ def kill_tree(pid: int | None, sandbox: Path) -> int:
 def prune_sandboxes(work_dir: Path, alive: Iterable[Path]) -> None:
     """Remove the oldest sandboxes of ended executors, down to SANDBOXES_MAX."""
     keep = set(alive)
-    ended = [run for run in work_dir.glob("slaves/*/frameworks/*/executors/*/runs/*") if not run.is_symlink()]
+    ended = [
+        run
+        for run in work_dir.glob("agent*/slaves/*/frameworks/*/executors/*/runs/*")
+        if not run.is_symlink()
+    ]
     ended = sorted((run for run in ended if run not in keep), key=_modified)
     for run in ended[: max(0, len(ended) - SANDBOXES_MAX)]:
         shutil.rmtree(run, ignore_errors=True)
@@ -217,16 +334,39 @@ def _spawn(order: StartProcess, sandbox: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait_for_end(pid: int) -> None:
-    """Return when our child `pid` has ended, without reaping it."""
+def _link(path: Path, target: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+def _start_fetcher(
+    order: StartProcess, sandbox: Path, cache_dir: Path, cache_bytes_max: int
+) -> subprocess.Popen[bytes]:
+    task = {
+        "sandbox": order.sandbox,
+        "uris": order.command["uris"],
+        "cache_dir": str(cache_dir),
+        "cache_bytes_max": cache_bytes_max,
+    }
+    with open(os.memfd_create("order"), "w+") as text, open(sandbox / "stderr", "ab") as err:
+        json.dump(task, text)
+        text.seek(0)
+        return subprocess.Popen(FETCHER, stdin=text, stdout=err, stderr=err, start_new_session=True)
+
+
+def _wait_for_end(pid: int, start_ticks: int | None) -> None:
+    """Return when `pid` has ended, without reaping it; the start time is that of a process that is not our child."""
     try:
         descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
     except OSError:
-        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        while not _is_zombie(pid) and start_ticks in (None, _start_ticks(pid)):
             gevent.sleep(_POLL_SECONDS)
         return
     try:
-        socket.wait_read(descriptor)
+        if start_ticks in (None, _start_ticks(pid)):
+            socket.wait_read(descriptor)
     finally:
         os.close(descriptor)
 
@@ -243,10 +383,6 @@ def _start_ticks(pid: int) -> int | None:
             return int(file.read().rsplit(b")", 1)[1].split()[19])
     except OSError:
         return None
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _modified(path: Path) -> float:

@@ -38,6 +38,7 @@ class EmbeddedProcess:
     """`python -m stoker.mesos.embedded`, listening; a context manager that ends it with SIGTERM."""
 
     def __init__(self, work_dir: Path, *options: str) -> None:
+        self._work_dir = work_dir
         command = [sys.executable, "-m", "stoker.mesos.embedded", "--port", "0", "--work-dir", str(work_dir)]
         self.log = work_dir.parent / f"{work_dir.name}.log"
         with self.log.open("ab") as log:
@@ -74,6 +75,19 @@ class EmbeddedProcess:
         self, method: str, path: str, body: str | bytes = b"", headers: dict[str, str] | None = None
     ) -> Reply:
         return request(self.address, method, path, body, headers or {})
+
+    def master_address(self, number: int) -> str:
+        """Return the address of one of several masters; it was started with --faults."""
+        return f"127.0.0.1:{self._control()['masters'][number - 1]}"
+
+    def _control(self) -> Event:
+        return dict(json.loads((self._work_dir / "meta" / "faults.json").read_text()))
+
+    def fault(self, name: str, *arguments: str) -> Reply:
+        """Order a fault; it was started with --faults."""
+        port = self._control()["port"]
+        body = json.dumps({"fault": name, "arguments": list(arguments)})
+        return request(f"127.0.0.1:{port}", "POST", "/stoker/faults", body, {})
 
     def state(self) -> Any:
         return json.loads(self.request("GET", "/state").text)

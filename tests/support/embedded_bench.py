@@ -10,14 +10,18 @@ from typing import Any
 
 from stoker.mesos.embedded.core.agent import Agent
 from stoker.mesos.embedded.core.calls import Answer, Refused, decode_executor_call, decode_scheduler_call
-from stoker.mesos.embedded.core.cluster import Cluster
+from stoker.mesos.embedded.core.cluster import Cluster, Stop
 from stoker.mesos.embedded.core.codec import Message
 from stoker.mesos.embedded.core.resources import EMPTY, plain
 from stoker.mesos.embedded.core.values import (
+    Abort,
+    AgentEnded,
     AgentSpec,
     Close,
     KillProcess,
+    MakeVolume,
     MasterSpec,
+    RemoveVolume,
     Send,
     Settings,
     StartProcess,
@@ -32,8 +36,10 @@ MASTER_ID = "m"
 class Bench:
     """A cluster with agents of 4 cpus, 4096 MB, 8192 MB disk and 100 ports; `now_ms` is the time of the next step."""
 
-    def __init__(self, agents: int = 1, **settings: Any) -> None:
-        master = MasterSpec(MASTER_ID, "127.0.0.1", "127.0.0.1", 5050)
+    def __init__(self, agents: int = 1, domain: tuple[str, str] | None = None, **settings: Any) -> None:
+        fault = {} if domain is None else {"region": {"name": domain[0]}, "zone": {"name": domain[1]}}
+        place = {"fault_domain": fault} if fault else None
+        master = MasterSpec(MASTER_ID, "127.0.0.1", "127.0.0.1", 5050, place)
         specs = [
             AgentSpec(
                 f"S{index}",
@@ -48,6 +54,7 @@ class Bench:
                     ports=(31_000 + 100 * index, 31_099 + 100 * index),
                 ),
                 "/w",
+                domain=place,
             )
             for index in range(agents)
         ]
@@ -57,8 +64,12 @@ class Bench:
         )
         self.events: dict[int, list[Message]] = {}
         self.closed: list[int] = []
+        self.aborted: list[int] = []
+        self.ended: list[int] = []
         self.started: list[StartProcess] = []
         self.killed: list[str] = []
+        self.made: list[str] = []
+        self.removed: list[str] = []
         self._streams = 0
 
     # Steps.
@@ -72,6 +83,11 @@ class Bench:
                     self.events[stream].append(copy.deepcopy(event))
                 case Close(stream):
                     self.closed.append(stream)
+                case Abort(stream):
+                    self.closed.append(stream)
+                    self.aborted.append(stream)
+                case AgentEnded(number):
+                    self.ended.append(number)
                 case StartProcess():
                     self.started.append(output)
                     self.agent_of(output.container_id).process_started(
@@ -79,12 +95,19 @@ class Bench:
                     )
                 case KillProcess(container_id):
                     self.killed.append(container_id)
+                case MakeVolume(path):
+                    self.made.append(path)
+                case RemoveVolume(path):
+                    self.removed.append(path)
         self.check()
 
     def advance(self, to_ms: int) -> None:
         """Let the time pass, with a tick at every deadline on the way."""
-        while self.cluster.next_deadline_ms() <= to_ms:
-            self.now_ms = self.cluster.next_deadline_ms()
+        while True:
+            deadline_ms = self.cluster.next_deadline_ms()
+            if deadline_ms is None or deadline_ms > to_ms:
+                break
+            self.now_ms = max(self.now_ms, deadline_ms)
             self.cluster.tick(self.now_ms)
             self.take()
         self.now_ms = to_ms
@@ -97,8 +120,11 @@ class Bench:
     def subscribe(
         self, framework_id: str | None = None, suppressed: tuple[str, ...] = (), **info: Any
     ) -> int:
-        """Subscribe a framework and return its stream."""
+        """Subscribe a framework and return its stream; `info` are fields of FrameworkInfo, and `offer_constraints`."""
+        constraints = info.pop("offer_constraints", None)
         call = subscribe_call(framework_id, suppressed, info)
+        if constraints is not None:
+            call["subscribe"]["offer_constraints"] = constraints
         decoded = decode_scheduler_call(HEADERS, json.dumps(call).encode())
         stream = self.open_stream()
         self.cluster.master.subscribe(decoded, stream, f"stream-{stream}", self.now_ms)
@@ -199,6 +225,21 @@ class Bench:
         assert isinstance(result, int)
         return result
 
+    def stop(self, number: int = 1, how: Stop = "kill") -> None:
+        self.cluster.stop_agent(number, how, self.now_ms)
+        self.take()
+
+    def start(self, number: int = 1, **options: Any) -> None:
+        self.cluster.start_agent(number, self.now_ms, **options)
+        self.take()
+
+    def fail_over(self, *, keeps_registry: bool, return_ms: int | None = None) -> None:
+        """Let another master lead, of which ids begin with "n"."""
+        spec = MasterSpec("n", "127.0.0.1", "127.0.0.1", 5050)
+        now_ms = self.now_ms
+        self.cluster.fail_over_master(spec, keeps_registry=keeps_registry, now_ms=now_ms, return_ms=return_ms)
+        self.take()
+
     # What came out.
 
     def agent_of(self, container_id: str) -> Agent:
@@ -221,8 +262,7 @@ class Bench:
     def check(self) -> None:
         """Every resource is somewhere, once: free, offered, or used by a task or executor that is counted."""
         master = self.cluster.master
-        for agent in self.cluster.agents:
-            agent_id = agent.spec.agent_id
+        for agent_id, record in master.agents.items():
             total = master.free(agent_id)
             grants = [offer.grant for offer in master.offers.values()]
             for framework in master.frameworks.values():
@@ -230,7 +270,8 @@ class Bench:
                 grants += [item.grant for item in framework.executors.values()]
             for grant in grants:
                 total = total + (grant.resources if grant.agent_id == agent_id else EMPTY)
-            assert total == agent.spec.resources, (agent_id, total)
+            assert total == master.allocator.total(agent_id), (agent_id, total)
+            assert not record.is_connected or total == record.port.resources, (agent_id, total)
 
 
 def task(

@@ -1,20 +1,32 @@
-"""Who is offered what: free resources of agents, roles of frameworks, decline filters, fair shares.
+"""Who is offered what: free resources of agents, roles of frameworks, decline filters, fair shares, quotas.
 
-Theory of operation. An agent's free resources go whole to one (framework, role) at a time: the one with the smallest dominant
-share, roles first, then frameworks within the role. A refusal leaves a filter on (framework, role, agent); it hides what is
-contained in the refused resources until it expires, so that more than was refused is offered at once. Granted resources stay
-allocated until `recover`. Nothing is random: agents are walked in the order of their registration.
+Theory of operation. The free resources of an agent go to the (framework, role) with the smallest dominant share of those that can
+use them; what it may not have (reserved for others, above its limit, laid away for a guarantee) goes to the next. A refusal leaves
+a filter on (framework, role, agent); it hides what is contained in the refused resources until it expires, so that more than was
+refused is offered at once. Granted resources stay allocated until `recover`. Nothing is random: agents are walked in the order of
+their registration.
+
+An agent that nobody wanted is not looked at again until something changes: its resources, a filter on it, or any framework's demand
+(under a quota: at every allocation). So an allocation costs what changed, however many agents there are.
 """
 
 from __future__ import annotations
 
+import functools
+import heapq
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from stoker.mesos.embedded.core.resources import EMPTY, Resources
+from stoker.mesos.embedded.core import quota as quotas
+from stoker.mesos.embedded.core.codec import Message
+from stoker.mesos.embedded.core.constraints import Constraints, Facts
+from stoker.mesos.embedded.core.quota import Quota
+from stoker.mesos.embedded.core.resources import EMPTY, Quantities, Resources
 
-MIN_CPUS = 10  # thousandths; Mesos does not offer less than 0.01 cpus together with less than 32 MB
-MIN_MEM = 32_000
+# Mesos does not offer less than 0.01 cpus together with less than 32 MB, unless the framework says otherwise.
+MINIMUM: tuple[Quantities, ...] = ({"cpus": 10}, {"mem": 32_000})
 REFUSE_MS_DEFAULT = 5000
 REFUSE_MS_MAX = 365 * 86_400_000
 FILTERS_MAX = 1000  # per framework, role and agent; the oldest goes first
@@ -29,6 +41,18 @@ class Grant(NamedTuple):
     resources: Resources
 
 
+class Demand(NamedTuple):
+    """What a framework can use, besides its roles: `minimums` are its offer_filters by role."""
+
+    capabilities: frozenset[str] = frozenset()
+    minimums: dict[str, tuple[Quantities, ...]] = {}
+    constraints: Constraints | None = None
+
+
+_NO_FACTS = Facts()
+_NO_DEMAND = Demand()
+
+
 class _Filter(NamedTuple):
     refused: Resources
     expires_ms: int
@@ -38,40 +62,174 @@ class _Filter(NamedTuple):
 class _Framework:
     roles: tuple[str, ...]
     suppressed: set[str]
+    demand: Demand
     active: bool = True
     filters: dict[tuple[str, str], list[_Filter]] = field(default_factory=dict)
+    excluded: dict[tuple[str, str], bool] = field(
+        default_factory=dict
+    )  # constraints' verdicts, by role and agent
 
 
-def refuse_ms(seconds: float) -> int:
+@dataclass(slots=True)
+class _Agent:
+    number: int
+    total: Resources
+    free: Resources
+    facts: Facts
+    has_gpus: bool
+    withheld: Resources = field(default_factory=lambda: EMPTY)
+    active: bool = True
+    held: dict[tuple[str, str], Resources] = field(default_factory=dict)
+
+
+class _Pair(NamedTuple):
+    """A role of a framework that wants offers."""
+
+    framework_id: str
+    framework: _Framework
+    role: str
+    rank: int
+    minimum: tuple[Quantities, ...]
+
+
+def refuse_ms(seconds: float, default_ms: int = REFUSE_MS_DEFAULT) -> int:
     """Return the duration of a filter that was asked for as `refuse_seconds`: negative is the default, a year at most."""
     if not seconds >= 0:
-        return REFUSE_MS_DEFAULT
+        return default_ms
     return REFUSE_MS_MAX if seconds * 1000 > REFUSE_MS_MAX else round(seconds * 1000)
 
 
+def filter_ms(body: Message, default_ms: int) -> int:
+    """Return how long a call's `filters` hide what it gives back; `default_ms` if they do not say."""
+    filters = body.get("filters")
+    return default_ms if filters is None else refuse_ms(filters.get("refuse_seconds", -1.0), default_ms)
+
+
 class Allocator:
-    """Free resources, shares and filters."""
+    """Free resources, shares and filters; `region` is the master's."""
 
-    def __init__(self, interval_ms: int) -> None:
+    def __init__(self, interval_ms: int, region: str | None = None) -> None:
         self._interval_ms = interval_ms
-        self._free: dict[str, Resources] = {}
-        self._total = EMPTY
+        self._region = region
+        self._agents: dict[str, _Agent] = {}
+        self._numbers = itertools.count()
+        self._total: Quantities = {}
         self._frameworks: dict[str, _Framework] = {}
-        self._by_role: dict[str, Resources] = {}
-        self._by_framework: dict[tuple[str, str], Resources] = {}
+        self._by_role: dict[
+            str, Quantities
+        ] = {}  # also of the roles above; "role/." is the role without those below
+        self._by_framework: dict[tuple[str, str], Quantities] = {}
+        self._counts: dict[str | tuple[str, str], int] = {}  # how often each of these was granted something
+        self._unreserved: dict[str, Quantities] = {}  # what a role and those below it hold of it
+        self._reserved: dict[
+            str, Quantities
+        ] = {}  # what is reserved for a role and those below it, held or not
+        self._quotas: dict[str, Quota] = {}
+        self._weights: dict[str, float] = {}
+        self._expiries: list[tuple[int, str]] = []
+        self._candidates: set[str] = set()
+        self._everywhere = False  # all agents are candidates
 
-    def add_agent(self, agent_id: str, resources: Resources) -> None:
-        self._free[agent_id] = resources
-        self._total = self._total + resources
+    # Agents.
 
-    def add_framework(self, framework_id: str, roles: tuple[str, ...], suppressed: set[str]) -> None:
-        self._frameworks[framework_id] = _Framework(roles, suppressed)
+    def add_agent(self, agent_id: str, total: Resources, facts: Facts = _NO_FACTS) -> None:
+        """Know an agent, all of whose resources are free."""
+        assert agent_id not in self._agents, agent_id
+        agent = _Agent(next(self._numbers), total, total, facts, "gpus" in total.quantities())
+        self._agents[agent_id] = agent
+        self._count_total(total, 1)
+        self._candidates.add(agent_id)
 
-    def update_framework(self, framework_id: str, roles: tuple[str, ...], suppressed: set[str]) -> None:
-        """Take new roles and suppression; filters of roles that stay are kept."""
+    def remove_agent(self, agent_id: str) -> None:
+        """Forget an agent with all that is held of it; later `recover`s of it do nothing."""
+        agent = self._agents.pop(agent_id)
+        for (framework_id, role), resources in agent.held.items():
+            self._count_held(Grant(framework_id, role, agent_id, resources), -1)
+        self._count_total(agent.total, -1)
+        self._candidates.discard(agent_id)
+        for framework in self._frameworks.values():
+            for role in framework.roles:
+                framework.filters.pop((role, agent_id), None)
+                framework.excluded.pop((role, agent_id), None)
+
+    def charge(self, grant: Grant) -> None:
+        """Count free resources as held: an agent came back with something that runs on it."""
+        self._take(self._agents[grant.agent_id], grant)
+
+    def set_agent_active(self, agent_id: str, active: bool) -> None:
+        """Offer nothing of an agent, or offer it again; what is held stays held."""
+        self._agents[agent_id].active = active
+        self._candidates.add(agent_id)
+
+    def update_agent(self, agent_id: str, total: Resources, facts: Facts | None = None) -> None:
+        """Take the agent's new total, and put back what was withheld. What is held must be contained in the total."""
+        agent = self._agents[agent_id]
+        self._count_total(agent.total, -1)
+        self._count_total(total, 1)
+        rest = total
+        for resources in agent.held.values():
+            rest = rest - resources
+        agent.total, agent.free, agent.withheld = total, rest, EMPTY
+        agent.has_gpus = "gpus" in total.quantities()
+        if facts is not None:
+            agent.facts = facts
+            for framework in self._frameworks.values():
+                framework.excluded.clear()
+        self._candidates.add(agent_id)
+
+    def convert(
+        self, agent_id: str, consumed: Resources, converted: Resources, holder: Grant | None = None
+    ) -> None:
+        """Turn resources into others of the same amount: `holder`'s, whose `resources` do not matter, or free ones."""
+        agent = self._agents[agent_id]
+        self._count_total(agent.total, -1)
+        agent.total = agent.total - consumed + converted
+        self._count_total(agent.total, 1)
+        if holder is None:
+            agent.free = agent.free - consumed + converted
+            self._candidates.add(agent_id)
+            return
+        key = (holder.framework_id, holder.role)
+        self._count_held(holder._replace(resources=consumed), -1)
+        agent.held[key] = agent.held[key] - consumed + converted
+        self._count_held(holder._replace(resources=converted), 1)
+
+    def withhold(self, agent_id: str, resources: Resources) -> None:
+        """Offer `resources`, which are free, to nobody until `update_agent`."""
+        agent = self._agents[agent_id]
+        agent.free, agent.withheld = agent.free - resources, agent.withheld + resources
+
+    def free(self, agent_id: str) -> Resources:
+        """Return what nobody holds, and nobody will be offered for the time being."""
+        agent = self._agents[agent_id]
+        return agent.free + agent.withheld
+
+    def total(self, agent_id: str) -> Resources:
+        """Return all that the agent has, reserved and created as it is now."""
+        return self._agents[agent_id].total
+
+    def available(self, agent_id: str) -> Resources:
+        """Return what may be offered next."""
+        return self._agents[agent_id].free
+
+    # Frameworks.
+
+    def add_framework(
+        self, framework_id: str, roles: tuple[str, ...], suppressed: set[str], demand: Demand = _NO_DEMAND
+    ) -> None:
+        self._frameworks[framework_id] = _Framework(roles, suppressed, demand)
+        self._everywhere = True
+
+    def update_framework(
+        self, framework_id: str, roles: tuple[str, ...], suppressed: set[str], demand: Demand = _NO_DEMAND
+    ) -> None:
+        """Take new roles, suppression and demand; filters of roles that stay are kept."""
         framework = self._frameworks[framework_id]
         framework.roles, framework.suppressed, framework.active = roles, suppressed, True
+        framework.demand = demand
         framework.filters = {key: value for key, value in framework.filters.items() if key[0] in roles}
+        framework.excluded.clear()
+        self._everywhere = True
 
     def deactivate(self, framework_id: str) -> None:
         """Offer nothing until `update_framework`; all its filters are forgotten."""
@@ -79,7 +237,14 @@ class Allocator:
         self._frameworks[framework_id].filters.clear()
 
     def remove_framework(self, framework_id: str) -> None:
-        del self._frameworks[framework_id]
+        """Forget a framework; what it holds is still to be recovered."""
+        for role in self._frameworks.pop(framework_id).roles:
+            self._counts.pop((framework_id, role), None)
+        here = {role for framework in self._frameworks.values() for role in framework.roles}
+        kept = {name for role in here for name in (*_lineage(role), role + "/.")}
+        self._counts = {
+            name: n for name, n in self._counts.items() if isinstance(name, tuple) or name in kept
+        }
 
     def suppress(self, framework_id: str, roles: tuple[str, ...]) -> bool:
         """Offer nothing for `roles` (none means all); False, and nothing done, if one is not the framework's."""
@@ -97,71 +262,248 @@ class Allocator:
         revived = set(roles or framework.roles)
         framework.suppressed -= revived
         framework.filters = {key: value for key, value in framework.filters.items() if key[0] not in revived}
+        self._everywhere = True
         return True
 
-    def recover(self, grant: Grant, now_ms: int, *, refuse_ms: int = 0) -> None:
-        """Take back granted resources; with `refuse_ms` they are hidden from whom they were granted to."""
-        key = (grant.framework_id, grant.role)
-        self._free[grant.agent_id] = self._free[grant.agent_id] + grant.resources
-        self._by_role[grant.role] = self._by_role[grant.role] - grant.resources
-        self._by_framework[key] = self._by_framework[key] - grant.resources
-        framework = self._frameworks.get(grant.framework_id)
-        if framework is None or not framework.active or not refuse_ms or not grant.resources:
-            return
-        filters = framework.filters.setdefault((grant.role, grant.agent_id), [])
-        filters.append(_Filter(grant.resources, now_ms + max(refuse_ms, self._interval_ms)))
-        del filters[:-FILTERS_MAX]
-
-    def free(self, agent_id: str) -> Resources:
-        """Return what nobody holds."""
-        return self._free[agent_id]
+    def suppressed(self, framework_id: str) -> frozenset[str]:
+        return frozenset(self._frameworks[framework_id].suppressed)
 
     def filter_count(self, framework_id: str, role: str, agent_id: str) -> int:
         return len(self._frameworks[framework_id].filters.get((role, agent_id), ()))
 
-    def allocate(self, now_ms: int) -> list[Grant]:
-        """Grant all that is free and wanted."""
-        grants = []
-        for agent_id, free in self._free.items():
-            if free.scalar("cpus") < MIN_CPUS and free.scalar("mem") < MIN_MEM:
-                continue
-            taker = self._choose(agent_id, free, now_ms)
-            if taker is not None:
-                grants.append(Grant(*taker, agent_id, free))
-                self._grant(grants[-1])
+    # Quotas and weights.
+
+    def set_quota(self, role: str, quota: Quota) -> None:
+        """Replace the quota of a role; an empty one is none."""
+        if quota.limits or quota.guarantees:
+            self._quotas[role] = quota
+        else:
+            self._quotas.pop(role, None)
+        self._everywhere = True
+
+    def set_weight(self, role: str, weight: float) -> None:
+        """Let `role` have that many times the share of one of weight 1."""
+        assert weight > 0
+        self._weights[role] = weight
+        self._everywhere = True
+
+    @property
+    def quotas(self) -> dict[str, Quota]:
+        return self._quotas
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return self._weights
+
+    @property
+    def capacity(self) -> Quantities:
+        """Return what all agents have."""
+        return dict(self._total)
+
+    def consumed(self, role: str) -> Quantities:
+        """Return what counts against the role's quota: what it holds, and all that is reserved for it."""
+        return quotas.total_of((self._unreserved.get(role, {}), self._reserved.get(role, {})))
+
+    # Allocation.
+
+    def recover(self, grant: Grant, now_ms: int, *, refuse_ms: int = 0) -> None:
+        """Take back granted resources; with `refuse_ms` they are hidden from whom they were granted to."""
+        agent = self._agents.get(grant.agent_id)
+        if agent is None or not grant.resources:
+            return
+        key = (grant.framework_id, grant.role)
+        agent.held[key] = agent.held[key] - grant.resources
+        if not agent.held[key]:
+            del agent.held[key]
+        returned = grant.resources
+        if returned.has_reserved:  # a task may have named a volume with another path
+            returned = returned.spelled_as(agent.total)
+        agent.free = agent.free + returned
+        self._count_held(grant, -1)
+        self._candidates.add(grant.agent_id)
+        framework = self._frameworks.get(grant.framework_id)
+        if framework is None or not framework.active or not refuse_ms:
+            return
+        filters = framework.filters.setdefault((grant.role, grant.agent_id), [])
+        expires_ms = now_ms + max(refuse_ms, self._interval_ms)
+        filters.append(_Filter(grant.resources, expires_ms))
+        del filters[:-FILTERS_MAX]
+        heapq.heappush(self._expiries, (expires_ms, grant.agent_id))
+
+    def allocate(self, now_ms: int, only: str | None = None) -> list[Grant]:
+        """Grant what is free and wanted, of all agents or of `only` one."""
+        while self._expiries and self._expiries[0][0] <= now_ms:
+            self._candidates.add(heapq.heappop(self._expiries)[1])
+        pairs = self._pairs()
+        headroom = self._headroom()
+        grants: list[Grant] = []
+        for agent_id, agent in list(self._walk(only)):
+            if pairs and agent.active and agent.free:
+                grants += self._allocate_agent(agent_id, agent, pairs, headroom, now_ms)
         return grants
 
-    def _choose(self, agent_id: str, free: Resources, now_ms: int) -> tuple[str, str] | None:
-        best: tuple[float, str, float, int] | None = None
-        taker: tuple[str, str] | None = None
-        for rank, (framework_id, framework) in enumerate(self._frameworks.items()):
-            for role in framework.roles:
-                if not self._is_wanted(framework, role, agent_id, free, now_ms):
-                    continue
-                role_share = self._share(self._by_role.get(role, EMPTY))
-                share = self._share(self._by_framework.get((framework_id, role), EMPTY))
-                candidate = (role_share, role, share, rank)
-                if best is None or candidate < best:
-                    best, taker = candidate, (framework_id, role)
-        return taker
+    def _walk(self, only: str | None) -> Iterator[tuple[str, _Agent]]:
+        if only is not None:
+            self._candidates.discard(only)
+            yield only, self._agents[only]
+            return
+        candidates, everywhere = self._candidates, self._everywhere or bool(self._quotas)
+        self._candidates, self._everywhere = set(), False
+        if everywhere:
+            yield from self._agents.items()
+            return
+        known = [(name, self._agents[name]) for name in candidates if name in self._agents]
+        yield from sorted(known, key=lambda item: item[1].number)
 
-    def _is_wanted(
-        self, framework: _Framework, role: str, agent_id: str, free: Resources, now_ms: int
-    ) -> bool:
-        if not framework.active or role in framework.suppressed:
-            return False
-        filters = framework.filters.get((role, agent_id))
+    def _pairs(self) -> list[_Pair]:
+        return [
+            _Pair(name, framework, role, rank, framework.demand.minimums.get(role, MINIMUM))
+            for rank, (name, framework) in enumerate(self._frameworks.items())
+            if framework.active
+            for role in framework.roles
+            if role not in framework.suppressed
+        ]
+
+    def _allocate_agent(
+        self, agent_id: str, agent: _Agent, pairs: list[_Pair], headroom: Quantities | None, now_ms: int
+    ) -> list[Grant]:
+        grants = []
+        for pair in sorted(pairs, key=self._precedence) if len(pairs) > 1 else pairs:
+            if not agent.free:
+                break
+            offered = self._offerable(agent_id, agent, pair, headroom)
+            if not offered or not _reaches(pair.minimum, offered):
+                continue
+            if self._is_filtered(pair, agent_id, offered, now_ms):
+                continue
+            grant = Grant(pair.framework_id, pair.role, agent_id, offered)
+            self._take(agent, grant)
+            if headroom is not None:
+                quotas.add(headroom, offered.unreserved().quantities(), -1)
+            grants.append(grant)
+        return grants
+
+    def _precedence(self, pair: _Pair) -> tuple[bool, list[tuple[float, int, str]], float, int, int]:
+        """Order of (framework, role): unsatisfied guarantees, then shares from the top of the tree of roles down.
+
+        Of equal shares the one that was granted something less often comes first.
+        """
+        role = pair.role
+        top = role.split("/", 1)[0]
+        quota = self._quotas.get(top)
+        unsatisfied = quota is not None and bool(quotas.shortfall(quota.guarantees, self.consumed(top)))
+        path = [
+            (
+                self._share(self._by_role.get(name, {})) / self._weights.get(name, 1.0),
+                self._counts.get(name, 0),
+                name,
+            )
+            for name in (*_lineage(role), role + "/.")
+        ]
+        key = (pair.framework_id, role)
+        share = self._share(self._by_framework.get(key, {}))
+        return not unsatisfied, path, share, self._counts.get(key, 0), pair.rank
+
+    def _offerable(
+        self, agent_id: str, agent: _Agent, pair: _Pair, headroom: Quantities | None
+    ) -> Resources | None:
+        framework, role = pair.framework, pair.role
+        capabilities = framework.demand.capabilities
+        if agent.has_gpus and "GPU_RESOURCES" not in capabilities:
+            return None
+        if agent.facts.region not in (None, self._region) and "REGION_AWARE" not in capabilities:
+            return None
+        constraints = framework.demand.constraints
+        if constraints is not None:
+            excluded = framework.excluded.get((role, agent_id))
+            if excluded is None:
+                excluded = not constraints.accepts(role, agent.facts)
+                framework.excluded[role, agent_id] = excluded
+            if excluded:
+                return None
+        offered = agent.free.for_role(role)
+        if agent.free.has_reserved and "RESERVATION_REFINEMENT" not in capabilities:
+            offered = offered.select(lambda key: len(key.stack) <= 1)
+        if self._quotas:
+            offered = self._within_quota(role, offered, headroom)
+        return offered
+
+    def _within_quota(self, role: str, offered: Resources, headroom: Quantities | None) -> Resources:
+        """Chop what is above a limit, and what would leave less free than is guaranteed to other roles."""
+        for name in _lineage(role):
+            quota = self._quotas.get(name)
+            if quota is not None and quota.limits:
+                consumed = self.consumed(name)
+                offered = offered.chopped(
+                    {item: limit - consumed.get(item, 0) for item, limit in quota.limits.items()}
+                )
+        if headroom is None:
+            return offered
+        top = role.split("/", 1)[0]
+        others = quotas.total_of(
+            quotas.shortfall(quota.guarantees, self.consumed(name))
+            for name, quota in self._quotas.items()
+            if name != top
+        )
+        return offered.chopped({item: headroom.get(item, 0) - amount for item, amount in others.items()})
+
+    def _headroom(self) -> Quantities | None:
+        """Return what is free and unreserved on all agents, if there are guarantees for which it matters."""
+        if not any(quota.guarantees for quota in self._quotas.values()):
+            return None
+        return quotas.total_of(agent.free.unreserved().quantities() for agent in self._agents.values())
+
+    def _is_filtered(self, pair: _Pair, agent_id: str, offered: Resources, now_ms: int) -> bool:
+        filters = pair.framework.filters.get((pair.role, agent_id))
         if not filters:
-            return True
+            return False
         filters[:] = [item for item in filters if now_ms < item.expires_ms]
-        return not any(item.refused.contains(free) for item in filters)
+        return any(item.refused.contains(offered) for item in filters)
 
-    def _grant(self, grant: Grant) -> None:
+    # Counts.
+
+    def _take(self, agent: _Agent, grant: Grant) -> None:
         key = (grant.framework_id, grant.role)
-        self._free[grant.agent_id] = EMPTY
-        self._by_role[grant.role] = self._by_role.get(grant.role, EMPTY) + grant.resources
-        self._by_framework[key] = self._by_framework.get(key, EMPTY) + grant.resources
+        agent.free = agent.free - grant.resources
+        agent.held[key] = agent.held.get(key, EMPTY) + grant.resources
+        self._count_held(grant, 1)
+        for name in (*_lineage(grant.role), grant.role + "/."):
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self._counts[key] = self._counts.get(key, 0) + 1
 
-    def _share(self, resources: Resources) -> float:
-        shares = (amount / self._total.scalars[key] for key, amount in resources.scalars.items())
+    def _count_held(self, grant: Grant, sign: int) -> None:
+        amounts = grant.resources.quantities()
+        unreserved = grant.resources.unreserved().quantities()
+        for name in _lineage(grant.role):
+            quotas.add(self._by_role.setdefault(name, {}), amounts, sign)
+            quotas.add(self._unreserved.setdefault(name, {}), unreserved, sign)
+        quotas.add(self._by_role.setdefault(grant.role + "/.", {}), amounts, sign)
+        key = (grant.framework_id, grant.role)
+        quotas.add(self._by_framework.setdefault(key, {}), amounts, sign)
+
+    def _count_total(self, total: Resources, sign: int) -> None:
+        quotas.add(self._total, total.quantities(), sign)
+        if not total.has_reserved:
+            return
+        for key, amount in total.items.items():
+            if key.stack and isinstance(amount, int):
+                for name in _lineage(key.role):
+                    quotas.add(self._reserved.setdefault(name, {}), {key.name: amount}, sign)
+
+    def _share(self, amounts: Quantities) -> float:
+        shares = (amount / self._total[name] for name, amount in amounts.items() if amount)
         return max(shares, default=0.0)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _lineage(role: str) -> tuple[str, ...]:
+    """Return the role and those above it, the topmost first."""
+    parts = role.split("/")
+    return tuple("/".join(parts[: depth + 1]) for depth in range(len(parts)))
+
+
+def _reaches(minimum: tuple[Quantities, ...], offered: Resources) -> bool:
+    if not minimum:
+        return True
+    amounts = offered.quantities()
+    return any(all(amounts.get(name, 0) >= least for name, least in item.items()) for item in minimum)

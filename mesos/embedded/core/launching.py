@@ -12,9 +12,9 @@ from typing import NamedTuple
 from stoker.mesos.embedded.core import validation
 from stoker.mesos.embedded.core.allocator import Grant
 from stoker.mesos.embedded.core.codec import Message
-from stoker.mesos.embedded.core.records import Framework, Offer
-from stoker.mesos.embedded.core.resources import EMPTY, ResourceError, Resources
-from stoker.mesos.embedded.core.values import AgentSpec
+from stoker.mesos.embedded.core.records import AgentRecord, Framework, Offer
+from stoker.mesos.embedded.core.reservations import ResourceError
+from stoker.mesos.embedded.core.resources import EMPTY, Resources
 
 
 class Verdict(NamedTuple):
@@ -56,6 +56,8 @@ def judge_task(framework: Framework, task: Message, offered: Grant) -> Verdict:
     error = validation.id_error(task_id)
     if error is None and task_id in framework.tasks:
         error = f"Task has duplicate ID: {task_id}"
+    if error is None and task_id in framework.unreachable_tasks:
+        error = f"Task reuses the ID of an unreachable task: {task_id}"
     error = error or validation.task_error(
         task, agent_id=offered.agent_id, framework_id=framework.framework_id
     )
@@ -71,8 +73,6 @@ def judge_task(framework: Framework, task: Message, offered: Grant) -> Verdict:
         return Verdict(str(problem))
     executor_takes = EMPTY if existing else executor_takes
     error = validation.too_much(task_takes + executor_takes, offered.resources, offered.role)
-    if error is None and executor is None:
-        error = validation.COMMAND_TASK
     return Verdict(error, task_takes, executor_takes)
 
 
@@ -88,9 +88,9 @@ def allocated(task: Message, framework_id: str, role: str) -> Message:
     return task
 
 
-def offer_message(offer: Offer, framework: Framework, spec: AgentSpec) -> Message:
+def offer_message(offer: Offer, framework: Framework, agent: AgentRecord) -> Message:
     """Return an offer as its framework gets it: the format of the resources follows the capabilities."""
-    grant = offer.grant
+    grant, spec = offer.grant, agent.spec
     role = grant.role if "MULTI_ROLE" in framework.capabilities else None
     old_format = "RESERVATION_REFINEMENT" not in framework.capabilities
     message: Message = {
@@ -105,9 +105,11 @@ def offer_message(offer: Offer, framework: Framework, spec: AgentSpec) -> Messag
         },
         "resources": grant.resources.to_messages(role, with_role=old_format),
     }
+    if spec.domain is not None:
+        message["domain"] = spec.domain
     if spec.attributes:
         message["attributes"] = list(spec.attributes)
-    executors = [name for agent_id, name in framework.executors if agent_id == grant.agent_id]
+    executors = agent.executors_of(grant.framework_id)
     if executors:
         message["executor_ids"] = [{"value": name} for name in executors]
     if role is not None:

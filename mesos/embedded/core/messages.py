@@ -21,8 +21,13 @@ _MESSAGES = {
     "Ranges": "range*:Range",
     "Set": "item*:string",
     "AllocationInfo": "role:string",
+    "Reservation": "type:ReservationType role:string principal:string labels:Labels",
+    "Persistence": "id!:string principal:string",
+    "Volume": "mode!:VolumeMode container_path!:string host_path:string image:any source:any",
+    "DiskInfo": "persistence:Persistence volume:Volume source:any",
     "Resource": "provider_id:any name!:string type!:ValueType scalar:Scalar ranges:Ranges set:Set role:string "
-    "allocation_info:AllocationInfo reservation:any reservations:any disk:any revocable:any shared:any",
+    "allocation_info:AllocationInfo reservation:Reservation reservations*:Reservation disk:DiskInfo revocable:any "
+    "shared:any",
     "Variable": "name!:string type:VariableType=VALUE value:string secret:any",
     "Environment": "variables*:Variable",
     "Uri": "value!:string executable:bool extract:bool=true cache:bool output_file:string",
@@ -38,11 +43,17 @@ _MESSAGES = {
     "FrameworkInfo": "user!:string name!:string id:Id failover_timeout:double=0.0 checkpoint:bool=false role:string "
     "roles*:string hostname:string principal:string webui_url:string capabilities*:Capability labels:Labels "
     "offer_filters:any",
-    "Filters": "refuse_seconds:double=5.0 min_allocatable_resources:any",
+    "Filters": "refuse_seconds:double min_allocatable_resources:any",
     "Launch": "task_infos*:TaskInfo",
     "TaskGroup": "tasks*:TaskInfo",
     "LaunchGroup": "executor!:ExecutorInfo task_group!:TaskGroup",
-    "Operation": "type:OperationType id:Id launch:Launch launch_group:LaunchGroup",
+    "Reserve": "source*:Resource resources*:Resource",
+    "ResourceList": "resources*:Resource",
+    "VolumeList": "volumes*:Resource",
+    "GrowVolume": "volume!:Resource addition!:Resource",
+    "ShrinkVolume": "volume!:Resource subtract!:Scalar",
+    "Operation": "type:OperationType id:Id launch:Launch launch_group:LaunchGroup reserve:Reserve "
+    "unreserve:ResourceList create:VolumeList destroy:VolumeList grow_volume:GrowVolume shrink_volume:ShrinkVolume",
     "Subscribe": "framework_info!:FrameworkInfo suppressed_roles*:string offer_constraints:any",
     "Accept": "offer_ids*:Id operations*:Operation filters:Filters",
     "Decline": "offer_ids*:Id filters:Filters",
@@ -72,11 +83,33 @@ _MESSAGES = {
     "ExecutorSubscribe": "unacknowledged_tasks*:TaskInfo unacknowledged_updates*:ExecutorUpdate",
     "ExecutorCall": "executor_id!:Id framework_id!:Id type:ExecutorCallType subscribe:ExecutorSubscribe "
     "update:ExecutorUpdate message:ExecutorMessage",
-    "MasterCall": "type:MasterCallType",
+    "OfFramework": "framework_id!:Id",
+    "OfAgent": "agent_id!:Id",
+    "ResourcesOfAgent": "agent_id!:Id source*:Resource resources*:Resource",
+    "VolumesOfAgent": "agent_id!:Id volumes*:Resource",
+    "GrowVolumeOfAgent": "agent_id!:Id volume!:Resource addition!:Resource",
+    "ShrinkVolumeOfAgent": "agent_id!:Id volume!:Resource subtract!:Scalar",
+    "GracePeriod": "seconds:int nanos:int",
+    "DrainAgent": "agent_id!:Id max_grace_period:GracePeriod mark_gone:bool",
+    "MachineId": "hostname:string ip:string",
+    "Unavailability": "start!:Duration duration:Duration",
+    "Window": "machine_ids*:MachineId unavailability!:Unavailability",
+    "Schedule": "windows*:Window",
+    "UpdateSchedule": "schedule!:Schedule",
+    "Machines": "machines*:MachineId",
+    "QuotaConfigs": "force:bool quota_configs*:any",
+    "WeightInfos": "weight_infos*:any",
+    "MasterCall": "type:MasterCallType teardown:OfFramework mark_agent_gone:OfAgent drain_agent:DrainAgent "
+    "deactivate_agent:OfAgent reactivate_agent:OfAgent reserve_resources:ResourcesOfAgent "
+    "unreserve_resources:ResourcesOfAgent create_volumes:VolumesOfAgent destroy_volumes:VolumesOfAgent "
+    "grow_volume:GrowVolumeOfAgent shrink_volume:ShrinkVolumeOfAgent update_maintenance_schedule:UpdateSchedule "
+    "start_maintenance:Machines stop_maintenance:Machines update_quota:QuotaConfigs update_weights:WeightInfos",
 }
 
 _ENUMS = {
     "ValueType": "SCALAR RANGES SET TEXT",
+    "ReservationType": "UNKNOWN STATIC DYNAMIC",
+    "VolumeMode": "RW RO",
     "VariableType": "UNKNOWN VALUE SECRET",
     "ExecutorType": "UNKNOWN DEFAULT CUSTOM",
     "CapabilityType": "REVOCABLE_RESOURCES TASK_KILLING_STATE GPU_RESOURCES SHARED_RESOURCES PARTITION_AWARE MULTI_ROLE "

@@ -1,4 +1,4 @@
-"""What the master remembers: frameworks, tasks, executors, offers."""
+"""What the master remembers: agents, frameworks, tasks, executors, offers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 from stoker.mesos.embedded.core.allocator import Grant
 from stoker.mesos.embedded.core.codec import Message
+from stoker.mesos.embedded.core.constraints import Constraints
 from stoker.mesos.embedded.core.messages import TERMINAL_STATES
+from stoker.mesos.embedded.core.ports import AgentPort, DrainConfig, ReportedOperation
 from stoker.mesos.embedded.core.resources import Resources
 from stoker.mesos.embedded.core.validation import capabilities, framework_roles
+from stoker.mesos.embedded.core.values import AgentSpec
 
 STATUSES_MAX = 20  # of one task, kept for /state; the oldest goes first
 
@@ -47,6 +50,11 @@ class Task:
     def is_terminal(self) -> bool:
         return self.state in TERMINAL_STATES
 
+    @property
+    def is_custom(self) -> bool:
+        """Whether it has an executor that the master knows; a command task's is the agent's own affair."""
+        return bool(self.executor_id)
+
 
 @dataclass(slots=True)
 class ExecutorRecord:
@@ -58,8 +66,47 @@ class ExecutorRecord:
 
 
 @dataclass(slots=True)
+class AgentRecord:
+    """An agent that is registered, connected or not, and what is there, by framework and name.
+
+    `kills` are the KILLs that came while it was away; `unreachable_ms` is when it has missed too many pings, `since_ms` when the
+    first ping was sent. Offers are made while it `is_active`.
+    """
+
+    spec: AgentSpec
+    port: AgentPort
+    registered_ms: int
+    since_ms: int
+    reregistered_ms: int | None = None
+    is_connected: bool = True
+    is_deactivated: bool = False
+    draining: DrainConfig | None = None
+    is_drained: bool = False
+    unreachable_ms: int | None = None
+    tasks: dict[tuple[str, str], Task] = field(default_factory=dict)
+    executors: dict[tuple[str, str], ExecutorRecord] = field(default_factory=dict)
+    offers: dict[str, Offer] = field(default_factory=dict)
+    kills: dict[tuple[str, str], Message | None] = field(default_factory=dict)
+
+    @property
+    def agent_id(self) -> str:
+        return self.spec.agent_id
+
+    @property
+    def is_active(self) -> bool:
+        return self.is_connected and not self.is_deactivated and self.draining is None
+
+    def executors_of(self, framework_id: str) -> list[str]:
+        return [name for owner, name in self.executors if owner == framework_id]
+
+
+@dataclass(slots=True)
 class Framework:
-    """A framework that is registered, connected or not; `info` has the id."""
+    """A framework that is registered, connected or not; `info` has the id.
+
+    One that `is_recovered` is known from agents only: it has not subscribed to this master yet. `operations` are those that it has
+    not acknowledged, by id, with their agents.
+    """
 
     info: Message
     stream: int | None
@@ -70,8 +117,12 @@ class Framework:
     unregistered_ms: int | None = None
     heartbeat_ms: int | None = None
     removal_ms: int | None = None
+    is_recovered: bool = False
     tasks: dict[str, Task] = field(default_factory=dict)
+    unreachable_tasks: dict[str, Task] = field(default_factory=dict)
     executors: dict[tuple[str, str], ExecutorRecord] = field(default_factory=dict)
+    operations: dict[str, tuple[str, ReportedOperation]] = field(default_factory=dict)
+    constraints: Constraints | None = None
 
     @property
     def framework_id(self) -> str:
@@ -93,6 +144,12 @@ class Framework:
     def lost_state(self) -> str:
         """The state of a task that never started: TASK_DROPPED, or TASK_LOST for a framework of the old kind."""
         return "TASK_DROPPED" if "PARTITION_AWARE" in self.capabilities else "TASK_LOST"
+
+
+def grants_on(agent: AgentRecord) -> list[Grant]:
+    """Return what the live tasks and executors on an agent take."""
+    tasks = [task.grant for task in agent.tasks.values() if not task.released]
+    return tasks + [record.grant for record in agent.executors.values()]
 
 
 def executor_used(framework: Framework) -> Resources | None:

@@ -1,130 +1,252 @@
 """Resources as amounts: what an agent has, what an offer holds, what a task takes.
 
-Scalars are thousandths (Mesos rounds to three digits), ranges are sorted and merged. A resource that is not plain (reserved, of
-another role, a volume, revocable) gets a tag that says so, and is therefore contained in no offer of plain ones.
+Scalars are thousandths (Mesos rounds to three digits), ranges are sorted and merged. What a resource is besides its amount stands
+in its key; a persistent volume is taken whole or not at all, what is special is contained in no offer.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from stoker.mesos.embedded.core.codec import Message
+from stoker.mesos.embedded.core.reservations import (
+    Key,
+    ResourceError,
+    is_within,
+    key_of,
+    plain_key,
+    static,
+)
 
 Span: TypeAlias = tuple[int, int]
-Key: TypeAlias = tuple[str, str]
+Amount: TypeAlias = int | tuple[Span, ...]
+Quantities: TypeAlias = dict[str, int]
 
-_ORDER = ("ports", "cpus", "mem", "disk", "gpus")
-_SPECIAL = ("reservation", "reservations", "disk", "revocable", "shared", "provider_id")
-
-
-class ResourceError(Exception):
-    """A resource that no task may ask for; the text is Mesos'."""
+RANGES_MAX = 10_000  # in one resource: a limit against nonsense, an agent's ports are a few dozen
+_SCALAR_MAX = 1e15
+_TEXT = re.compile(r"(?P<name>[\w.-]+)(?:\((?P<role>[^)]+)\))?:(?P<value>\[.*\]|[^\[\]{}]+)")
 
 
 class Resources:
-    """An immutable bag of resources."""
+    """An immutable bag of resources; the order in which they came is kept for texts."""
 
-    __slots__ = ("ranges", "scalars")
+    __slots__ = ("items",)
 
-    def __init__(self, scalars: Mapping[Key, int], ranges: Mapping[Key, tuple[Span, ...]]) -> None:
-        self.scalars = {key: amount for key, amount in scalars.items() if amount}
-        self.ranges = {key: spans for key, spans in ranges.items() if spans}
+    def __init__(self, items: Mapping[Key, Amount]) -> None:
+        self.items = {key: amount for key, amount in items.items() if amount}
 
     def __add__(self, other: Resources) -> Resources:
-        scalars = dict(self.scalars)
-        for key, amount in other.scalars.items():
-            scalars[key] = scalars.get(key, 0) + amount
-        ranges = dict(self.ranges)
-        for key, spans in other.ranges.items():
-            ranges[key] = merge(ranges.get(key, ()) + spans)
-        return Resources(scalars, ranges)
+        if not other.items:
+            return self
+        items: dict[Key, Amount] = dict(self.items)
+        for key, amount in other.items.items():
+            held = items.get(key)
+            if held is None:
+                items[key] = amount
+            elif isinstance(amount, int):
+                assert isinstance(held, int), key
+                items[key] = held + amount
+            else:
+                assert not isinstance(held, int), key
+                items[key] = merge(held + amount)
+        return Resources(items)
 
     def __sub__(self, other: Resources) -> Resources:
         """Take away `other`, which must be contained in self."""
         assert self.contains(other), (self, other)
-        scalars = {key: amount - other.scalars.get(key, 0) for key, amount in self.scalars.items()}
-        ranges = {key: subtract(spans, other.ranges.get(key, ())) for key, spans in self.ranges.items()}
-        return Resources(scalars, ranges)
+        items: dict[Key, Amount] = dict(self.items)
+        for key, amount in other.items.items():
+            held = items[key]
+            if isinstance(held, int):
+                assert isinstance(amount, int)
+                items[key] = held - amount
+            else:
+                assert not isinstance(amount, int)
+                items[key] = subtract(held, amount)
+        return Resources(items)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Resources) and (self.scalars, self.ranges) == (other.scalars, other.ranges)
+        return isinstance(other, Resources) and self.items == other.items
 
     __hash__ = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
-        return bool(self.scalars or self.ranges)
+        return bool(self.items)
 
     def __repr__(self) -> str:
         return f"Resources({self.describe()})"
 
     def contains(self, other: Resources) -> bool:
         """Whether all of `other` is in self."""
-        return all(amount <= self.scalars.get(key, 0) for key, amount in other.scalars.items()) and all(
-            covers(self.ranges.get(key, ()), spans) for key, spans in other.ranges.items()
-        )
+        for key, amount in other.items.items():
+            held = self.items.get(key)
+            if held is None or isinstance(held, int) != isinstance(amount, int):
+                return False
+            if isinstance(held, int):
+                assert isinstance(amount, int)
+                if amount > held or (amount < held and key.is_volume):
+                    return False
+            elif not covers(held, amount):  # type: ignore[arg-type]
+                return False
+        return True
+
+    def common(self, other: Resources) -> Resources:
+        """Return what is in both."""
+        items: dict[Key, Amount] = {}
+        for key, amount in other.items.items():
+            held = self.items.get(key)
+            if isinstance(held, int) and isinstance(amount, int):
+                items[key] = min(held, amount) if not key.is_volume or held == amount else 0
+            elif held is not None and not isinstance(held, int) and not isinstance(amount, int):
+                items[key] = subtract(held, subtract(held, amount))
+        return Resources(items)
+
+    def spelled_as(self, offered: Resources) -> Resources:
+        """Return self, which `offered` contains, with the keys of `offered`: a volume keeps the path it was created with."""
+        spelling = {key: key for key in offered.items}
+        return Resources({spelling[key]: amount for key, amount in self.items.items()})
+
+    def select(self, wanted: Callable[[Key], bool]) -> Resources:
+        """Return the part whose keys are `wanted`."""
+        return Resources({key: amount for key, amount in self.items.items() if wanted(key)})
+
+    def for_role(self, role: str) -> Resources:
+        """Return what may be offered to `role`: what is unreserved, or reserved for it or for a role above it."""
+        if not self.has_reserved:
+            return self
+        return self.select(lambda key: not key.stack or is_within(role, key.role))
+
+    @property
+    def has_reserved(self) -> bool:
+        return any(key.stack for key in self.items)
+
+    def unreserved(self) -> Resources:
+        return self.select(lambda key: not key.stack) if self.has_reserved else self
+
+    def volumes(self) -> Resources:
+        """Return the persistent volumes."""
+        return self.select(lambda key: key.is_volume)
+
+    def quantities(self) -> Quantities:
+        """Return thousandths by name, whatever the keys; scalars only."""
+        result: Quantities = {}
+        for key, amount in self.items.items():
+            if isinstance(amount, int):
+                result[key.name] = result.get(key.name, 0) + amount
+        return result
+
+    def chopped(self, limits: Mapping[str, int]) -> Resources:
+        """Return self with no more of each scalar than `limits` says; what it does not name stays whole.
+
+        Only for what is unreserved: a reserved resource or a volume is not chopped.
+        """
+        left = dict(limits)
+        items: dict[Key, Amount] = {}
+        for key, amount in self.items.items():
+            if isinstance(amount, int) and key.name in left and not key.stack:
+                amount = max(0, min(amount, left[key.name]))
+                left[key.name] -= amount
+            items[key] = amount
+        return Resources(items)
 
     def describe(self, role: str | None = None) -> str:
-        """Return the text that Mesos prints in its errors."""
-        return "; ".join(f"{name}{_suffix(tag, role)}:{amount}" for name, tag, amount in self._printed())
+        """Return the text that Mesos prints in its errors, in the order in which the resources came."""
+        return "; ".join(f"{key.describe(role)}:{amount_text(amount)}" for key, amount in self.items.items())
+
+    def in_order(self) -> Resources:
+        """Return self as an offer lists it: ranges, then what is reserved, then the rest."""
+        return Resources(dict(sorted(self.items.items(), key=_position)))
 
     def to_messages(self, role: str | None = None, *, with_role: bool = False) -> list[Message]:
-        """Return the resources on the wire, ports first as in offers.
+        """Return the resources on the wire, in the order of an offer.
 
-        `role` becomes `allocation_info`; `with_role` adds the old format's `role: "*"`.
+        `role` becomes `allocation_info`; `with_role` is the format of before RESERVATION_REFINEMENT (`role`, `reservation`).
         """
         result: list[Message] = []
-        for name, _ in sorted((*self.ranges, *self.scalars), key=_position):
-            spans, amount = self.ranges.get((name, "")), self.scalars.get((name, ""), 0)
-            message: Message = {"name": name, "type": "RANGES" if spans else "SCALAR"}
-            if spans:
-                message["ranges"] = {"range": [{"begin": begin, "end": end} for begin, end in spans]}
+        for key, amount in sorted(self.items.items(), key=_position):
+            if isinstance(amount, int):
+                message: Message = {
+                    "name": key.name,
+                    "type": "SCALAR",
+                    "scalar": {"value": amount / 1000},
+                }
             else:
-                message["scalar"] = {"value": amount / 1000}
-            if with_role:
-                message["role"] = "*"
-            if role is not None:
-                message["allocation_info"] = {"role": role}
+                spans = [{"begin": begin, "end": end} for begin, end in amount]
+                message = {"name": key.name, "type": "RANGES", "ranges": {"range": spans}}
+            message.update(key.message(role, old_format=with_role))
             result.append(message)
         return result
 
     def summary(self) -> Message:
         """Return the short form of /state: plain numbers, ports as text."""
-        result: Message = {
-            name: self.scalars.get((name, ""), 0) / 1000 for name in ("disk", "mem", "gpus", "cpus")
-        }
-        result.update({name: _spans_text(spans) for (name, _), spans in self.ranges.items()})
+        quantities = self.quantities()
+        result: Message = {name: quantities.get(name, 0) / 1000 for name in ("disk", "mem", "gpus", "cpus")}
+        spans: dict[str, tuple[Span, ...]] = {}
+        for key, amount in self.items.items():
+            if not isinstance(amount, int):
+                spans[key.name] = merge(spans.get(key.name, ()) + amount)
+        result.update({name: amount_text(value) for name, value in spans.items()})
         return result
 
     def scalar(self, name: str) -> int:
-        """Return thousandths of the plain resource `name`."""
-        return self.scalars.get((name, ""), 0)
-
-    def _printed(self) -> Iterator[tuple[str, str, str]]:
-        for (name, tag), spans in self.ranges.items():
-            yield name, tag, _spans_text(spans)
-        for (name, tag), amount in self.scalars.items():
-            yield name, tag, f"{amount / 1000:.15g}"
+        """Return thousandths of the unreserved resource `name`."""
+        amount = self.items.get(plain_key(name), 0)
+        assert isinstance(amount, int)
+        return amount
 
 
-EMPTY = Resources({}, {})
+EMPTY = Resources({})
 
 
 def plain(*, cpus: float, mem_mib: int, disk_mib: int, ports: Span | None) -> Resources:
     """Return the unreserved resources of an agent."""
-    scalars = {("cpus", ""): round(cpus * 1000), ("mem", ""): mem_mib * 1000, ("disk", ""): disk_mib * 1000}
-    return Resources(scalars, {("ports", ""): (ports,)} if ports else {})
+    items: dict[Key, Amount] = {plain_key("ports"): (ports,)} if ports else {}
+    items[plain_key("cpus")] = round(cpus * 1000)
+    items[plain_key("mem")] = mem_mib * 1000
+    items[plain_key("disk")] = disk_mib * 1000
+    return Resources(items)
 
 
-def from_messages(messages: Iterable[Message], role: str) -> Resources:
-    """Return the amounts of a task's or executor's resources, which belong to an offer of `role`.
+def from_messages(messages: Iterable[Message], role: str | None) -> Resources:
+    """Return the amounts of a task's, executor's or operation's resources; `role` is that of the offer, None for no offer.
 
-    :raises ResourceError: a value is not positive, or missing.
+    :raises ResourceError: a value is not positive, or missing; a reservation is malformed.
+    """
+    items: dict[Key, Amount] = {}
+    for message in messages:
+        key, amount = _one(message, role)
+        held = items.get(key)
+        if held is not None and key.is_volume:
+            key = key._replace(special="<TWICE>")  # a volume is one thing: no offer has it twice
+            held = items.get(key)
+        if held is None:
+            items[key] = amount
+        elif isinstance(held, int) and isinstance(amount, int):
+            items[key] = held + amount
+        elif not isinstance(held, int) and not isinstance(amount, int):
+            items[key] = merge(held + amount)
+        else:
+            raise ResourceError(f"Resource '{key.describe(role)}' is both a scalar and ranges")
+    return Resources(items)
+
+
+def parse_resources(text: str) -> Resources:
+    """Return the resources of an agent's `text`, such as cpus:4;mem:4096;disk(cache):100;ports:[31000-31099].
+
+    A name in parentheses is a role that the resource is reserved for, for ever.
+
+    :raises ResourceError: what is wrong, and where.
     """
     total = EMPTY
-    for message in messages:
-        total = total + _one(message, role)
+    for part in filter(None, (item.strip() for item in text.split(";"))):
+        match = _TEXT.fullmatch(part)
+        if not match:
+            raise ResourceError(f"resource {part!r} must be NAME:VALUE or NAME(ROLE):VALUE")
+        role = match["role"]
+        key = Key(match["name"], () if role in (None, "*") else (static(role),))
+        total = total + Resources({key: _value(part, match["value"].strip())})
     return total
 
 
@@ -162,41 +284,51 @@ def covers(spans: Iterable[Span], wanted: Iterable[Span]) -> bool:
     return all(any(begin <= low and high <= end for begin, end in held) for low, high in wanted)
 
 
-def _one(message: Message, role: str) -> Resources:
-    key = (message["name"], _tag(message, role))
-    text = f"{message['name']}{_suffix(key[1], role)}"
+def amount_text(amount: Amount) -> str:
+    """Return an amount as Mesos prints it."""
+    if isinstance(amount, int):
+        return f"{amount / 1000:.15g}"
+    return "[" + ", ".join(f"{begin}-{end}" for begin, end in amount) + "]"
+
+
+def _one(message: Message, role: str | None) -> tuple[Key, Amount]:
+    key = key_of(message, role)
+    text = key.describe(role)
     if message["type"] == "SCALAR":
         value = message.get("scalar", {}).get("value")
-        if value is None or not value > 0 or value > 1e15:
+        if value is None or not value > 0 or value > _SCALAR_MAX:
             shown = f"{text}:{value:.15g}" if value is not None else text
             raise ResourceError(f"Resource '{shown}' is invalid: Invalid scalar resource: value <= 0")
-        return Resources({key: round(value * 1000)}, {})
+        return key, round(value * 1000)
     if message["type"] == "RANGES":
-        spans = [(span["begin"], span["end"]) for span in message.get("ranges", {}).get("range", ())]
-        if not spans or any(begin > end or begin < 0 for begin, end in spans):
-            raise ResourceError(f"Resource '{text}:{_spans_text(spans)}' is invalid: Invalid ranges resource")
-        return Resources({}, {key: merge(spans)})
+        spans = tuple((span["begin"], span["end"]) for span in message.get("ranges", {}).get("range", ()))
+        if not 0 < len(spans) <= RANGES_MAX or any(begin > end or begin < 0 for begin, end in spans):
+            raise ResourceError(f"Resource '{text}:{amount_text(spans)}' is invalid: Invalid ranges resource")
+        return key, merge(spans)
     raise ResourceError(f"Resource '{text}' is invalid: the embedded Mesos has scalars and ranges only")
 
 
-def _tag(message: Message, role: str) -> str:
-    special = {key: message[key] for key in _SPECIAL if message.get(key)}
-    if message.get("role", "*") != "*":
-        special["role"] = message["role"]
-    allocated = message.get("allocation_info", {}).get("role", role)
-    if allocated == role and not special:
-        return ""
-    return f"allocated: {allocated}" + (", " + json.dumps(special, sort_keys=True) if special else "")
+def _value(part: str, text: str) -> Amount:
+    if text.startswith("["):
+        found = re.fullmatch(r"\[\s*(\d+-\d+(?:\s*,\s*\d+-\d+)*)\s*\]", text)
+        if not found:
+            raise ResourceError(f"resource {part!r} has no ranges such as [31000-31099, 32000-32009]")
+        spans = [tuple(map(int, item.split("-"))) for item in found[1].split(",")]
+        if any(begin > end for begin, end in spans):
+            raise ResourceError(f"resource {part!r} has a range that ends before it begins")
+        return merge((begin, end) for begin, end in spans)
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or not 0 <= float(text) <= _SCALAR_MAX:
+        raise ResourceError(f"resource {part!r} has no number, and no ranges in brackets, as its value")
+    return round(float(text) * 1000)
 
 
-def _suffix(tag: str, role: str | None) -> str:
-    text = tag or (f"allocated: {role}" if role is not None else "")
-    return f"({text})" if text else ""
+def _position(item: tuple[Key, Amount]) -> tuple[bool, bool, tuple[int, str, bool]]:
+    key, amount = item
+    return isinstance(amount, int), not key.stack, key.position
 
 
-def _spans_text(spans: Iterable[Span]) -> str:
-    return "[" + ", ".join(f"{begin}-{end}" for begin, end in spans) + "]"
-
-
-def _position(key: Key) -> tuple[int, str]:
-    return (_ORDER.index(key[0]) if key[0] in _ORDER else len(_ORDER), key[0])
+def iterate_volumes(resources: Resources) -> Iterator[tuple[str, str]]:
+    """Yield (role, persistence id) of each persistent volume."""
+    for key in resources.items:
+        if key.disk is not None and key.disk.persistence_id is not None:
+            yield key.role, key.disk.persistence_id

@@ -9,16 +9,13 @@ import json
 from collections.abc import Iterable
 
 from stoker.mesos.embedded.core.codec import Message
-from stoker.mesos.embedded.core.resources import EMPTY, ResourceError, Resources, from_messages
+from stoker.mesos.embedded.core.reservations import ResourceError, key_of
+from stoker.mesos.embedded.core.resources import EMPTY, Resources, from_messages
 
 ID_MAX = 255
 FAILOVER_SECONDS_MAX = (2**63 - 1) / 1e9  # Mesos counts nanoseconds in 64 bits
 
-COMMAND_TASK = (
-    "The embedded Mesos runs custom executors only: give the task an ExecutorInfo instead of a CommandInfo"
-)
 CONTAINER = "The embedded Mesos runs plain processes only: 'container' is not supported"
-LAUNCH_GROUP = "The embedded Mesos has no task groups: use LAUNCH with a custom executor"
 
 
 def capabilities(info: Message) -> frozenset[str]:
@@ -153,9 +150,15 @@ def task_needs(task: Message, role: str) -> tuple[Resources, Resources]:
     """
     if not task.get("resources"):
         raise ResourceError("Task uses no resources")
-    executor = task.get("executor", {})
-    needs = from_messages(executor["resources"], role) if executor.get("resources") else EMPTY
-    return from_messages(task["resources"], role), needs
+    return from_messages(task["resources"], role), executor_needs(task.get("executor", {}), role)
+
+
+def executor_needs(executor: Message, role: str) -> Resources:
+    """Return what an executor takes, which may be nothing.
+
+    :raises ResourceError: with Mesos' text.
+    """
+    return from_messages(executor["resources"], role) if executor.get("resources") else EMPTY
 
 
 def too_much(wanted: Resources, available: Resources, role: str) -> str | None:
@@ -163,4 +166,37 @@ def too_much(wanted: Resources, available: Resources, role: str) -> str | None:
     if available.contains(wanted):
         return None
     text = f"Total resources {wanted.describe(role)} required by task and its executor is more than available"
-    return f"{text} {available.describe(role)}"
+    return f"{text} {available.in_order().describe(role)}"
+
+
+def disk_error(messages: Iterable[Message]) -> str | None:
+    """Return what is wrong with the DiskInfos of resources."""
+    for message in messages:
+        disk = message.get("disk")
+        if disk is None:
+            continue
+        if "persistence" in disk:
+            error = _persistence_error(message, disk)
+            if error:
+                return f"Invalid DiskInfo: {error}"
+        elif "volume" in disk:
+            return "Invalid DiskInfo: Non-persistent volume not supported"
+        elif "source" not in disk:
+            return "Invalid DiskInfo: DiskInfo is set but empty"
+    return None
+
+
+def _persistence_error(message: Message, disk: Message) -> str | None:
+    if message.get("revocable") is not None:
+        return "Persistent volumes cannot be created from revocable resources"
+    if not key_of(message, None).stack:
+        return "Persistent volumes cannot be created from unreserved resources"
+    if "volume" not in disk:
+        return "Expecting 'volume' to be set for persistent volume"
+    if "host_path" in disk["volume"]:
+        return "Expecting 'host_path' to be unset for persistent volume"
+    path = disk["volume"]["container_path"]
+    if not path or path.startswith("/") or ".." in path.split("/"):
+        return "Expecting 'container_path' to be a relative path below the sandbox for persistent volume"
+    complaint = id_error(disk["persistence"]["id"])
+    return f"Invalid persistence ID for persistent volume: {complaint}" if complaint else None

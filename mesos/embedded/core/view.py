@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from stoker.mesos.embedded.core.codec import Message
-from stoker.mesos.embedded.core.master import CAPABILITIES, AgentPort, Master
-from stoker.mesos.embedded.core.records import Framework, Task, executor_used
+from stoker.mesos.embedded.core.draining import drain_info
+from stoker.mesos.embedded.core.master import Master
+from stoker.mesos.embedded.core.records import AgentRecord, Framework, Task, executor_used, grants_on
 from stoker.mesos.embedded.core.resources import EMPTY, Resources
-from stoker.mesos.embedded.core.values import VERSION
+from stoker.mesos.embedded.core.values import AGENT_CAPABILITIES, MASTER_CAPABILITIES, VERSION, AgentSpec
+
+CAPABILITIES = (  # in the order in which Mesos lists them
+    "REVOCABLE_RESOURCES",
+    "TASK_KILLING_STATE",
+    "GPU_RESOURCES",
+    "SHARED_RESOURCES",
+    "PARTITION_AWARE",
+    "MULTI_ROLE",
+    "RESERVATION_REFINEMENT",
+    "REGION_AWARE",
+)
 
 
 def state(master: Master) -> Message:
@@ -20,16 +32,16 @@ def state(master: Master) -> Message:
         "id": spec.master_id,
         "pid": pid,
         "hostname": spec.hostname,
-        "capabilities": list(CAPABILITIES),
-        "activated_slaves": float(len(master.agents)),
-        "deactivated_slaves": 0.0,
-        "unreachable_slaves": 0.0,
+        "capabilities": list(MASTER_CAPABILITIES),
+        "activated_slaves": float(sum(agent.is_active for agent in master.agents.values())),
+        "deactivated_slaves": float(sum(not agent.is_active for agent in master.agents.values())),
+        "unreachable_slaves": float(len(master.registry.unreachable)),
         "leader": pid,
         "leader_info": {"id": spec.master_id, "pid": pid, "port": spec.port, "hostname": spec.hostname},
-        "slaves": [_agent(master, agent) for agent in master.agents.values()],
-        "recovered_slaves": [],
-        "frameworks": [_framework(master, framework) for framework in master.frameworks.values()],
-        "completed_frameworks": [_framework(master, framework) for framework in master.completed],
+        "slaves": [show_agent(master, agent) for agent in master.agents.values()],
+        "recovered_slaves": [_recovered(absent.spec) for absent in master.registry.recovered.values()],
+        "frameworks": [show_framework(master, framework) for framework in master.frameworks.values()],
+        "completed_frameworks": [show_framework(master, framework) for framework in master.completed],
         "orphan_tasks": [],
         "unregistered_frameworks": [],
     }
@@ -37,61 +49,83 @@ def state(master: Master) -> Message:
 
 def tasks(master: Master) -> Message:
     """Return the body of GET /tasks."""
-    return {"tasks": [_task(f, t) for f in master.frameworks.values() for t in f.tasks.values()]}
+    return {"tasks": [show_task(f, t) for f in master.frameworks.values() for t in f.tasks.values()]}
 
 
-def _agent(master: Master, agent: AgentPort) -> Message:
-    spec = agent.spec
+def show_agent(master: Master, agent: AgentRecord) -> Message:
+    spec, total = agent.spec, master.allocator.total(agent.agent_id)
+    roles = sorted({key.role for key in total.items if key.stack})
     used = offered = EMPTY
-    for framework in master.frameworks.values():
-        used = used + _used(framework, spec.agent_id)
-    for offer in master.offers.values():
-        if offer.grant.agent_id == spec.agent_id:
-            offered = offered + offer.grant.resources
-    return {
+    for grant in grants_on(agent):
+        used = used + grant.resources
+    for offer in agent.offers.values():
+        offered = offered + offer.grant.resources
+    result: Message = {
         "id": spec.agent_id,
         "hostname": spec.hostname,
         "port": spec.port,
-        "attributes": {item["name"]: _attribute(item) for item in spec.attributes},
+        "attributes": {item["name"]: show_attribute(item) for item in spec.attributes},
         "pid": spec.pid,
-        "registered_time": master.wall_seconds(master.registered_ms[spec.agent_id]),
-        "resources": spec.resources.summary(),
+        "registered_time": master.wall_seconds(agent.registered_ms),
+        "resources": total.summary(),
         "used_resources": used.summary(),
         "offered_resources": offered.summary(),
-        "reserved_resources": {},
-        "unreserved_resources": spec.resources.summary(),
-        "active": True,
-        "deactivated": False,
+        "reserved_resources": {role: _reserved(total, role).summary() for role in roles},
+        "unreserved_resources": total.unreserved().summary(),
+        "active": agent.is_active,
+        "deactivated": agent.is_deactivated,
         "version": VERSION,
-        "capabilities": ["MULTI_ROLE", "HIERARCHICAL_ROLE", "RESERVATION_REFINEMENT"],
+        "capabilities": list(AGENT_CAPABILITIES),
+        "reserved_resources_full": {role: in_full(_reserved(total, role)) for role in roles},
     }
+    if agent.reregistered_ms is not None:
+        result["reregistered_time"] = master.wall_seconds(agent.reregistered_ms)
+    if agent.draining is not None:
+        result["drain_info"] = drain_info(agent)
+    return result
 
 
-def _framework(master: Master, framework: Framework) -> Message:
+def _recovered(spec: AgentSpec) -> Message:
+    return {"id": spec.agent_id, "hostname": spec.hostname, "port": spec.port, "pid": spec.pid}
+
+
+def _reserved(total: Resources, role: str) -> Resources:
+    return total.select(lambda key: key.role == role and bool(key.stack))
+
+
+def in_full(resources: Resources) -> list[Message]:
+    """Return resources in both formats at once."""
+    pairs = zip(resources.to_messages(), resources.to_messages(with_role=True), strict=True)
+    return [old | new for new, old in pairs]
+
+
+def show_framework(master: Master, framework: Framework) -> Message:
     info = framework.info
     offers = [o for o in master.offers.values() if o.grant.framework_id == framework.framework_id]
     offered = EMPTY
     for offer in offers:
         offered = offered + offer.grant.resources
+    used = executor_used(framework) or EMPTY
     result: Message = {
         "id": framework.framework_id,
         "name": info["name"],
-        "used_resources": (executor_used(framework) or EMPTY).summary(),
+        "used_resources": used.summary(),
         "offered_resources": offered.summary(),
-        "capabilities": sorted(framework.capabilities),
+        "resources": (used + offered).summary(),
+        "capabilities": [name for name in CAPABILITIES if name in framework.capabilities],
         "hostname": info.get("hostname", ""),
         "webui_url": info.get("webui_url", ""),
         "active": framework.connected,
         "connected": framework.connected,
-        "recovered": False,
+        "recovered": framework.is_recovered,
         "user": info["user"],
         "failover_timeout": info["failover_timeout"],
         "checkpoint": info["checkpoint"],
-        "registered_time": master.wall_seconds(framework.registered_ms),
+        "registered_time": 0.0 if framework.is_recovered else master.wall_seconds(framework.registered_ms),
         "unregistered_time": 0.0,
-        "tasks": [_task(framework, task) for task in framework.tasks.values()],
-        "unreachable_tasks": [],
-        "completed_tasks": [_task(framework, task) for task in framework.completed_tasks],
+        "tasks": [show_task(framework, task) for task in framework.tasks.values()],
+        "unreachable_tasks": [show_task(framework, task) for task in framework.unreachable_tasks.values()],
+        "completed_tasks": [show_task(framework, task) for task in framework.completed_tasks],
         "offers": [
             {
                 "id": offer.offer_id,
@@ -108,6 +142,9 @@ def _framework(master: Master, framework: Framework) -> Message:
         result["reregistered_time"] = master.wall_seconds(framework.reregistered_ms)
     if framework.unregistered_ms is not None:
         result["unregistered_time"] = master.wall_seconds(framework.unregistered_ms)
+    if "labels" in info:
+        result["labels"] = info["labels"].get("labels", [])
+    result["offer_constraints"] = framework.constraints.wire if framework.constraints else {}
     if "MULTI_ROLE" in framework.capabilities:
         result["roles"] = list(framework.roles)
     else:
@@ -117,19 +154,20 @@ def _framework(master: Master, framework: Framework) -> Message:
 
 def _executor(framework: Framework, key: tuple[str, str]) -> Message:
     record = framework.executors[key]
+    labels = {"labels": record.info["labels"].get("labels", [])} if "labels" in record.info else {}
     return {
         "executor_id": key[1],
         "name": record.info.get("name", ""),
         "framework_id": framework.framework_id,
-        "command": record.info["command"],
+        "command": {"argv": [], "uris": []} | record.info["command"],
         "resources": record.grant.resources.summary(),
         "role": record.grant.role,
         "type": record.info.get("type", "CUSTOM"),
         "slave_id": record.agent_id,
-    }
+    } | labels
 
 
-def _task(framework: Framework, task: Task) -> Message:
+def show_task(framework: Framework, task: Task) -> Message:
     result: Message = {
         "id": task.task_id,
         "name": task.info["name"],
@@ -139,14 +177,7 @@ def _task(framework: Framework, task: Task) -> Message:
         "state": task.state,
         "resources": task.grant.resources.summary(),
         "role": task.grant.role,
-        "statuses": [
-            {
-                key: status[key]
-                for key in ("state", "timestamp", "container_status", "healthy")
-                if key in status
-            }
-            for status in task.statuses
-        ],
+        "statuses": [_status(status) for status in task.statuses],
     }
     if "labels" in task.info:
         result["labels"] = task.info["labels"].get("labels", [])
@@ -155,18 +186,13 @@ def _task(framework: Framework, task: Task) -> Message:
     return result
 
 
-def _used(framework: Framework, agent_id: str) -> Resources:
-    total = EMPTY
-    for task in framework.tasks.values():
-        if task.agent_id == agent_id and not task.released:
-            total = total + task.grant.resources
-    for record in framework.executors.values():
-        if record.agent_id == agent_id:
-            total = total + record.grant.resources
-    return total
+def _status(status: Message) -> Message:
+    shown = {key: status[key] for key in ("state", "timestamp", "container_status", "healthy") if key in status}
+    labels = {"labels": status["labels"].get("labels", [])} if "labels" in status else {}
+    return shown | labels
 
 
-def _attribute(item: Message) -> object:
+def show_attribute(item: Message) -> object:
     if "scalar" in item:
         return item["scalar"]["value"]
     return item["text"]["value"]

@@ -18,10 +18,6 @@ TRANSCRIPT = Path(__file__).parents[2] / "data" / "mesos-transcripts" / "20-oper
 AGENT = ("--agents", "1", "--cpus", "4", "--mem", "4GiB", "--disk", "8GiB", "--ports", "31000-31099")
 KINDS = ("GET_HEALTH", "GET_VERSION", "GET_MASTER", "GET_FRAMEWORKS", "GET_AGENTS")
 
-# Of what a real agent can do, what the embedded one cannot.
-LEFT_OUT = {"RESOURCE_PROVIDER", "RESIZE_VOLUME", "AGENT_OPERATION_FEEDBACK", "AGENT_DRAINING"}
-LEFT_OUT |= {"TASK_RESOURCE_LIMITS"}
-
 pytestmark = pytest.mark.integration
 
 
@@ -87,8 +83,7 @@ def test_what_does_not_depend_on_the_machine_is_equal(mesos: EmbeddedProcess, sc
     for name in ("active", "deactivated", "version"):
         assert agent[name] == their_agent[name]
     assert agent["agent_info"]["attributes"] == their_agent["agent_info"]["attributes"]
-    kept = [c for c in their_agent["capabilities"] if c["type"] not in LEFT_OUT]
-    assert agent["capabilities"] == kept
+    assert agent["capabilities"] == their_agent["capabilities"]
     mine, theirs = of("GET_FRAMEWORKS")
     framework, their_framework = mine["frameworks"][0], theirs["frameworks"][0]
     for name in ("active", "connected", "recovered", "offer_constraints"):

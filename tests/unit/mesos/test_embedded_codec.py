@@ -79,9 +79,9 @@ def test_says_what_is_wrong_with_a_message(message: str, value: object, text: st
 @pytest.mark.parametrize(
     ("message", "value", "decoded"),
     [
-        ("Filters", {}, {"refuse_seconds": 5.0}),
+        ("Filters", {}, {}),
         ("Filters", {"refuse_seconds": "7"}, {"refuse_seconds": 7.0}),
-        ("Filters", {"refuse_seconds": None, "colour": "red"}, {"refuse_seconds": 5.0}),
+        ("Filters", {"refuse_seconds": None, "colour": "red"}, {}),
         ("Variable", {"name": "a"}, {"name": "a", "type": "VALUE"}),
         ("CommandInfo", {"value": "ls"}, {"value": "ls", "shell": True}),
         ("Capability", {"type": "NO_SUCH"}, {}),

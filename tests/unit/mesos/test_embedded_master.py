@@ -112,18 +112,16 @@ def test_a_call_is_answered_by_whom_it_names(
 def test_what_is_not_supported_is_told_so() -> None:
     bench = Bench()
     stream = bench.subscribe()
-    info = {"user": "root", "name": "test"}
-    assert bench.call(stream, "UPDATE_FRAMEWORK", {"framework_info": info}).status == 501
     operations = [
-        {"type": "RESERVE", "id": {"value": "op1"}},
-        {"type": "CREATE"},
+        {"type": "CREATE_DISK", "id": {"value": "op1"}},
+        {"type": "DESTROY_DISK"},
         {"type": "LAUNCH_GROUP", "launch_group": {"executor": executor(), "task_group": {"tasks": [task()]}}},
     ]
     body = {"offer_ids": [bench.offers(stream)[0]["id"]], "operations": operations}
     assert bench.call(stream, "ACCEPT", body).status == 202
     operation, update = bench.events[stream][-2:]
     assert operation["update_operation_status"]["status"]["state"] == "OPERATION_ERROR"
-    assert "RESERVE" in operation["update_operation_status"]["status"]["message"]
+    assert "CREATE_DISK" in operation["update_operation_status"]["status"]["message"]
     assert update["update"]["status"]["reason"] == "REASON_TASK_GROUP_INVALID"
 
 
@@ -288,14 +286,18 @@ def test_a_wrong_task_is_an_error_and_the_others_start(wrong: Message, text: str
     assert cpus(bench.offers(stream)[-1]) == 2.9
 
 
-def test_a_command_task_is_told_that_there_is_no_command_executor() -> None:
+def test_a_command_task_is_charged_for_itself_and_its_executor_is_nobody_elses_affair() -> None:
     bench = Bench()
     stream = bench.subscribe()
     wanted = task()
     del wanted["executor"]
     bench.launch(stream, wanted | {"command": {"value": "ls"}})
-    assert "custom executors only" in bench.statuses(stream)[0]["message"]
-    assert bench.statuses(stream)[0]["state"] == "TASK_ERROR"
+    bench.advance(1000)
+    assert cpus(bench.offers(stream)[-1]) == 3.0 and "executor_ids" not in bench.offers(stream)[-1]
+    bench.exit(256)
+    assert "FAILURE" not in bench.kinds(stream)
+    status = bench.statuses(stream)[0]
+    assert (status["state"], status["reason"]) == ("TASK_FAILED", "REASON_COMMAND_EXECUTOR_FAILED")
 
 
 def test_a_task_id_must_not_be_used_again_while_it_is_known() -> None:

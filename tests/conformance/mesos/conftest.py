@@ -1,0 +1,90 @@
+"""The Mesos conformance suite: recordings of a real Mesos, played again against the embedded one or another.
+
+    pytest tests/conformance/mesos                                   the embedded Mesos, a process for each scenario
+    pytest tests/conformance/mesos --mesos-master HOST:PORT          another master (one scenario at a time: no -n)
+           [--mesos-hooks DIR] [--mesos-python PATH] [--mesos-test-host IP] [--mesos-report FILE]
+
+How a scenario is written. A test names a transcript of tests/data/mesos-transcripts and plays it:
+
+    def test_subscribe(play: Play) -> None:
+        play(Script("01-subscribe", scale=5))
+
+Everything expected is read from the transcript: each recorded call is sent again at its time (divided by `scale` on the embedded
+Mesos, whose own times are set accordingly; a real one keeps true times), each recorded answer, event and end of a stream must come.
+Ids are bound to those of the running Mesos where they first appear. Executors are played too: the recorded executor's command is
+replaced by a small program that connects to the test and makes the recorded calls. `Script` (support/replay/script.py) says
+what the transcript cannot: flags of the Mesos (`options`, times in true seconds), agents that are not running at first, hooks
+(`before={line: (("agent-start", "1"),)}`; most are found in the recorder's notes, see NOTED), bodies that the transcript shortens,
+lines that are not played or whose body is not compared, fields that are free (`free=("offers.url",)`). Lines are indexes from 0.
+
+What may always differ: timestamps, ports, addresses, pids (bindings.FREE); the order of resources and of offers; into how many
+OFFERS events the offers are put; HEARTBEATs between other events; the order of updates of different tasks, and of RESCIND and
+MESSAGE beside updates. All else is in the recorded order, and nothing may come that the recording does not have. Times: an event
+that was recorded later than 2.4 s after the last action must not come earlier (but for an allocator's tick); notes marked as rules
+("... after 4.00 s") are measured again.
+
+Hooks for another master: executables DIR/agent-stop N HOW (kill, freeze, usr1, never-started: as if it had not been there yet), DIR/agent-start N, DIR/master-kill, ...; exit
+code 0 means done. MESOS_MASTER is in their environment. DIR/prepare, if there, gets a scenario's needs (agents, flags) as JSON on
+its standard input before each scenario. Rows whose hook is missing are skipped and listed.
+
+A row is what stands between two notes of the recorder, or one call with a remark (`why`). The report lists them all.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.replay.player import Player
+from support.replay.puppets import Puppets
+from support.replay.recording import load
+from support.replay.report import ROW
+from support.replay.script import Play, Script
+from support.replay.targets import EmbeddedTarget, OtherTarget, Target, needs, python_of_agents
+
+
+@pytest.fixture(scope="session")
+def puppets(pytestconfig: pytest.Config) -> Iterator[Puppets]:
+    """The place where the executors of all scenarios report."""
+    python = python_of_agents(pytestconfig.getoption("--mesos-python"))
+    with Puppets(python, pytestconfig.getoption("--mesos-test-host")) as place:
+        yield place
+
+
+@pytest.fixture
+def play(
+    request: pytest.FixtureRequest, puppets: Puppets, tmp_path: Path, pytestconfig: pytest.Config
+) -> Play:
+    """Play a script; the test fails if a row fails, and is skipped if no row could be played to its end."""
+
+    def play_script(script: Script) -> None:
+        recording = load(script.transcript)
+        master = pytestconfig.getoption("--mesos-master")
+        if master:
+            hooks = pytestconfig.getoption("--mesos-hooks")
+            _prepare(script, hooks)
+            rows = run(script, OtherTarget(master, Path(hooks) if hooks else None))
+        else:
+            with EmbeddedTarget(script, recording, tmp_path / "work") as embedded:
+                rows = run(script, embedded)
+        assert not rows, "\n".join(rows)
+
+    def run(script: Script, target: Target) -> list[str]:
+        rows = Player(script, load(script.transcript), target, puppets).play()
+        for row in rows.rows:
+            request.node.user_properties.append((ROW, row.as_dict()))
+        if rows.rows[-1].outcome == "skipped" and not rows.failed:
+            pytest.skip(rows.rows[-1].why[0])
+        return [str(row) for row in rows.failed]
+
+    def _prepare(script: Script, hooks: str | None) -> None:
+        program = Path(hooks) / "prepare" if hooks else None
+        if program is not None and program.exists():
+            text = json.dumps(needs(script, load(script.transcript)))
+            subprocess.run([str(program)], input=text, text=True, check=True, timeout=300)
+
+    return play_script

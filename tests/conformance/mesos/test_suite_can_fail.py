@@ -1,0 +1,190 @@
+"""The suite itself: what differs from a recording is told, at its row; what may differ is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from support.replay.bindings import Bindings
+from support.replay.offers import merge
+from support.replay.player import Player
+from support.replay.puppets import Puppets
+from support.replay.recording import Entry, Recording, load
+from support.replay.report import report_lines
+from support.replay.script import Script
+from support.replay.targets import EmbeddedTarget
+from support.replay.wire import Arrived
+
+SCRIPT = Script("01-subscribe")
+WHOLE = load(SCRIPT.transcript)
+# A SUBSCRIBE with its offers, its TEARDOWN, and two subscriptions that are refused.
+FIRST = Recording(
+    "first", tuple(e for e in WHOLE.entries if e.index < 6 or 8 < e.index < 12 or 38 < e.index < 49)
+)
+M, N = "00ff4cb8-66f6-430c-ba6f-39bedb00b9b6", "11ff4cb8-66f6-430c-ba6f-39bedb00b9b6"
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTarget]:
+    with EmbeddedTarget(SCRIPT, WHOLE, tmp_path_factory.mktemp("mesos") / "work") as target:
+        yield target
+
+
+def play(target: EmbeddedTarget, puppets: Puppets, change: Callable[[Entry], Entry | None]) -> list[str]:
+    """Play the excerpt as `change` has altered it, as fast as it goes; return the failed rows."""
+    changed = (change(entry) for entry in FIRST.entries)
+    entries = tuple(dataclasses.replace(entry, t_ms=0) for entry in changed if entry is not None)
+    script = dataclasses.replace(SCRIPT, patience_s=3.0)
+    rows = Player(script, FIRST._replace(entries=entries), target, puppets).play()
+    return [str(row) for row in rows.failed]
+
+
+def with_body(index: int, change: Callable[[Any], None]) -> Callable[[Entry], Entry]:
+    def changed(entry: Entry) -> Entry:
+        body = json.loads(json.dumps(entry.body))
+        if entry.index == index:
+            change(body)
+        return dataclasses.replace(entry, body=body)
+
+    return changed
+
+
+@pytest.mark.integration
+def test_the_recording_as_it_is_passes(embedded: EmbeddedTarget, puppets: Puppets) -> None:
+    assert not play(embedded, puppets, lambda entry: entry)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("index", "change", "told"),
+    [
+        (3, lambda body: body["subscribed"].pop("master_info"), "subscribed.master_info: recorded nothing"),
+        (3, lambda body: body["subscribed"].update(more=1), "subscribed.more: recorded 1, here nothing"),
+        (
+            3,
+            lambda body: body["subscribed"].update(heartbeat_interval_seconds=10.0),
+            "heartbeat_interval_seconds",
+        ),
+        (4, lambda body: body["offers"]["offers"][0]["resources"].pop(), "resources"),
+        (
+            4,
+            lambda body: body["offers"]["offers"][2]["attributes"][0]["text"].update(value="q"),
+            "attributes.text.value",
+        ),
+        (
+            42,
+            lambda body: body["error"].update(message="nonsense"),
+            "line 43: error.message: recorded 'nonsense'",
+        ),
+    ],
+)
+def test_another_field_is_told(
+    embedded: EmbeddedTarget, puppets: Puppets, index: int, change: Callable[[Any], None], told: str
+) -> None:
+    failed = play(embedded, puppets, with_body(index, change))
+    assert len(failed) == 1, failed
+    assert told in failed[0]
+
+
+@pytest.mark.integration
+def test_an_event_that_does_not_come_is_told_and_what_it_leaves_unplayed(
+    embedded: EmbeddedTarget, puppets: Puppets
+) -> None:
+    failed = play(
+        embedded, puppets, with_body(42, lambda body: body.update(type="FAILURE", failure={"status": 9}))
+    )
+    assert "did not come; waiting are ['ERROR" in failed[0] and failed[1].endswith("not reached")
+
+
+@pytest.mark.integration
+def test_an_event_too_many_is_told(embedded: EmbeddedTarget, puppets: Puppets) -> None:
+    (failed,) = play(embedded, puppets, lambda entry: None if entry.index == 42 else entry)
+    assert "ERROR" in failed and "came, and never did in the recording" in failed
+
+
+@pytest.mark.integration
+def test_another_status_is_told(embedded: EmbeddedTarget, puppets: Puppets) -> None:
+    def change(entry: Entry) -> Entry:
+        is_it = entry.index == 11
+        return dataclasses.replace(entry, http={"status": 400}) if is_it else entry
+
+    (failed,) = play(embedded, puppets, change)
+    assert "202  instead of 400" in failed
+
+
+def test_an_id_stands_for_one_other_and_for_no_two() -> None:
+    bindings = Bindings()
+    assert not bindings.differences(
+        {"id": f"{M}-O1", "agent": f"{M}-S0"}, {"id": f"{N}-O7", "agent": f"{N}-S4"}
+    )
+    assert bindings.ours({"offer_ids": [{"value": f"{M}-O1"}], "text": f"agent {M}-S0 is lost"}) == {
+        "offer_ids": [{"value": f"{N}-O7"}],
+        "text": f"agent {N}-S4 is lost",
+    }
+    assert not bindings.differences(f"agent {M}-S0 is lost", f"agent {N}-S4 is lost")
+    assert bindings.differences(f"{M}-O2", f"{N}-O7"), "one id here is not two of the recording"
+    assert bindings.differences(f"{M}-O1", f"{N}-O8"), "nor the other way round"
+    assert bindings.differences(f"{M}-S1", f"{N}-O9"), "an agent is no offer"
+
+
+def test_lists_without_order_are_matched_by_what_the_ids_allow() -> None:
+    recorded = [
+        {"id": f"{M}-O1", "agent_id": f"{M}-S0", "x": 1},
+        {"id": f"{M}-O2", "agent_id": f"{M}-S1", "x": 2},
+    ]
+    here = [
+        {"id": f"{N}-O5", "agent_id": f"{N}-S1", "x": 2},
+        {"id": f"{N}-O6", "agent_id": f"{N}-S0", "x": 1},
+    ]
+    bindings = Bindings()
+    assert not bindings.differences({"offers": recorded}, {"offers": here})
+    assert bindings.ids[f"{M}-O1"] == f"{N}-O6" and bindings.ids[f"{M}-S1"] == f"{N}-S1"
+    assert Bindings().differences({"labels": recorded}, {"labels": here}), "other lists have an order"
+
+
+def test_durations_are_scaled_wherever_they_stand() -> None:
+    bindings = Bindings(scale=5)
+    call = {
+        "filters": {"refuse_seconds": 10.0},
+        "grace_period": {"nanoseconds": 10**9},
+        "value": "sleep 10; x",
+    }
+    sent = {
+        "filters": {"refuse_seconds": 2.0},
+        "grace_period": {"nanoseconds": 2 * 10**8},
+        "value": "sleep 2; x",
+    }
+    assert bindings.ours(call) == sent and not bindings.differences(call, sent)
+    assert bindings.differences(call, call)
+    text = "Executor did not register within 4secs"
+    assert bindings.is_same_text(text, "Executor did not register within 800ms")
+    assert not bindings.is_same_text(text, "Executor did not register within 900ms")
+    assert bindings.ours({"failover_timeout": 1e12}) == {"failover_timeout": 1e12}, "that nobody waits for"
+
+
+def test_offers_of_one_agent_are_added_up() -> None:
+    def offer(number: int, cpus: float, first: int, last: int) -> Arrived:
+        scalar = {"name": "cpus", "type": "SCALAR", "scalar": {"value": cpus}}
+        ports = {"name": "ports", "type": "RANGES", "ranges": {"range": [{"begin": first, "end": last}]}}
+        return Arrived({"id": {"value": f"O{number}"}, "resources": [scalar, ports]}, 0.0, 0)
+
+    (merged,) = merge([[offer(1, 0.5, 31000, 31009), offer(2, 0.1, 31010, 31019)]])
+    assert merged["resources"][0]["scalar"] == {"value": 0.6}
+    assert merged["resources"][1]["ranges"] == {"range": [{"begin": 31000, "end": 31019}]}
+
+
+def test_the_report_lists_every_row() -> None:
+    rows = [
+        {"transcript": "02-b", "line": 3, "title": "two", "outcome": "failed", "why": ["line 4: x"]},
+        {"transcript": "01-a", "line": 1, "title": "one", "outcome": "passed", "why": []},
+    ]
+    assert report_lines(rows, whole=True) == [
+        "passed  01-a:1 one",
+        "failed  02-b:3 two\n      line 4: x",
+        "2 rows of 2 transcripts: 1 passed, 1 failed, 0 skipped",
+    ]
+    assert len(report_lines(rows, whole=False)) == 2
