@@ -152,14 +152,41 @@ class Client:
     def cancel_job(self, job_id: str) -> dict[str, Any]:
         return self._call("DELETE", f"/v1/jobs/{quote(job_id)}")
 
+    def drain(self, agent: str, *, key: str | None = None) -> dict[str, Any]:
+        """Begin to drain an agent, named by its id or hostname; return the job that tells how far it is."""
+        return self._call("POST", "/v1/jobs", {"kind": "drain", "agent": agent}, key=key or new_key())
+
+    def undo_drain(self, agent: str) -> dict[str, Any]:
+        """Let a drained agent be used again; return it."""
+        return self._call("DELETE", f"/v1/agents/{quote(agent)}/drain")
+
+    def uninstall(self, *, keep_volumes: bool = False) -> dict[str, Any]:
+        """End all that the cluster has on Mesos, and the cluster; return how far that is."""
+        return self._call("POST", "/v1/uninstall", {"keep_volumes": keep_volumes})
+
+    def uninstall_state(self) -> dict[str, Any]:
+        return self._get("/v1/uninstall")
+
     def fleet(self) -> dict[str, Any]:
         return self._get("/v1/fleet")
 
     def set_fleet(
-        self, *, instances: int | None = None, mem_bytes: int | None = None, role: str | None = None
+        self,
+        *,
+        instances: int | None = None,
+        mem_bytes: int | None = None,
+        disk_bytes: int | None = None,
+        roles: Sequence[str] | None = None,
+        constraints: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """Change the wanted fleet; what is None stays as it is."""
-        wanted = {"instances": instances, "mem_bytes": mem_bytes, "role": role}
+        """Change the wanted fleet; what is None stays as it is. Less disk, or fewer executors with any, destroys volumes."""
+        wanted = {
+            "instances": instances,
+            "mem_bytes": mem_bytes,
+            "disk_bytes": disk_bytes,
+            "roles": None if roles is None else list(roles),
+            "constraints": None if constraints is None else list(constraints),
+        }
         now = self.fleet()
         body = {key: now[key] if value is None else value for key, value in wanted.items()}
         return self._call("PUT", "/v1/fleet", body)

@@ -1,6 +1,6 @@
 """Blocks: how they are named, and how one lies in its file.
 
-A block is a fixed-size slice of a dataset's address space. In life it is one file (a memfd in the MEM tier): the data,
+A block is a fixed-size slice of a dataset's address space. In life it is one file (a memfd in the MEM tier, one in a directory in the SSD tier): the data,
 then its *block index*, which says which extents are valid and holds the checksums:
 
     [0, data_bytes)            the data
@@ -18,6 +18,7 @@ This module knows numbers only: no socket, no file, no dataset.
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import NamedTuple
 
@@ -26,6 +27,10 @@ GRANULE_BYTES = 64
 BLOCK_BYTES_DEFAULT = 64 * 1024 * 1024
 BLOCK_BYTES_MIN = 1024 * 1024
 BLOCK_BYTES_MAX = 2**31  # starts and lengths inside a block are u32 on the wire
+
+DISK_BLOCKS_MAX = 20_480  # of an executor's SSD tier: 1 TiB has 16,384
+DISK_BLOCKS_MIN = 1_024  # of a small one
+DISK_BLOCK_MEMORY_BYTES = 4 * 1024  # what an executor remembers of a partly filled one, measured
 
 MAGIC = b"STKRBLK\x01"
 FORMAT_VERSION = 1
@@ -58,6 +63,7 @@ class BlockLayout(NamedTuple):
     file_bytes: int
 
 
+@functools.lru_cache(maxsize=1024)
 def block_layout(data_bytes: int) -> BlockLayout:
     """Return the layout of a block of `data_bytes`, 1 <= data_bytes <= BLOCK_BYTES_MAX.
 
@@ -113,3 +119,19 @@ def pg_count_for(block_count: int) -> int:
     (1, 64, True)
     """
     return min(2**18, 1 << max(0, block_count.bit_length() - 1))
+
+
+def disk_blocks_max(disk_bytes: int) -> int:
+    """Return how many blocks an SSD tier of so many bytes may hold.
+
+    >>> disk_blocks_max(0), disk_blocks_max(2**34), disk_blocks_max(2**40)
+    (0, 16384, 20480)
+    """
+    # The last block of a dataset may be smaller than any other, and many datasets may be so small.
+    least = DISK_BLOCKS_MIN if disk_bytes else 0
+    return min(DISK_BLOCKS_MAX, max(least, disk_bytes // BLOCK_BYTES_MIN))
+
+
+def disk_memory_bytes(disk_bytes: int) -> int:
+    """Return the memory that an executor needs for an SSD tier of so many bytes, beside its MEM tier and overhead."""
+    return disk_blocks_max(disk_bytes) * DISK_BLOCK_MEMORY_BYTES

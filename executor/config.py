@@ -29,6 +29,8 @@ A Stoker scheduler has Mesos start it; it is not started by hand. It takes no ar
   STOKER_SECRET       what tells the scheduler that it is really this launch
   STOKER_EPOCH        the epoch of the leader that launched it; lower ones are refused
   STOKER_MEM_BYTES    the MEM tier, in bytes; never more than Mesos and the machine give is used
+  STOKER_DISK_BYTES   the SSD tier, in bytes (default 0: none); never more than the file system has room for
+  STOKER_DISK_DIR     its directory, best on a persistent volume (default ssd; a relative one is in the sandbox)
   STOKER_HOST         the address to serve on, and to tell others
   STOKER_PORT         the port to serve on
   STOKER_SOCKET_DIR   directory of the Unix socket (default /tmp/stoker-<uid>); short: a socket's path has at most 107 bytes
@@ -60,6 +62,8 @@ class KeeperConfig:
     socket_dir: str
     filler_count: int
     sandbox: str
+    disk_bytes: int = 0
+    disk_dir: str = ""
 
     @property
     def socket_path(self) -> str:
@@ -103,8 +107,11 @@ def load(environ: Mapping[str, str]) -> KeeperConfig:
         "socket_dir": read("STOKER_SOCKET_DIR", str, socket_directory(None)),
         "filler_count": read("STOKER_FILLERS", _number(1, FILLERS_MAX), str(min(2, cores))),
         "sandbox": read("MESOS_SANDBOX", str, os.getcwd()),
+        "disk_bytes": read("STOKER_DISK_BYTES", _number(0), "0"),
+        "disk_dir": read("STOKER_DISK_DIR", str, "ssd"),
     }
     if not faults:
+        values["disk_dir"] = os.path.join(str(values["sandbox"]), str(values["disk_dir"]))
         config = KeeperConfig(**values)  # type: ignore[arg-type]
         length = len(config.socket_path.encode())
         if length <= SOCKET_PATH_BYTES_MAX:

@@ -10,7 +10,6 @@ remembers failures, so the caller's next try is told at once.
 from __future__ import annotations
 
 import logging
-import os
 from typing import NamedTuple
 
 import gevent
@@ -20,7 +19,7 @@ from gevent.lock import Semaphore
 from stoker.executor import index
 from stoker.executor.block import PAGE_BYTES
 from stoker.executor.checks import find_bad_pages
-from stoker.executor.loans import DatasetShelf, Entry, Shelf
+from stoker.executor.loans import DatasetShelf, Entry, Shelf, read_exactly
 from stoker.executor.misses import Group, GroupPlanner, Misses
 from stoker.executor.stream import STALL_TIMEOUT_MS, Stream
 from stoker.executor.wire import (
@@ -341,10 +340,13 @@ class Connection:
         self._turn.acquire()
         try:
             if length <= COPY_BYTES_MAX:
-                self._stream.send(header + os.pread(entry.fd, length, start))
+                self._stream.send(header + read_exactly(entry.fd, length, start))
             else:
                 self._stream.send(header, more=True)
                 self._stream.send_file(entry.fd, start, length)
+        except OSError as error:
+            self._shelf.note_error(entry, error)
+            raise
         finally:
             self._turn.release()
             self._shelf.unpin(entry)
@@ -416,7 +418,12 @@ class Connection:
                 entry = segment.group.places[segment.item]
             if entry is None or segment.range_number in failures:
                 continue
-            bad = self._find_bad(entry, segment.start, segment.start + segment.length)
+            try:
+                bad = self._find_bad(entry, segment.start, segment.start + segment.length)
+            except OSError as error:
+                self._shelf.note_error(entry, error)
+                failures[segment.range_number] = (Failure.OVERLOADED, f"the block cannot be read: {error}")
+                continue
             if bad:
                 failures[segment.range_number] = (
                     Failure.CORRUPT,
@@ -465,7 +472,11 @@ class Connection:
                     self._ask_ahead(groups, number)
                 if segment.range_number not in failures:
                     entry = segment.entry or self._place_of(segment, out)
-                    out.add(entry.fd, segment.start, segment.length)
+                    try:
+                        out.add(entry.fd, segment.start, segment.length)
+                    except OSError as error:
+                        self._shelf.note_error(entry, error)
+                        raise
             out.flush()
 
     def _place_of(self, segment: _Segment, out: _Gatherer) -> Entry:
@@ -498,7 +509,7 @@ class Connection:
                 entry = dataset.blocks.get(block_index)
                 if entry is None:
                     statuses.append(DescriptorStatus.NOT_HERE)
-                elif not self._may_lend(entry):
+                elif not self._may_lend(entry) or not entry.open():
                     statuses.append(DescriptorStatus.NOT_FULL)
                 else:
                     statuses.append(DescriptorStatus.PASSED)
@@ -540,7 +551,7 @@ class Connection:
         if len(ranges) != 1:
             raise _BadRequest(f"CRCS of {len(ranges)} blocks; one at a time")
         entry = dataset.blocks.get(ranges[0][0])
-        if entry is None or not entry.sealed or self._version < entry.full_from:
+        if entry is None or not entry.sealed or self._version < entry.full_from or not entry.open():
             self._refuse(Op.CRCS, request_id, Status.UNAVAILABLE, f"block {ranges[0][0]} is not full here")
             return
         crcs = index.read_crcs(entry.fd, entry.layout, 0, -(-entry.data_bytes // PAGE_BYTES))
@@ -574,7 +585,7 @@ class _Gatherer:
         if length <= COPY_BYTES_MAX:
             if self._bytes >= GATHER_BYTES:
                 self.flush(more=True)
-            self._parts.append(os.pread(fd, length, start))
+            self._parts.append(read_exactly(fd, length, start))
             self._bytes += length
             return
         self.flush(more=True)

@@ -29,7 +29,7 @@ from stoker.executor.core.filling import (
     miss_ranges,
     needed_ranges,
 )
-from stoker.executor.core.homes import find_position, homes_table, my_rank, my_wanted
+from stoker.executor.core.homes import find_position, homes_table, my_rank, my_wanted, spares_table
 from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.manifest import Manifest, ManifestError, map_manifest, open_bundle, write_mapped
 from stoker.executor.messages import Assignment, DatasetAssignment
@@ -91,6 +91,8 @@ class DatasetView:
         self.ranks = np.full(1, -1, dtype=np.int16)
         self.table = np.zeros((0, 1), dtype=np.uint16)
         self.position = -1
+        self.spares = spares_table(b"", assignment.pg_count)  # who holds blocks of a PG and is no home of it
+        self.spares_slot_ids: tuple[int, ...] = ()  # what its positions are of
         self.manifests: dict[int, tuple[Manifest, str]] = {}
         self.loading: dict[int, AsyncResult] = {}
         self.manifest: Manifest | None = None  # of the assigned version, once it is here
@@ -103,6 +105,8 @@ class DatasetView:
         self.excluded = b""  # blocks with files that the wanted rules exclude
         self.todo: deque[int] = deque()  # wanted here, to be looked at
         self.unfit: set[int] = set()  # wanted here, but the tier is full of what stays
+        self.saving_blocks = 0  # see Residency
+        self.unsaved_blocks = 0
         self.freed_version = 0  # the wanted version whose exclusions were freed
         self.is_removed = False
         self.filled_bytes = 0
@@ -116,6 +120,11 @@ class DatasetView:
         """Take over a newer assignment of the same generation."""
         assert (assignment.dataset_id, assignment.generation) == self.key
         self.assignment = assignment
+        slot_ids = tuple(slot.slot_id for slot in whole.slots)
+        # A new leader knows who holds what only once all have reported; what the one before knew is as good till then.
+        if whole.residency_complete or assignment.spares or slot_ids != self.spares_slot_ids:
+            self.spares = spares_table(assignment.spares, assignment.pg_count)
+            self.spares_slot_ids = slot_ids
         self.position = find_position(whole.slots, slot_id)
         self.table = homes_table(assignment.homes, assignment.pg_count)
         self.ranks = my_rank(self.table, self.position)

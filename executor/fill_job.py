@@ -188,7 +188,7 @@ class FillJob:
     def run(self) -> None:
         """Fill what can be filled; `failures` has the rest.
 
-        :raises UnderStoreError: the store cannot be opened. :raises OSError: the block's file cannot be written.
+        :raises UnderStoreError: the store cannot be opened. :raises FileBroken: the block's file cannot be written.
         """
         check_block_file(self._fd, self._layout)
         missing = list(self._order.ranges)

@@ -12,6 +12,7 @@ from crc32c import crc32c
 
 from stoker.executor import index
 from stoker.executor.block import GRANULE_BYTES, PAGE_BYTES, BlockLayout
+from stoker.executor.errors import FileBroken
 
 PROGRESS_BYTES = 4 * 1024 * 1024  # the keeper hears of a fill after so many bytes,
 PROGRESS_EXTENTS = 1_024  # so many files,
@@ -82,17 +83,26 @@ class Progress:
 
 
 def check_block_file(fd: int, layout: BlockLayout) -> None:
-    """Assert that `fd` is a block's file of this layout: the keeper and we must have the same manifest."""
-    assert os.fstat(fd).st_size >= layout.file_bytes, (os.fstat(fd).st_size, layout)
-    _, _, data_bytes = index.read_header(fd, layout)
+    """Assert that `fd` is a block's file of this layout: the keeper and we must have the same manifest.
+
+    :raises FileBroken: it cannot be read.
+    """
+    try:
+        assert os.fstat(fd).st_size >= layout.file_bytes, (os.fstat(fd).st_size, layout)
+        _, _, data_bytes = index.read_header(fd, layout)
+    except (OSError, ValueError) as error:
+        raise FileBroken(f"its header cannot be read: {error}") from error
     assert data_bytes == layout.data_bytes, (data_bytes, layout)
 
 
 def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-    """Write all of `data`. :raises OSError: no room, or the file is sealed."""
-    count = os.pwrite(fd, data, offset)
-    while count < len(data):
-        count += os.pwrite(fd, memoryview(data)[count:], offset + count)
+    """Write all of `data`. :raises FileBroken: no room, the file is sealed, or its disk fails."""
+    try:
+        count = os.pwrite(fd, data, offset)
+        while count < len(data):
+            count += os.pwrite(fd, memoryview(data)[count:], offset + count)
+    except OSError as error:
+        raise FileBroken(f"{len(data)} bytes at {offset} cannot be written: {error}") from error
 
 
 def write_checksums(fd: int, layout: BlockLayout, runs: Sequence[Sequence[int]]) -> None:
@@ -103,10 +113,19 @@ def write_checksums(fd: int, layout: BlockLayout, runs: Sequence[Sequence[int]])
             count = min(CHECKSUM_STEP_PAGES, stop - page)
             offset = page * PAGE_BYTES
             view = buffer[: min(count * PAGE_BYTES, layout.data_bytes - offset)]
-            got = os.preadv(fd, [view], offset)
-            assert got == len(view), (got, len(view))
+            _read_back(fd, view, offset)
             sums = [crc32c(view[at : at + PAGE_BYTES]) for at in range(0, len(view), PAGE_BYTES)]
             write_at(fd, struct.pack(f"<{count}I", *sums), layout.crc_offset + 4 * page)
+
+
+def _read_back(fd: int, view: memoryview, offset: int) -> None:
+    """:raises FileBroken: it cannot be read, or is not there any more."""
+    try:
+        got = os.preadv(fd, [view], offset)
+    except OSError as error:
+        raise FileBroken(f"{len(view)} bytes at {offset} cannot be read back: {error}") from error
+    if got != len(view):
+        raise FileBroken(f"of {len(view)} bytes at {offset} only {got} are there")
 
 
 def checksum_unknown_pages(fd: int, layout: BlockLayout) -> list[list[int]]:

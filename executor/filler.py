@@ -31,7 +31,7 @@ from typing import Any
 from stoker.executor import wire
 from stoker.executor.block import block_layout
 from stoker.executor.channel import Channel
-from stoker.executor.errors import ChannelError
+from stoker.executor.errors import ChannelError, FileBroken
 from stoker.executor.fill_job import FillJob, FillOrder, PeerAddress, Turns
 from stoker.executor.fill_progress import checksum_unknown_pages
 from stoker.executor.manifest import Manifest, map_manifest
@@ -229,26 +229,34 @@ class Filler:
             if job_id in self._cancelled:
                 job.cancel()
             job.hurry([(start, stop) for start, stop in self._hurried.get(job_id, [])])
+        broken = ""
         try:
             job.run()
         except UnderStoreError as error:
             job.fail_all(ReadFailure(Failure.UNDER_STORE, one_line(error)))
-        self._done(job_id, job.failures.as_list())
+        except FileBroken as error:
+            job.cancel()  # what is being read for it
+            broken = str(error)
+        self._done(job_id, job.failures.as_list(), broken)
 
     def _checksum(self, dataset: Dataset, message: dict[str, Any], fd: int) -> None:
         """Compute the checksums of the pages that have none yet: what several fills wrote together."""
         length = dataset.manifest().block_length(message["index"])
-        pages = checksum_unknown_pages(fd, block_layout(length))
+        try:
+            pages = checksum_unknown_pages(fd, block_layout(length))
+        except FileBroken as error:
+            self._done(message["job"], [], str(error))
+            return
         told = {"extents": [], "filled_bytes": 0, "copied_bytes": 0, "crc_pages": pages}
         self._channel.send({"t": "filled", "job": message["job"], **told})
         self._done(message["job"], [])
 
-    def _done(self, job_id: Any, failed: list[list[Any]]) -> None:
+    def _done(self, job_id: Any, failed: list[list[Any]], broken: str = "") -> None:
         with self._lock:
             del self._jobs[job_id]
             self._cancelled.discard(job_id)
             self._hurried.pop(job_id, None)
-        self._channel.send({"t": "done", "job": job_id, "failed": failed})
+        self._channel.send({"t": "done", "job": job_id, "failed": failed, "error": broken})
 
     def _hurry(self, job_id: Any, ranges: list[list[int]]) -> None:
         with self._lock:

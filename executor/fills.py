@@ -23,7 +23,7 @@ from stoker.executor.core.filling import (
     WANTED_JOB_BYTES_MAX,
     FileFailed,
 )
-from stoker.executor.core.homes import peers_message, sources
+from stoker.executor.core.homes import Source, peers_message, sources
 from stoker.executor.datasets import DatasetView, Manifests
 from stoker.executor.fillers import FILLER_JOBS_MAX, WANTED_JOBS_MAX, FillerLink, Fillers, Job
 from stoker.executor.holdings import Block, Holdings
@@ -103,14 +103,27 @@ class Fills:
         self._holdings.let_go(block, self._now_ms(), why)
         self._holdings.settle(block)
 
+    def file_failed(self, block: Block, text: str) -> None:
+        """The block's file does not do what it should: the block goes, and is fetched again where it is wanted."""
+        if block.is_leaving:
+            return
+        self._holdings.note_error(block, text)
+        self.let_go(block, f"its file failed: {text}")
+        if block.name.block_index in block.view.mine_set and not block.view.is_removed:
+            block.view.todo.append(block.name.block_index)
+
     def evict(self, victims: tuple[int, ...]) -> None:
         for holding in victims:
+            stored = self._holdings.stored_by(holding)
+            if stored is not None:
+                self._holdings.drop_stored(stored, self._now_ms())
+                continue
             block = self._holdings.get(holding)
             assert block is not None and not block.is_leaving, holding
             self.let_go(block, "it was evicted")
 
     def update_busy(self, block: Block) -> None:
-        held = self._holdings.cache.held.get(block.holding)
+        held = block.account.cache.held.get(block.holding)
         if held is not None:
             held.busy = bool(block.jobs or block.pins or block.queued or block.is_checking)
 
@@ -134,13 +147,17 @@ class Fills:
         now_ms = self._now_ms()
         for view in list(self._datasets.values()):
             for block in list(self._holdings.of_dataset(view.key).values()):
+                if block.is_full:
+                    continue
                 if block.name.block_index in view.mine_set and block.state.retry_due(now_ms):
                     block.state.retry()
                     view.todo.append(block.name.block_index)
         if now_ms >= self._reconsider_ms:
             self._reconsider_ms = now_ms + RECONSIDER_INTERVAL_MS
-            if any(not held.wanted for held in self._holdings.cache.held.values()):
+            if any(not held.wanted for cache in self._holdings.caches for held in cache.held.values()):
                 self.reconsider()
+            else:
+                self.room_came()  # a disk that was full, or failed, may do again
         unsealed, self._unsealed = self._unsealed, set()
         for block in unsealed:
             self.finish(block)
@@ -148,9 +165,9 @@ class Fills:
 
     def room_came(self) -> None:
         """A holding is gone: blocks that did not fit may fit now."""
-        cache = self._holdings.cache
         for view in self._datasets.values():
-            if view.unfit and cache.room_bytes >= file_bytes(view.assignment.block_bytes):
+            room_bytes = self._holdings.cache_of(view).room_bytes
+            if view.unfit and room_bytes >= file_bytes(view.assignment.block_bytes):
                 _reconsider(view)
         self.pump()
 
@@ -250,10 +267,16 @@ class Fills:
             return Verdict.REFUSE, None
         if block is not None:
             return Verdict.ADMIT, block
+        if self._holdings.is_stored(name):
+            view.todo.popleft()  # it is about to be attached, and looked at then
+            return Verdict.REFUSE, None
         demand = Demand(name, file_bytes(manifest.block_length(block_index)), wanted=True)
-        admission = admit(self._holdings.cache, demand, self._now_ms())
+        admission = admit(self._holdings.cache_of(view), demand, self._now_ms())
         if admission.verdict is Verdict.ADMIT:
             block = self._holdings.create(view, manifest, name, wanted=True, now_ms=self._now_ms())
+            if block is None:
+                self._mark_unfit(view)
+                return Verdict.REFUSE, None
         elif admission.verdict is Verdict.WAIT:
             self.evict(admission.victims)
         else:
@@ -271,16 +294,22 @@ class Fills:
         self, link: FillerLink, block: Block, version: int, ranges: list[Range], *, urgent: bool
     ) -> None:
         view = block.view
+        try:
+            fd = block.file.open()
+            if block.state.valid and not block.is_full:
+                pages = [(start // PAGE_BYTES, -(-stop // PAGE_BYTES)) for start, stop in ranges]
+                index.mark_known(fd, block.layout, pages, known=False)
+        except OSError as error:
+            self.file_failed(block, str(error))
+            return
+        self._holdings.unseal(block)
         job = self._new_job(link, block, version, ranges, urgent=urgent)
-        if block.state.valid and not block.is_full:
-            pages = [(start // PAGE_BYTES, -(-stop // PAGE_BYTES)) for start, stop in ranges]
-            index.mark_known(block.fd, block.layout, pages, known=False)
         for number in block.jobs - {job.number}:
             self._jobs[number].is_stale |= self._jobs[number].is_checksum
         block.state.begin(ranges)
         view.changes += 1
         self._tell_dataset(link, view, version)
-        found = sources(view.table, self.slots, position=view.position, block_index=block.name.block_index)
+        found = self._sources(view, block.name.block_index)
         self._fillers.begin(
             job,
             {
@@ -295,11 +324,20 @@ class Fills:
                 "cluster": self._cluster,
                 "urgent": urgent,
             },
-            block.fd,
+            fd,
         )
+
+    def _sources(self, view: DatasetView, block_index: int) -> list[Source]:
+        spare = int(view.spares[block_index % len(view.spares)])
+        return sources(view.table, self.slots, position=view.position, block_index=block_index, spare=spare)
 
     def _start_checksum(self, link: FillerLink, block: Block) -> None:
         version = block.state.version
+        try:
+            fd = block.file.open()
+        except OSError as error:
+            self.file_failed(block, str(error))
+            return
         job = self._new_job(link, block, version, [], is_checksum=True)
         self._tell_dataset(link, block.view, version)
         message = {
@@ -308,7 +346,7 @@ class Fills:
             "id": block.view.key[0],
             "generation": block.view.key[1],
         }
-        self._fillers.begin(job, message | {"version": version, "index": block.name.block_index}, block.fd)
+        self._fillers.begin(job, message | {"version": version, "index": block.name.block_index}, fd)
 
     def _new_job(
         self,
@@ -364,11 +402,15 @@ class Fills:
         fresh = [
             part for start, stop in message["extents"] for part in block.state.filled(start, stop, job.owned)
         ]
-        if fresh and not block.is_scratch:  # nobody asks a scratch block's index what is valid
-            self._holdings.mark_filled(block, fresh)
-            self._count(job, fresh)
-        if message["crc_pages"] and not job.is_stale:
-            index.mark_known(block.fd, block.layout, [(first, stop) for first, stop in message["crc_pages"]])
+        try:
+            if fresh and not block.is_scratch:  # nobody asks a scratch block's index what is valid
+                self._holdings.mark_filled(block, fresh)
+                self._count(job, fresh)
+            if message["crc_pages"] and not job.is_stale:
+                pages = [(first, stop) for first, stop in message["crc_pages"]]
+                index.mark_known(block.file.open(), block.layout, pages)
+        except OSError as error:
+            self.file_failed(block, str(error))
         self.check_waiters(block)
 
     def _count(self, job: Job, fresh: list[Range]) -> None:
@@ -387,7 +429,12 @@ class Fills:
         block.jobs.discard(job.number)
         view.job_count -= 1
         view.changes += 1
-        if job.is_checksum:
+        if message.get("error"):
+            block.is_checking = False
+            self.file_failed(block, message["error"])
+            block.state.end(job.ranges, [], final=Failure.CHANGED, now_ms=self._now_ms())
+            self._fail_scratch(block, message["error"])
+        elif job.is_checksum:
             block.is_checking = False
         else:
             self._take_failures(job, message["failed"])
@@ -402,6 +449,14 @@ class Fills:
         self.pump()
         if view.mine_set and not view.todo and not view.job_count:
             self._on_settled()
+
+    def _fail_scratch(self, block: Block, text: str) -> None:
+        """Tell those who wait for a block that is kept nowhere: nobody else does."""
+        for waiter in block.waiters:
+            waiter.lost = f"its file failed: {text}"
+            waiter.done.set()
+        block.waiters.clear()
+        block.queued.clear()
 
     def _take_failures(self, job: Job, failed: list[Any]) -> None:
         state = job.block.state
@@ -444,17 +499,33 @@ class Fills:
         is_busy = block.jobs or block.queued or block.is_checking
         if block.is_full or block.is_leaving or is_busy or not block.state.is_full:
             return
-        if not index.are_known(block.fd, block.layout, 0, block.layout.page_count):
-            block.is_checking = True
-            self._checks.append(block)
-            return
-        if not self._holdings.seal(block):
-            self._unsealed.add(block)
+        try:
+            if not index.are_known(block.file.open(), block.layout, 0, block.layout.page_count):
+                block.is_checking = True
+                self._checks.append(block)
+                return
+        except OSError as error:
+            self.file_failed(block, str(error))
             return
         manifest = block.view.manifest
         if manifest is not None and block.name.block_index < manifest.block_count:
             block.cached_bytes = manifest.file_bytes_in_block(block.name.block_index)
         block.view.changes += 1
+        if not self._holdings.seal(block, lambda reason: self._sealed(block, reason)):
+            self._unsealed.add(block)
+
+    def _sealed(self, block: Block, reason: str) -> None:
+        """The tier has news of a block that it was to seal."""
+        if block.is_leaving:
+            return
+        if reason:
+            block.is_sealing = False
+            self.file_failed(block, reason)
+        else:
+            self.finish(block)
+        self.pump()
+        if block.view.mine_set and not block.view.todo and not block.view.job_count:
+            self._on_settled()
 
 
 def _reconsider(view: DatasetView) -> None:

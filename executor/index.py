@@ -11,6 +11,8 @@ import os
 import struct
 from collections.abc import Iterable
 
+import numpy as np
+
 from stoker.executor.block import (
     FORMAT_VERSION,
     GRANULE_BYTES,
@@ -39,6 +41,15 @@ def read_header(fd: int, layout: BlockLayout) -> tuple[bytes, BlockName, int]:
 def is_valid(fd: int, layout: BlockLayout, start: int, stop: int) -> bool:
     """Return whether every byte of [start, stop) is valid; 0 <= start < stop <= data_bytes."""
     return _all_set(fd, layout.valid_offset, start // GRANULE_BYTES, -(-stop // GRANULE_BYTES))
+
+
+def valid_extents(fd: int, layout: BlockLayout) -> list[tuple[int, int]]:
+    """Return the valid parts of a block, in bytes, joined. O(block): 128 KiB are read for one of 64 MiB."""
+    data = np.frombuffer(os.pread(fd, -(-layout.granule_count // 8), layout.valid_offset), dtype=np.uint8)
+    bits = np.unpackbits(data, bitorder="little")[: layout.granule_count]
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], bits, [0])).astype(np.int8))) * GRANULE_BYTES
+    stops = np.minimum(edges[1::2], layout.data_bytes)
+    return list(zip(edges[::2].tolist(), stops.tolist(), strict=True))
 
 
 def are_known(fd: int, layout: BlockLayout, first: int, stop: int) -> bool:

@@ -13,6 +13,7 @@ done before the next is looked at.
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import os
 import secrets
@@ -24,18 +25,30 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import AsyncResult, Event
+from gevent.hub import get_hub
 
+from stoker.executor.block import disk_blocks_max
 from stoker.executor.children import Child
 from stoker.executor.config import KeeperConfig
 from stoker.executor.core.cache import Cache, DatasetKey
 from stoker.executor.datasets import DatasetView, Manifests
+from stoker.executor.disk import Disk, Opened, open_directory
+from stoker.executor.disk_tier import DiskTier
+from stoker.executor.errors import DirectoryHeld, DirectoryRefused
 from stoker.executor.fillers import ENVIRONMENT, Fillers
 from stoker.executor.fills import Fills
-from stoker.executor.holdings import Holdings
-from stoker.executor.machine import available_bytes, cgroup_bytes, mesos_mem_bytes, share_memory
+from stoker.executor.holdings import MEM, SSD, Holdings, TierAccount
+from stoker.executor.machine import (
+    available_bytes,
+    cgroup_bytes,
+    mesos_mem_bytes,
+    share_memory,
+)
 from stoker.executor.messages import (
     HEARTBEAT_INTERVAL_MS,
     HEARTBEAT_INTERVAL_MS_MAX,
+    UNKNOWN_MAX,
+    DiskReport,
     Heartbeat,
     HeartbeatAnswer,
     decode_summons,
@@ -43,9 +56,10 @@ from stoker.executor.messages import (
 from stoker.executor.process import raise_descriptor_limit
 from stoker.executor.report import Reporter
 from stoker.executor.residency import Residents
+from stoker.executor.saving import Saver
 from stoker.executor.schedulers import Schedulers
 from stoker.executor.sockets import prepare_directory
-from stoker.executor.store import MemTier
+from stoker.executor.store import MemTier, NoTier
 from stoker.executor.wants import Wants
 
 TICK_MS = 250  # between looks at fills that wait for their turn, or for a retry
@@ -56,6 +70,8 @@ TIER_BYTES_MIN = 16 * 1024 * 1024
 DESCRIPTORS_RESERVED = 5_120  # of a process' limit, for what are no blocks: connections for the most part
 DESCRIPTORS_OTHER = 256  # of those, for what are no connections
 LISTEN_TIMEOUT_S = 20.0
+DIRECTORY_PATIENCE_MS = 15_000  # with an executor that has the SSD tier's directory yet, and is about to end
+DIRECTORY_ASK_MS = 200
 FLUSH_TIMEOUT_MS = 2_000
 CONNECTIONS_MAX = 4_096  # of the data server
 HURRY_INTERVAL_MS = 100  # the least time between two heartbeats
@@ -86,8 +102,14 @@ class End(Exception):
 class Keeper:
     """One executor. `make_driver(keeper)` gives Mesos' driver, for which the keeper is the pymesos-style Executor."""
 
-    def __init__(self, config: KeeperConfig, make_driver: Callable[[Keeper], StatusDriver]) -> None:
+    def __init__(
+        self,
+        config: KeeperConfig,
+        make_driver: Callable[[Keeper], StatusDriver],
+        make_disk: Callable[[], Disk] = Disk,
+    ) -> None:
         self._config = config
+        self._make_disk = make_disk
         self._incarnation = secrets.randbits(63) | 1
         self._driver = make_driver(self)
         self._end: AsyncResult = AsyncResult()  # an End
@@ -96,6 +118,7 @@ class Keeper:
         )  # what Mesos gave, or None; known when it launches the task
         self._listening: AsyncResult = AsyncResult()
         self._is_launched = Event()
+        self._is_built = Event()
         self._last_word = Event()  # the last status was given to the driver
         self._hurry = Event()
         self._schedulers = Schedulers(config.schedulers)
@@ -105,6 +128,7 @@ class Keeper:
         self._sequence = 0
         self._boot_id = _boot_id()
         self._children: list[Child] = []
+        self._disk: DiskTier | None = None
 
     def run(self) -> int:
         """Run until the end; return the exit code."""
@@ -198,7 +222,13 @@ class Keeper:
             if not self._fillers.wait_ready(LISTEN_TIMEOUT_S):
                 raise End(1, "TASK_FAILED", "the fillers did not start in time")
             self._send_status("TASK_RUNNING", "")
-            log.info("serving on %s:%d, tier of %d bytes", config.host, port, self._cache.capacity_bytes)
+            log.info(
+                "serving on %s:%d, MEM tier of %d bytes, SSD tier of %d bytes",
+                config.host,
+                port,
+                self._caches[MEM].capacity_bytes,
+                self._caches[SSD].capacity_bytes,
+            )
             self._spawn(self._tick)
             self._beat(port)
         except End as end:
@@ -209,6 +239,35 @@ class Keeper:
             log.exception("the keeper failed")
             self.end(End(1, "TASK_FAILED", f"{type(error).__name__}: {error}"))
 
+    def _open_disk(self) -> Opened | None:
+        """Take over the SSD tier's directory; None: there is to be none."""
+        config = self._config
+        if not config.disk_bytes:
+            return None
+        deadline_ms = _now_ms() + DIRECTORY_PATIENCE_MS
+        opening = functools.partial(
+            open_directory, disk=self._make_disk(), boot_id=self._boot_id, asked_bytes=config.disk_bytes
+        )
+        while True:
+            try:
+                opened: Opened = get_hub().threadpool.apply(opening, (config.disk_dir, config.cluster))
+                break
+            except DirectoryHeld as error:
+                if _now_ms() > deadline_ms:
+                    raise End(1, "TASK_FAILED", f"the SSD tier: {error}") from error
+                log.info("%s: it is waited for", error)
+                gevent.sleep(DIRECTORY_ASK_MS / 1000)
+            except (DirectoryRefused, OSError) as error:
+                raise End(1, "TASK_FAILED", f"the SSD tier: {error}") from error
+        if opened.capacity_bytes < config.disk_bytes:
+            log.warning(
+                "the SSD tier has %d bytes, not %d: the file system of %s has no more room",
+                opened.capacity_bytes,
+                config.disk_bytes,
+                config.disk_dir,
+            )
+        return opened
+
     def _build(self, mesos_bytes: int | None) -> None:
         config = self._config
         tier, scratch, fill_job_bytes = share_memory(
@@ -217,6 +276,7 @@ class Keeper:
             mesos_bytes=mesos_bytes,
             available_bytes=available_bytes(),
             cgroup_bytes=cgroup_bytes(),
+            disk_bytes=config.disk_bytes,
         )
         if tier < min(config.mem_bytes, TIER_BYTES_MIN):
             raise End(
@@ -230,24 +290,42 @@ class Keeper:
             )
         descriptors = raise_descriptor_limit()
         reserved = min(DESCRIPTORS_RESERVED, descriptors // 2)
-        self._cache = Cache(tier, descriptors - reserved)
         server = self._start_child(SERVER, self._from_server)
         self._server = server.outbox
+        self._fillers = Fillers(
+            lambda: self._start_child(FILLER, self._from_filler),
+            config.filler_count,
+            fill_job_bytes=fill_job_bytes,
+        )
+        opened = self._open_disk()  # the children start meanwhile
+        accounts: dict[str, TierAccount] = {
+            MEM: TierAccount(Cache(tier, descriptors - reserved), MemTier(config.cluster)),
+            SSD: TierAccount(Cache(0, 0), NoTier()),
+        }
+        if opened is not None:
+            self._disk = DiskTier(
+                config.disk_dir,
+                config.cluster,
+                opened,
+                disk=self._make_disk(),
+                in_thread=lambda work, *arguments: get_hub().threadpool.apply(work, arguments),
+                now_ms=_now_ms,
+            )
+            blocks_max = disk_blocks_max(config.disk_bytes)
+            accounts[SSD] = TierAccount(Cache(opened.capacity_bytes, blocks_max), self._disk)
+            self._spawn(self._disk.run)
+        self._caches = {name: account.cache for name, account in accounts.items()}
         self._manifests = Manifests(
             os.path.join(config.sandbox, "manifests"), self._schedulers.fetch_manifest, self._spawn
         )
         self._holdings = Holdings(
-            self._cache,
-            MemTier(config.cluster),
+            accounts,
             server.outbox,
             scratch_bytes=scratch,
             on_change=lambda: self._fills.room_came(),
         )
-        self._fillers = Fillers(
-            lambda: self._start_child(FILLER, lambda message, fds: self._fills.on_message(message, fds)),
-            config.filler_count,
-            fill_job_bytes=fill_job_bytes,
-        )
+        if self._disk is not None:
+            self._holdings.restore(self._disk.restored, _now_ms())
         self._fills = Fills(
             cluster=config.cluster,
             holdings=self._holdings,
@@ -256,6 +334,9 @@ class Keeper:
             datasets=self._datasets,
             now_ms=_now_ms,
             on_settled=self._hurry.set,
+        )
+        self._saver = Saver(
+            holdings=self._holdings, fills=self._fills, datasets=self._datasets, now_ms=_now_ms
         )
         self._wants = Wants(
             server=server.outbox,
@@ -275,6 +356,7 @@ class Keeper:
             manifests=self._manifests,
             server=server.outbox,
             spawn=self._spawn,
+            now_ms=_now_ms,
             on_planned=self._hurry.set,
         )
         self._reporter = Reporter(self._holdings)
@@ -289,9 +371,11 @@ class Keeper:
                 "path": config.socket_path,
                 "abstract": self._abstract_socket,
                 "parent": os.getpid(),
+                "disk": "" if self._disk is None else self._disk.blocks_directory,
                 "limits": {"connections_max": min(CONNECTIONS_MAX, reserved - DESCRIPTORS_OTHER)},
             }
         )
+        self._is_built.set()
 
     @property
     def _abstract_socket(self) -> str:
@@ -321,6 +405,10 @@ class Keeper:
         )
         return greenlet
 
+    def _from_filler(self, message: dict[str, Any], fds: list[int]) -> None:
+        self._is_built.wait()
+        self._fills.on_message(message, fds)
+
     # --- the data server
 
     def _from_server(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -338,6 +426,8 @@ class Keeper:
             self._take_used(message)
         elif kind == "corrupt":
             self._quarantine(message)
+        elif kind == "broken":
+            self._broken(message)
         elif kind == "listening":
             self._listening.set(message["port"])
         elif kind == "failed":
@@ -348,15 +438,17 @@ class Keeper:
     def _take_used(self, message: dict[str, Any]) -> None:
         now_ms = _now_ms()
         for holding, count in message["holdings"]:
-            self._cache.use(holding, count, now_ms)
+            for cache in self._caches.values():
+                cache.use(holding, count, now_ms)
         for dataset_id, generation, count in message["served"]:
             view = self._datasets.get((dataset_id, generation))
             if view is not None:
                 view.served_bytes += count
                 view.changes += 1
         lent = set(message["lent"])
-        for held in self._cache.held.values():
-            held.lent = held.holding in lent
+        for cache in self._caches.values():
+            for held in cache.held.values():
+                held.lent = held.holding in lent
 
     def _quarantine(self, message: dict[str, Any]) -> None:
         """A block's bytes do not match their checksums: it is dropped, and fetched again where it is wanted."""
@@ -369,10 +461,18 @@ class Keeper:
             block.view.todo.append(block.name.block_index)
         self._fills.pump()
 
+    def _broken(self, message: dict[str, Any]) -> None:
+        """The data server could not read a block's file."""
+        block = self._holdings.get(message["holding"])
+        if block is not None:
+            self._fills.file_failed(block, message["text"])
+            self._fills.pump()
+
     def _tick(self) -> None:
         while True:
             gevent.sleep(TICK_MS / 1000)
             self._fills.tick()
+            self._saver.tick()
             self._manifests.sweep()
 
     # --- heartbeats
@@ -399,7 +499,7 @@ class Keeper:
             self._hurry.wait((interval_ms - HURRY_INTERVAL_MS) / 1000)
 
     def _heartbeat(self, port: int, *, whole: bool) -> Heartbeat:
-        config, cache = self._config, self._cache
+        config, cache = self._config, self._caches[MEM]
         self._sequence += 1
         return Heartbeat(
             cluster=config.cluster,
@@ -422,6 +522,21 @@ class Keeper:
             lent_bytes=cache.leaving_bytes,
             datasets=self._reporter.build(self._datasets.values(), whole=whole),
             cleared_version=self._in_epoch(self._residents.cleared_version),
+            disk=self._disk_report(),
+            unknown=tuple(self._residents.unknown()[:UNKNOWN_MAX]),
+        )
+
+    def _disk_report(self) -> DiskReport | None:
+        if self._disk is None:
+            return None
+        cache = self._caches[SSD]
+        return DiskReport(
+            capacity_bytes=cache.capacity_bytes,
+            used_bytes=cache.used_bytes,
+            lent_bytes=cache.leaving_bytes,
+            unknown_bytes=self._holdings.stored_bytes(self._residents.unknown()),
+            error_count=self._disk.error_count,
+            last_error=self._disk.last_error,
         )
 
     def _in_epoch(self, version: tuple[int, int]) -> int:
@@ -437,6 +552,8 @@ class Keeper:
         if answer.status == "ok" and assignment is not None and assignment.epoch >= self._epoch_seen:
             if self._residents.apply(assignment):
                 self._hurry.set()
+        if answer.status == "ok" and answer.removed:
+            self._residents.forget(answer.removed)
 
 
 def _now_ms() -> int:

@@ -13,12 +13,31 @@ reads the dataset (`on_cleared`); what a view of a program still holds is lent u
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout
+from stoker.executor.disk import check_block_file
+
+log = logging.getLogger(__name__)
+
+FILE_ERRORS = frozenset(
+    (errno.EIO, errno.ENXIO, errno.ENODATA, errno.EUCLEAN, errno.EBADMSG, errno.ESTALE)
+)  # of a file, never of a socket
+FILES_OPEN_MAX = 1_024  # descriptors of the SSD tier's files, beside those that answers are being sent from
+
+
+def read_exactly(fd: int, length: int, start: int) -> bytes:
+    """Return so many bytes of a block's file. :raises OSError: they cannot be read, or the file is too short."""
+    data = os.pread(fd, length, start)
+    if len(data) != length:
+        raise OSError(errno.EIO, f"{len(data)} bytes of {length} are there")
+    return data
 
 
 class Borrower(Protocol):
@@ -75,6 +94,93 @@ class Entry:
             return True
         return index.is_valid(self.fd, self.layout, start, stop)
 
+    def open(self) -> bool:
+        """Return whether `fd` can be read from now: until something waits, or for as long as the entry is pinned."""
+        return True
+
+
+class DiskEntry(Entry):
+    """A holding of the SSD tier: its file is opened when it is read, and closed when others are read instead."""
+
+    __slots__ = ("file", "files", "is_restored")
+
+    def __init__(
+        self,
+        dataset: DatasetShelf,
+        holding: int,
+        name: BlockName,
+        file: str,
+        data_bytes: int,
+        files: DiskFiles,
+        *,
+        is_restored: bool,
+    ) -> None:
+        super().__init__(dataset, holding, name.block_index, -1, data_bytes)
+        self.file = file
+        self.files = files
+        self.is_restored = is_restored  # and was full: what its index says beyond that was not synced
+
+    def has(self, version: int, start: int, stop: int) -> bool:
+        if self.is_restored and not (self.full_from and version >= self.full_from):
+            return False
+        if not self.open():
+            return False
+        try:
+            return super().has(version, start, stop)
+        except OSError as error:
+            self.files.on_broken(self.holding, str(error))
+            return False
+
+    def open(self) -> bool:
+        return self.files.open(self)
+
+
+class DiskFiles:
+    """The open files of the SSD tier. `on_broken(holding, text)`: a file could not be opened or read."""
+
+    def __init__(self, directory: str, cluster: bytes, on_broken: Callable[[int, str], None]) -> None:
+        self.on_broken = on_broken
+        self._directory = directory
+        self._cluster = cluster
+        self._open: OrderedDict[int, DiskEntry] = OrderedDict()  # by holding; the longest unread first
+
+    def open(self, entry: DiskEntry) -> bool:
+        """See Entry. A file that is not the block's is not read from."""
+        if entry.fd >= 0:
+            self._open.move_to_end(entry.holding)
+            return True
+        dataset = entry.dataset
+        assert dataset is not None
+        name = BlockName(dataset.dataset_id, dataset.generation, entry.block_index)
+        path = os.path.join(self._directory, entry.file)
+        fd = -1
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            check_block_file(fd, self._cluster, name, entry.layout)
+        except (OSError, ValueError) as error:
+            if fd >= 0:
+                os.close(fd)
+            log.error("%s: %s", path, error)
+            self.on_broken(entry.holding, str(error))
+            return False
+        entry.fd = fd
+        self._open[entry.holding] = entry
+        if len(self._open) > FILES_OPEN_MAX:
+            self._close_one(entry)
+        return True
+
+    def _close_one(self, kept: DiskEntry) -> None:
+        for entry in self._open.values():
+            if not entry.pins and entry is not kept:
+                self.close(entry)
+                return
+
+    def close(self, entry: DiskEntry) -> None:
+        if entry.fd >= 0:
+            os.close(entry.fd)
+            entry.fd = -1
+            del self._open[entry.holding]
+
 
 class DatasetShelf:
     """One dataset generation: what is known of it, its blocks here, and its connections."""
@@ -116,6 +222,7 @@ class Shelf:
     def __init__(self, on_gone: Callable[[int], None]) -> None:
         self.datasets: dict[tuple[int, int], DatasetShelf] = {}
         self.holdings: dict[int, Entry] = {}
+        self.files: DiskFiles | None = None
         self._on_gone = on_gone
 
     def put_dataset(self, dataset_id: int, generation: int, version: int, block_bytes: int) -> DatasetShelf:
@@ -155,6 +262,24 @@ class Shelf:
         dataset.blocks[name.block_index] = entry
         return entry
 
+    def put_file(
+        self,
+        dataset: DatasetShelf,
+        holding: int,
+        name: BlockName,
+        file: str,
+        data_bytes: int,
+        *,
+        is_restored: bool = False,
+    ) -> Entry:
+        """Put a holding of the SSD tier on the shelf, by its file's name."""
+        assert self.files is not None, "the keeper said where the SSD tier is"
+        assert holding not in self.holdings and name.block_index not in dataset.blocks, (holding, name)
+        entry = DiskEntry(dataset, holding, name, file, data_bytes, self.files, is_restored=is_restored)
+        self.holdings[holding] = entry
+        dataset.blocks[name.block_index] = entry
+        return entry
+
     def put_scratch(self, holding: int, fd: int, data_bytes: int) -> Entry:
         """Take a holding that nobody but one answer may see; it goes with its last pin."""
         assert holding not in self.holdings
@@ -181,6 +306,11 @@ class Shelf:
             borrower.ask_back(entry.block_index)
         self.settle(entry)
 
+    def note_error(self, entry: Entry, error: OSError) -> None:
+        """Tell of a holding whose file could not be read, if that is what the error says."""
+        if isinstance(entry, DiskEntry) and error.errno in FILE_ERRORS:
+            entry.files.on_broken(entry.holding, str(error))
+
     def unpin(self, entry: Entry) -> None:
         entry.pins -= 1
         assert entry.pins >= 0
@@ -198,7 +328,10 @@ class Shelf:
         if entry.pins or entry.loans or self.holdings.get(entry.holding) is not entry:
             return
         del self.holdings[entry.holding]
-        os.close(entry.fd)
+        if isinstance(entry, DiskEntry):
+            entry.files.close(entry)
+        else:
+            os.close(entry.fd)
         self._on_gone(entry.holding)
 
     def take_uses(self) -> list[tuple[int, int]]:

@@ -4,7 +4,10 @@ Beside the tier live the executor's processes, the *fill buffers* (bytes of unde
 the *scratch* (blocks that are read through and not kept). All are in the overhead that Mesos is asked for on top of the tier;
 where less was given, it is the tier that gets less.
 
-    given  =  tier  +  scratch  +  keeper and server  +  fillers  x  (their own memory  +  jobs  x  a job's buffers)  +  rest
+    given  =  tier  +  scratch  +  keeper and server  +  fillers  x  (their own memory  +  jobs  x  a job's buffers)
+              +  blocks of the SSD tier  x  what is remembered of one  +  rest
+
+The pages of the SSD tier's files in the page cache are the system's, which takes them back as it likes.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from stoker.executor.block import disk_memory_bytes
 from stoker.executor.fillers import FILLER_JOBS_MAX
 from stoker.executor.under_stores.base import PIECE_BYTES_MAX
 
@@ -37,9 +41,12 @@ class Memory(NamedTuple):
     fill_job_bytes: int
 
 
-def processes_bytes(filler_count: int, fill_job_bytes: int = FILL_JOB_BYTES_MIN) -> int:
-    """Return what keeper, data server and fillers take beside the blocks, all buffers full."""
-    return KEEPER_BYTES + filler_count * (FILLER_BYTES + FILLER_JOBS_MAX * fill_job_bytes)
+def processes_bytes(
+    filler_count: int, fill_job_bytes: int = FILL_JOB_BYTES_MIN, *, disk_bytes: int = 0
+) -> int:
+    """Return what keeper, data server and fillers take beside the blocks, all buffers full and the SSD tier too."""
+    fillers = filler_count * (FILLER_BYTES + FILLER_JOBS_MAX * fill_job_bytes)
+    return KEEPER_BYTES + fillers + disk_memory_bytes(disk_bytes)
 
 
 def share_memory(
@@ -49,6 +56,7 @@ def share_memory(
     mesos_bytes: int | None,
     available_bytes: int,
     cgroup_bytes: int | None,
+    disk_bytes: int = 0,
 ) -> Memory:
     """Return the tier's bytes, at most `asked_bytes`, the scratch's, and those of each fill's buffers; tier and scratch
     at least 0 each. What is left over beside a tier as asked goes to the fills, a piece a step.
@@ -62,7 +70,7 @@ def share_memory(
     776
     """
     given = min(bound for bound in (available_bytes, mesos_bytes, cgroup_bytes) if bound is not None)
-    room = max(0, given - processes_bytes(filler_count))
+    room = max(0, given - processes_bytes(filler_count, disk_bytes=disk_bytes))
     tier = min(asked_bytes, room)
     scratch = min(SCRATCH_BYTES_MAX, max(SCRATCH_BYTES_MIN, tier // 16), room // 2)
     tier = min(tier, room - scratch)

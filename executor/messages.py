@@ -12,6 +12,7 @@ Unknown fields are ignored, known ones never change meaning. Values only: no soc
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ HEARTBEAT_INTERVAL_MS_MAX = (
 )
 HEARTBEAT_BYTES_MAX = 4 * 1024 * 1024
 HEARTBEAT_CHANGES_MAX = 4_096  # added + removed blocks of one dataset; beyond that the whole bitmap is sent
+UNKNOWN_MAX = 1_000  # datasets that an executor asks about in one heartbeat
 FAILURES_MAX = 100  # named failures of one dataset in a heartbeat; the rest is only counted
 
 _T = TypeVar("_T")
@@ -71,11 +73,30 @@ class Residency:
     served_bytes: int = 0
     failed_count: int = 0
     failures: tuple[FileFailure, ...] = ()
+    saving_blocks: int = 0  # of the assignment's `kept`, on their way here
+    unsaved_blocks: int = 0  # of those, that find no room
+
+
+@dataclass(frozen=True, slots=True)
+class DiskReport:
+    """The SSD tier of an executor. `error_count`: since this incarnation began; `last_error` says what the newest was."""
+
+    capacity_bytes: int
+    used_bytes: int = 0
+    lent_bytes: int = 0
+    unknown_bytes: int = 0  # of used_bytes: of datasets that the assignment does not name
+    error_count: int = 0
+    last_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """`cleared_version`: what an assignment of this version (of the epoch seen), or one after it, no longer names is not
+    """`capacity_bytes`, `used_bytes` and `lent_bytes` are of the MEM tier, `disk` is of the SSD tier, if there is one.
+
+    `unknown`: (dataset id, generation) of blocks that are kept here and that the assignment does not name; the answer says
+    which of them were removed.
+
+    `cleared_version`: what an assignment of this version (of the epoch seen), or one after it, no longer names is not
     served here any more, and no reader on this host was left with a descriptor of it; 0: not even of the epoch's first.
     """
 
@@ -99,6 +120,8 @@ class Heartbeat:
     lent_bytes: int
     datasets: tuple[Residency, ...] = ()
     cleared_version: int = 0
+    disk: DiskReport | None = None
+    unknown: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +145,11 @@ class DatasetAssignment:
     `homes` is u16 little endian, [replicas][pg_count]: positions in the assignment's `slots`; 0xFFFF: none. A block's PG
     is its index mod pg_count; row 0 is the first home. `wanted` is a list of (included, path prefix) rules, the last that
     matches a path wins, "" matches all; nothing matches: not wanted. Two generations of a dataset may stand side by side.
+
+    `spares` (empty, or u16 as `homes`, one a PG) are positions of slots that hold blocks of the PG though they are no
+    home of it: a home copies from there what it lacks. `kept` (empty, or bit i of byte i // 8, lowest first, for block
+    i) are blocks that only executors hold which are about to end: their first homes take them in, wanted or not, as far
+    as there is room.
     """
 
     dataset_id: int
@@ -140,6 +168,9 @@ class DatasetAssignment:
     wanted: tuple[tuple[bool, str], ...]
     wanted_version: int
     allotment_bytes: int  # 0: no limit of its own
+    spares: bytes = b""
+    kept: bytes = b""
+    tier: str = "mem"  # or "ssd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +190,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatAnswer:
-    """`status`: "ok"; "stale" (this launch has no place any more: end); "unknown" (the leader does not know yet: keep on)."""
+    """`status`: "ok"; "stale" (this launch has no place any more: end); "unknown" (the leader does not know yet: keep on).
+
+    `removed`: which of the heartbeat's unknown (dataset id, generation) are surely of no use to anybody any more.
+    """
 
     status: str
     epoch: int
@@ -168,6 +202,7 @@ class HeartbeatAnswer:
     schedulers: tuple[str, ...]  # http://host:port, the leader first
     assignment: Assignment | None = None
     interval_ms: int = HEARTBEAT_INTERVAL_MS  # until the next one
+    removed: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +225,14 @@ def decode_heartbeat(data: bytes) -> Heartbeat:
     """:raises ValueError: not a heartbeat."""
     fields = _unpack(data)
     residencies = tuple(_residency(r) for r in fields.pop("datasets", ()))
-    return _make(Heartbeat, fields, datasets=residencies)
+    disk = fields.pop("disk", None)
+    return _make(
+        Heartbeat,
+        fields,
+        datasets=residencies,
+        disk=None if disk is None else _make(DiskReport, dict(disk)),
+        unknown=_keys(fields.pop("unknown", ())),
+    )
 
 
 def decode_answer(data: bytes) -> HeartbeatAnswer:
@@ -198,6 +240,7 @@ def decode_answer(data: bytes) -> HeartbeatAnswer:
     fields = _unpack(data)
     raw = fields.pop("assignment", None)
     fields["schedulers"] = tuple(fields.get("schedulers", ()))
+    fields["removed"] = _keys(fields.get("removed", ()))
     return _make(HeartbeatAnswer, fields, assignment=None if raw is None else assignment_from(raw))
 
 
@@ -220,6 +263,10 @@ def assignment_from(raw: dict[str, Any]) -> Assignment:
     slots = tuple(_make(SlotAddress, dict(s)) for s in raw.pop("slots", ()))
     datasets = tuple(_dataset(d) for d in raw.pop("datasets", ()))
     return _make(Assignment, raw, slots=slots, datasets=datasets)
+
+
+def _keys(raw: Iterable[Iterable[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((int(dataset_id), int(generation)) for dataset_id, generation in raw)
 
 
 def _unpack(data: bytes) -> dict[str, Any]:

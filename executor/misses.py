@@ -170,6 +170,9 @@ class Misses:
         for item, holding in enumerate(message["places"]):
             place = self._shelf.holdings[holding] if holding else None
             assert place is not None or item in group.failures, "an item has a place, or it failed"
+            if place is not None and not place.open():
+                group.failures[item] = (int(Failure.OVERLOADED), "its file cannot be opened")
+                place = None
             if place is not None:
                 place.pins += 1
                 place.uses += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,6 +12,7 @@ from stoker.executor.core.changes import Changes
 from stoker.executor.datasets import DatasetView
 from stoker.executor.holdings import Block, Holdings
 from stoker.executor.messages import FAILURES_MAX, FileFailure, Residency
+from stoker.executor.store import file_bytes
 
 
 class Reporter:
@@ -34,12 +36,34 @@ class Reporter:
             told = changes.tell(residency, full, whole=whole, block_count=block_count)
             if told is not None:
                 found.append(told)
+        for key in self._holdings.stored_keys():
+            if key in present:
+                continue
+            present.add(key)
+            residency, full = self._stored(key)
+            changes = self._changes.setdefault(key, Changes())
+            told = changes.tell(residency, full, whole=whole, block_count=0)
+            if told is not None:
+                found.append(told)
         self._ending = {key for key in self._changes if key not in present}
         for key in sorted(self._ending):
             gone = self._changes[key].tell(Residency(*key, 0), (), whole=whole, block_count=0)
             if gone is not None and not whole:
                 found.append(gone)
         return tuple(found)
+
+    def _stored(self, key: DatasetKey) -> tuple[Residency, frozenset[int]]:
+        """Return what is kept of a dataset that is not known here (yet)."""
+        records = [s.file.record for s in self._holdings.stored_of(key).values() if s.file.record is not None]
+        full = frozenset(record.file.name.block_index for record in records)
+        residency = Residency(
+            *key,
+            version=max((record.version for record in records), default=0),
+            full_blocks=len(full),
+            cached_bytes=sum(record.cached_bytes for record in records),
+            held_bytes=sum(file_bytes(record.data_bytes) for record in records),
+        )
+        return residency, full
 
     def acknowledge(self) -> None:
         """The last heartbeat that was built arrived."""
@@ -58,6 +82,15 @@ class Reporter:
         blocks = self._holdings.of_dataset(view.key)
         full = frozenset(i for i, block in blocks.items() if block.is_full)
         residency = count(view, blocks, full)
+        stored, kept = self._stored(view.key)
+        if kept:
+            full |= kept
+            residency = dataclasses.replace(
+                residency,
+                full_blocks=len(full),
+                cached_bytes=residency.cached_bytes + stored.cached_bytes,
+                held_bytes=residency.held_bytes + stored.held_bytes,
+            )
         self._counted[view.key] = (changes, residency, full)
         return residency, full
 
@@ -69,7 +102,9 @@ def count(view: DatasetView, blocks: dict[int, Block], full: frozenset[int]) -> 
     failures: dict[int, FileFailure] = {}
     manifest = view.manifest
     for block in blocks.values():
-        state = block.state
+        state = block.known_state
+        if state is None:
+            continue
         failed_rows |= state.changed_rows
         failed_rows |= state.refused_rows
         for note in state.notes.values():
@@ -81,7 +116,8 @@ def count(view: DatasetView, blocks: dict[int, Block], full: frozenset[int]) -> 
         wanted_files = int(manifest.block_file_count[view.mine].sum()) if len(view.mine) else 0
         for block in wanted_here:
             cached_wanted += block.cached_bytes
-            if block.is_full or block.state.is_settled() and not block.is_checking:
+            is_waiting = block.is_checking or block.is_sealing
+            if block.is_full or block.state.is_settled() and not is_waiting:
                 settled += 1
                 cached_files += int(manifest.block_file_count[block.name.block_index]) - _failed_that_begin(
                     view, block
@@ -102,6 +138,8 @@ def count(view: DatasetView, blocks: dict[int, Block], full: frozenset[int]) -> 
         wanted_files=wanted_files,
         wanted_cached_files=cached_files,
         unfit_blocks=len(view.unfit),
+        saving_blocks=view.saving_blocks,
+        unsaved_blocks=view.unsaved_blocks,
         filled_bytes=view.filled_bytes,
         copied_bytes=view.copied_bytes,
         served_bytes=view.served_bytes,
@@ -113,7 +151,8 @@ def count(view: DatasetView, blocks: dict[int, Block], full: frozenset[int]) -> 
 def _failed_that_begin(view: DatasetView, block: Block) -> int:
     """Return how many of the block's failed files begin in it: a file that spans blocks counts once."""
     manifest = view.manifest
-    rows = [row for row in (*block.state.changed_rows, *block.state.refused_rows) if row >= 0]
+    state = block.known_state
+    rows = [] if state is None else [row for row in (*state.changed_rows, *state.refused_rows) if row >= 0]
     if manifest is None or not rows:
         return 0
     offsets = manifest.offsets[np.array(rows, dtype=np.int64)]

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import gevent
 import msgpack
 import numpy as np
 from gevent.hub import get_hub
 
+from stoker.executor.block import block_layout
 from stoker.executor.core.cache import CacheRules, DatasetKey
 from stoker.executor.datasets import DatasetView, Manifests, Spawn, select_mine
 from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.fills import Fills
-from stoker.executor.holdings import Block, Holdings
+from stoker.executor.holdings import Block, Holdings, Stored
+from stoker.executor.index import valid_extents
 from stoker.executor.manifest import Manifest
 from stoker.executor.messages import Assignment, DatasetAssignment, SlotAddress
 from stoker.executor.outbox import Outbox
@@ -46,6 +49,7 @@ class Residents:
         manifests: Manifests,
         server: Outbox,
         spawn: Spawn,
+        now_ms: Callable[[], int],
         on_planned: Callable[[], None],
     ) -> None:
         self._cluster = cluster
@@ -56,6 +60,7 @@ class Residents:
         self._manifests = manifests
         self._server = server
         self._spawn = spawn
+        self._now_ms = now_ms
         self._on_planned = on_planned
         self.assignment: Assignment | None = None
         self.cleared_version = (0, 0)  # see Heartbeat
@@ -79,12 +84,26 @@ class Residents:
                 self._remove(view)
                 self._leaving[view.key] = self.cleared_version
             else:
-                self._holdings.cache.rules.pop(view.key, None)  # unknown: kept, and the first to go
+                self._holdings.cache_of(view).rules.pop(view.key, None)  # unknown: kept, and the first to go
         for dataset in assignment.datasets:
             self._take(dataset, assignment)
+        self._holdings.set_unknown(assigned)
         self._fills.reconsider()
         self._note_cleared()
         return True
+
+    def unknown(self) -> list[DatasetKey]:
+        """Return the datasets of which files are kept here, and which the assignment does not name."""
+        if self.assignment is None:
+            return []
+        return sorted(key for key in self._holdings.stored_keys() if key not in self._datasets)
+
+    def forget(self, removed: Iterable[DatasetKey]) -> None:
+        """Free what is kept of datasets that were surely removed."""
+        for key in removed:
+            if key not in self._datasets:
+                for stored in list(self._holdings.stored_of(key).values()):
+                    self._holdings.drop_stored(stored, self._now_ms())
 
     def cleared(self, dataset_id: int, generation: int) -> None:
         """The data server has no caller of a removed dataset any more."""
@@ -106,7 +125,7 @@ class Residents:
         if view is None:
             view = self._datasets[key] = DatasetView(dataset)
         view.take(dataset, assignment, self._slot_id)
-        self._holdings.cache.rules[key] = CacheRules(
+        self._holdings.cache_of(view).rules[key] = CacheRules(
             dataset.policy, dataset.priority, dataset.allotment_bytes
         )
         if is_changed and view.is_shown:
@@ -138,13 +157,17 @@ class Residents:
             self._show(view)
 
     def _remove(self, view: DatasetView) -> None:
-        """The dataset, or this generation of it, is no more: free all of it."""
+        """The dataset, or this generation of it, is named no more: serve nothing of it, and free it.
+
+        What is durable stays until the leader says that the dataset was removed: it may be that it only does not know it.
+        """
         view.is_removed = True
         del self._datasets[view.key]
         self._server.put({"t": "dataset_gone", "id": view.key[0], "generation": view.key[1]})
+        self._holdings.shelve(view)
         for block in list(self._holdings.of_dataset(view.key).values()):
             self._fills.let_go(block, "the dataset was removed")
-        self._holdings.cache.rules.pop(view.key, None)
+        self._holdings.cache_of(view).rules.pop(view.key, None)
         self._manifests.forget(view)
 
     def _plan(self, view: DatasetView) -> None:
@@ -161,6 +184,8 @@ class Residents:
                 gevent.sleep(delay_ms / 1000)
                 delay_ms = min(RETRY_MS_MAX, 2 * delay_ms)
                 continue
+            if self._holdings.stored_of(view.key):
+                self._attach(view, manifest)
             if not view.is_shown:
                 self._show_soon(view, manifest.version)
                 continue  # a newer wish may have come meanwhile
@@ -177,18 +202,58 @@ class Residents:
             self._on_planned()
         view.is_planning = False
 
+    def _attach(self, view: DatasetView, manifest: Manifest) -> None:
+        """Make what was found at the start of this dataset its blocks. Whole ones can be read at once, from here."""
+        if not view.is_shown:
+            self._show(view)
+            self._spawn(self._fills.open_store, view, manifest.version, OPEN_TIMEOUT_S)
+        blocks = []
+        partial = []
+        for stored in list(self._holdings.stored_of(view.key).values()):
+            if stored.file.record is None:
+                partial.append(stored)
+                continue
+            block = self._holdings.attach(view, manifest, stored, now_ms=self._now_ms())
+            if block is not None:
+                blocks.append(block)
+        self._holdings.tell_restored(view, blocks)
+        for stored in partial:
+            self._attach_partial(view, manifest, stored)
+        view.changes += 1
+
+    def _attach_partial(self, view: DatasetView, manifest: Manifest, stored: Stored) -> None:
+        try:
+            fd = os.dup(stored.file.open())
+            try:
+                layout = block_layout(stored.file.data_bytes)
+                valid = get_hub().threadpool.apply(valid_extents, (fd, layout))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            log.warning("block %s: %s: dropped", stored.file.file.name, error)
+            self._holdings.drop_stored(stored, self._now_ms())
+            return
+        if view.is_removed or stored.is_leaving:
+            return
+        block = self._holdings.attach(view, manifest, stored, valid=valid, now_ms=self._now_ms())
+        if block is not None:
+            files = view.files(manifest, block.name.block_index)
+            block.cached_bytes = sum(files.file_bytes(start, stop) for start, stop in valid)
+            self._holdings.tell_restored(view, [block])
+            self._fills.finish(block)
+
     def _take_version(self, view: DatasetView, manifest: Manifest, *, is_new_wish: bool) -> None:
         """Bring the held blocks in line with the assigned version and wishes."""
         is_new_version = view.manifest is not manifest
         view.manifest = manifest
         for block_index, block in self._holdings.of_dataset(view.key).items():
-            self._holdings.cache.held[block.holding].wanted = block_index in view.mine_set
+            block.account.cache.held[block.holding].wanted = block_index in view.mine_set
             if is_new_version and block_index < manifest.block_count:
                 if block.is_full:
                     block.cached_bytes = manifest.file_bytes_in_block(block_index)
                 else:
                     _renew(block, view, manifest)
-            if is_new_wish:
+            if is_new_wish and block.known_state is not None:
                 block.state.forgive()
             self._fills.finish(block)
         held = self._holdings.of_dataset(view.key)

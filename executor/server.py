@@ -4,17 +4,19 @@ It imports no under store and no Mesos driver, and is not monkey-patched: gevent
 long (a pure-Python loop of another thread would cost it nine tenths of its rate, measured). What it knows comes from the
 keeper, over the channel FD:
 
-    start     {cluster, launch, incarnation, host, port, path, abstract, parent, limits?}     once, first; answered by
-              listening {port} or failed {message}
+    start     {cluster, launch, incarnation, host, port, path, abstract, parent, limits?, disk?}   once, first; answered by
+              listening {port} or failed {message}; disk: where the files of the SSD tier are
     dataset   {id, generation, version, block_bytes, placement}
     dataset_gone {id, generation}          answered by cleared {id, generation}, when no caller can read it any more
     slots     {placement_version, slots}                                             for REFRESH, with a dataset's placement
-    block     {holding, dataset, generation, index, data_bytes, full_from} + fd      a holding is here
+    block     {holding, dataset, generation, index, data_bytes, full_from, file} + fd   a holding is here; of the SSD tier
+              its file's name and no descriptor
+    restored  {dataset, generation, blocks: [[holding, index, data_bytes, full_from, file]..]}   many that a restart found
     full      {holding, full_from}                                                   it is sealed, full from that version on
     drop      {holding}                                     answered by gone {holding}, when nobody uses it any more
     known, have                                                                      see stoker.executor.misses
 
-and it says besides want, unwant, corrupt: used {holdings: [[holding, uses]..], served: [[id, generation, bytes]..], lent: [holding..]},
+and it says besides want, unwant, corrupt, broken {holding, text} (its file cannot be read): used {holdings: [[holding, uses]..], served: [[id, generation, bytes]..], lent: [holding..]},
 about once a second. The channel's end of file is the keeper's end, and this process'.
 """
 
@@ -34,7 +36,7 @@ from gevent.server import StreamServer
 from stoker.executor.block import BlockName
 from stoker.executor.channel import Channel
 from stoker.executor.connection import Connection, Identity, Limits, ServerState
-from stoker.executor.loans import Shelf
+from stoker.executor.loans import DiskFiles, Shelf
 from stoker.executor.misses import Misses
 from stoker.executor.outbox import Outbox
 from stoker.executor.process import die_with_parent, raise_descriptor_limit, start_logging
@@ -84,6 +86,8 @@ class Server:
 
     def _start(self, message: dict[str, Any]) -> bool:
         identity = Identity(message["cluster"], message["launch"], message["incarnation"])
+        if message.get("disk"):
+            self._shelf.files = DiskFiles(message["disk"], message["cluster"], self._broken)
         self._limits = Limits(**message.get("limits", {}))
         self._state = ServerState(identity, self._limits, self._shelf, self._misses)
         try:
@@ -112,8 +116,15 @@ class Server:
         elif kind == "block":
             dataset = shelf.datasets[message["dataset"], message["generation"]]
             name = BlockName(message["dataset"], message["generation"], message["index"])
-            entry = shelf.put(dataset, message["holding"], name, fds[0], message["data_bytes"])
+            if message.get("file"):
+                entry = shelf.put_file(
+                    dataset, message["holding"], name, message["file"], message["data_bytes"]
+                )
+            else:
+                entry = shelf.put(dataset, message["holding"], name, fds[0], message["data_bytes"])
             entry.full_from = message["full_from"]
+        elif kind == "restored":
+            self._restored(message)
         elif kind == "full":
             entry = shelf.holdings[message["holding"]]
             entry.full_from = message["full_from"]
@@ -134,6 +145,18 @@ class Server:
             self._state.slots = message["slots"]
         else:
             raise AssertionError(f"the keeper said {kind!r}, which this server does not know")
+
+    def _restored(self, message: dict[str, Any]) -> None:
+        shelf = self._shelf
+        dataset = shelf.datasets[message["dataset"], message["generation"]]
+        for holding, index, data_bytes, full_from, file in message["blocks"]:
+            name = BlockName(message["dataset"], message["generation"], index)
+            entry = shelf.put_file(dataset, holding, name, file, data_bytes, is_restored=full_from > 0)
+            entry.full_from = full_from
+            entry.sealed = full_from > 0
+
+    def _broken(self, holding: int, text: str) -> None:
+        self._outbox.put({"t": "broken", "holding": holding, "text": text})
 
     def _accept(self, accepted: gevent.socket.socket, _address: Any) -> None:
         stream = Stream(

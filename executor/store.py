@@ -1,11 +1,11 @@
-"""Block files of the MEM tier: memfds, sealed once full.
+"""What a tier is to the keeper, and the MEM tier: memfds, sealed once full.
 
 Nothing of them stays after SIGKILL, no mount bounds them, and their memory counts where Mesos gave it. A file cannot grow
 or shrink from its birth on; a sealed one cannot be written by anybody who was passed its descriptor. The seal is the one
 against *future* writes (Linux 5.1): no block is ever mapped writable, so it says the same as the older one, which the kernel
 refuses, after a wait, as long as bytes of the file stand in a slow reader's socket (sendfile lends its pages). What is kept and what
-must go is not decided here (stoker.executor.core.cache, .admission): this module makes files. An SSD tier makes the same files in
-a directory.
+must go is not decided here (stoker.executor.core.cache, .admission): this module makes files. The SSD tier
+(stoker.executor.disk_tier) makes the same files in a directory.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 from stoker.executor.block import BlockName, block_layout, encode_header
@@ -20,20 +21,56 @@ from stoker.executor.block import BlockName, block_layout, encode_header
 F_SEAL_FUTURE_WRITE = 0x0010  # the module fcntl names it from Python 3.12 on
 
 
-class Tier(Protocol):
-    """Makes block files; whoever is given a descriptor owns it."""
+class BlockFile(Protocol):
+    """The file of one holding. Calls that touch the file raise OSError where the disk does not do what it should."""
 
-    def create(self, name: BlockName, data_bytes: int) -> int:
-        """Return the descriptor of a new block's file: all zeros but for its header. :raises OSError: no room."""
+    @property
+    def name(self) -> str:
+        """By which the data server opens it; empty: it is passed a descriptor."""
         ...
 
-    def seal(self, fd: int) -> bool:
-        """Make a full block's file read-only for everybody and for ever; False: not now, ask again. Idempotent."""
+    def open(self) -> int:
+        """Return a descriptor to write to. It stays the tier's, and is good until anything else of the tier is called."""
+        ...
+
+    def seal(self, version: int, cached_bytes: int, done: Callable[[str], None]) -> bool:
+        """Make a block that is full, from this dataset version on, read-only or durable, as the tier promises it.
+
+        False: not yet. `done` is called when there is news: with nothing, to ask again; or why it cannot be. Idempotent.
+        """
+        ...
+
+    def unseal(self) -> None:
+        """It is written to again: what `seal` began counts no more."""
+        ...
+
+    def forget(self) -> None:
+        """Nobody may find it any more, also not after a restart. Idempotent."""
+        ...
+
+    def discard(self, on_gone: Callable[[], None]) -> None:
+        """Remove a forgotten file that nobody uses; `on_gone` is called once its room is free, maybe at once."""
+        ...
+
+
+class Tier(Protocol):
+    """Makes block files."""
+
+    def create_file(self, name: BlockName, data_bytes: int) -> BlockFile | None:
+        """Return a new block's file: all zeros but for its header; None: the tier can make none just now."""
+        ...
+
+    def note_error(self, text: str) -> None:
+        """Count an error of a file of this tier; it is told, and no file is made for a while."""
         ...
 
 
 class MemTier:
-    """The tier of memfds of one cluster."""
+    """The tier of memfds of one cluster.
+
+    `create` returns the descriptor of a new block's file, which is the caller's; `seal` makes a full one read-only for
+    everybody and for ever, or says False: not now, ask again.
+    """
 
     def __init__(self, cluster: bytes) -> None:
         assert len(cluster) == 16
@@ -62,6 +99,51 @@ class MemTier:
                 raise
             return _seal_on_old_kernel(fd)
         return True
+
+    def create_file(self, name: BlockName, data_bytes: int) -> MemFile:
+        return MemFile(self, self.create(name, data_bytes))
+
+    def note_error(self, text: str) -> None:
+        raise OSError(
+            f"the MEM tier: {text}"
+        )  # the machine has no memory: the executor ends, and is launched anew
+
+
+class NoTier:
+    """The SSD tier of an executor that has none."""
+
+    def create_file(self, name: BlockName, data_bytes: int) -> None:
+        return None
+
+    def note_error(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+class MemFile:
+    """A memfd; owns `fd`."""
+
+    __slots__ = ("_fd", "_tier", "name")
+
+    def __init__(self, tier: MemTier, fd: int) -> None:
+        self.name = ""
+        self._tier = tier
+        self._fd = fd
+
+    def open(self) -> int:
+        return self._fd
+
+    def seal(self, version: int, cached_bytes: int, done: Callable[[str], None]) -> bool:
+        return self._tier.seal(self._fd)
+
+    def unseal(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+    def discard(self, on_gone: Callable[[], None]) -> None:
+        os.close(self._fd)
+        on_gone()
 
 
 def _seal_on_old_kernel(fd: int) -> bool:

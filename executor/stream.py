@@ -7,6 +7,7 @@ in the middle of a frame, is cut off: it would pin blocks, and the memory that o
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -157,7 +158,7 @@ class Stream:
                 self._wait_writable()
                 continue
             if sent == 0:
-                raise OSError(f"the file ends at {start}, but {stop} bytes were promised")
+                raise OSError(errno.EIO, f"the file ends at {start}, but {stop} bytes were promised")
             start += sent
             self._taken_bytes += sent
             self.note_work(sent)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gevent
+from gevent.event import Event
 
 from stoker.executor.block import BlockName
 from stoker.executor.core.admission import Verdict, admit
@@ -88,6 +89,8 @@ class Wants:
         self._spawn = spawn
         self._now_ms = now_ms
         self._greenlets: dict[int, tuple[gevent.Greenlet, _Want]] = {}
+        self._placing: set[int] = set()  # wants that do not know yet whether they need scratch
+        self._placed = Event()
 
     def take(self, message: dict[str, Any]) -> None:
         """Handle "want"; never waits."""
@@ -134,7 +137,11 @@ class Wants:
                     return
                 self._sort(want, view, manifest)
                 self._tell_known(want)
-            self._place(want, view)
+            self._placing.add(want.want)
+            try:
+                self._place(want, view)
+            finally:
+                self._end_placing(want)
             self._fills.pump()
             self._wait(want)
             self._answer(want)
@@ -156,7 +163,7 @@ class Wants:
             if block is not None and not subtract(item.need, block.state.valid):
                 want.places[number] = block
                 self._pin(want, block)
-                self._holdings.cache.use(block.holding, 1, self._now_ms())
+                block.account.cache.use(block.holding, 1, self._now_ms())
                 continue
             if want.local:
                 want.fail(number, Failure.MISSING, f"block {block_index}, [{start}, {stop}): not here")
@@ -207,10 +214,10 @@ class Wants:
             block = self._holdings.find(name)
             if block is not None:
                 return block if not block.is_full or not subtract(item.need, block.state.valid) else None
-            if not view.is_home(item.block_index) or view.is_removed:
+            if not view.is_home(item.block_index) or view.is_removed or self._holdings.is_stored(name):
                 return None
             demand = Demand(name, file_bytes(item.files.length), wanted=False)
-            admission = admit(self._holdings.cache, demand, self._now_ms())
+            admission = admit(self._holdings.cache_of(view), demand, self._now_ms())
             if admission.verdict is Verdict.REFUSE or self._now_ms() >= deadline_ms:
                 return None
             if admission.verdict is Verdict.ADMIT:
@@ -245,6 +252,7 @@ class Wants:
             pages = Extents((start // _PAGE * _PAGE, -(-stop // _PAGE) * _PAGE) for start, stop in wanted)
             charges[block_index] = pages.total + SCRATCH_TRAILER_BYTES + SCRATCH_CHECKSUM_BYTES * len(pages)
         charge = sum(charges.values())
+        self._await_earlier(want)
         if charge > self._holdings.scratch_bytes or not self._holdings.acquire_scratch(
             charge, self._left_s(want)
         ):
@@ -261,6 +269,20 @@ class Wants:
             for item in items:
                 self._await(want, item, block, [part for part in item.files.exact()])
             self._fills.request(block, want.version, ranges[block_index])
+
+    def _await_earlier(self, want: _Want) -> None:
+        """Wait until the wants before this one have their scratch, or need none.
+
+        The parts of one answer are asked for in order, and sent in order: a later one that held the scratch that an earlier
+        one needs would never be sent.
+        """
+        while min(self._placing) < want.want and self._left_s(want):
+            self._placed.wait(self._left_s(want))
+
+    def _end_placing(self, want: _Want) -> None:
+        self._placing.discard(want.want)
+        self._placed.set()
+        self._placed.clear()
 
     # --- waiting and answering
 
@@ -298,7 +320,7 @@ class Wants:
                 "scratch": [[block.holding, block.state.data_bytes] for block in used],
                 "failed": _rows(want),
             },
-            [block.fd for block in used],
+            [block.file.open() for block in used],
         )
 
     def _fail_all(self, want: _Want, code: int, text: str) -> None:

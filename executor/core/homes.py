@@ -49,14 +49,42 @@ def my_wanted(ranks: npt.NDArray[np.int16], wanted: bytes, block_count: int) -> 
     return blocks[np.argsort(rank, kind="stable")].astype(np.int64)
 
 
+def spares_table(spares: bytes, pg_count: int) -> Uint16s:
+    """Return an assignment's spares as [pg_count]. :raises ValueError: it has another shape."""
+    table = np.frombuffer(spares, dtype="<u2") if spares else np.full(pg_count, NO_HOME, dtype=np.uint16)
+    if len(table) != pg_count:
+        raise ValueError(f"{len(table)} spares for {pg_count} placement groups")
+    return table
+
+
+def my_kept(ranks: npt.NDArray[np.int16], kept: bytes, block_count: int, excluded: bytes) -> list[int]:
+    """Return the blocks of `kept` that this slot takes in: it is their first home, and they were not freed since."""
+    indexes = _set_bits(kept, block_count)
+    freed = np.isin(indexes, _set_bits(excluded, block_count))
+    return [int(i) for i in indexes[~freed] if ranks[i % len(ranks)] == 0]
+
+
+def _set_bits(bitmap: bytes, block_count: int) -> npt.NDArray[np.int64]:
+    bits = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), bitorder="little")[:block_count]
+    return np.flatnonzero(bits)
+
+
 def sources(
-    table: Uint16s, slots: tuple[SlotAddress, ...], *, position: int, block_index: int
+    table: Uint16s,
+    slots: tuple[SlotAddress, ...],
+    *,
+    position: int,
+    block_index: int,
+    spare: int = NO_HOME,
 ) -> list[Source]:
     """Return whom to ask for a block before the under store, best first.
 
     The first living home reads the under store for all homes: the others ask it, and it may fetch for them. That order has
     no circle. Whoever else lives is asked only for what it holds: the first home, relaunched, copies from a replica. Who is
     no home is asked by readers that had no answer from the homes, so it does not wait for one either.
+
+    `spare`: the position of a slot that holds the block's PG though it is no home. It is asked before the replicas, but
+    after a first home that would ask it anyway.
     """
     homes = [int(p) for p in table[:, block_index % table.shape[1]] if p != NO_HOME and p < len(slots)]
     living = [p for p in homes if p == position or slots[p].port]
@@ -64,6 +92,8 @@ def sources(
     for rank, home in enumerate(living):
         if home != position:
             found.append(Source(slots[home], local_only=rank > 0 or position not in homes))
+    if spare < len(slots) and slots[spare].port and spare != position and spare not in living:
+        found.insert(0 if living[:1] == [position] else 1, Source(slots[spare], local_only=True))
     return found[:PEERS_MAX]
 
 

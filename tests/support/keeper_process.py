@@ -18,6 +18,7 @@ import gevent  # noqa: E402
 from gevent.fileobject import FileObject  # noqa: E402
 
 from stoker.executor.config import load  # noqa: E402
+from stoker.executor.disk import Disk  # noqa: E402
 from stoker.executor.keeper import Keeper  # noqa: E402
 from stoker.executor.process import start_logging  # noqa: E402
 
@@ -55,8 +56,18 @@ class LineDriver:
                 self._keeper.frameworkMessage(self, line.split()[1].decode())
 
 
+def _make_disk() -> Disk:
+    faults = os.environ.get("TEST_DISK_FAULTS", "")  # a file that says which calls of the SSD tier fail
+    if not faults:
+        return Disk()
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from support.block_disks import FailingDisk
+
+    return FailingDisk(faults)
+
+
 if __name__ == "__main__":
     start_logging("keeper")
-    code = Keeper(load(os.environ), LineDriver).run()
+    code = Keeper(load(os.environ), LineDriver, _make_disk).run()
     sys.stdout.flush()
     os._exit(code)

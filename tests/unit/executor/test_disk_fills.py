@@ -1,0 +1,163 @@
+"""The keeper's fills of blocks on SSD, step by step: durable before announced, and a disk that fails."""
+
+from __future__ import annotations
+
+import errno
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stoker.executor.core.extents import Extents
+from stoker.executor.disk import Disk
+from stoker.executor.disk_tier import DISK_PAUSE_MS
+from stoker.executor.fills import RECONSIDER_INTERVAL_MS
+from stoker.executor.holdings import Block, Waiter
+from stoker.executor.report import count
+from support.block_disks import FailingDisk, TierStage
+from support.executors import TestDataset
+from support.fill_stage import Stage
+
+
+class DiskStage(Stage):
+    def __init__(self, root: Path, disk: Disk) -> None:
+        data = root / "data"
+        data.mkdir()
+        for number in range(8):
+            (data / f"{number}").write_bytes(random.Random(number).randbytes(20_000))
+        self.disk = TierStage(root / "disk", disk)
+        self.ssd = self.disk.tier
+        super().__init__(TestDataset(str(data)), ssd=self.ssd)
+
+    def later(self, ms: int) -> None:
+        self.now_ms += ms
+        self.disk.now_ms += ms
+        self.fills.tick()
+
+    def want(self) -> None:
+        self.view.mine_set = {0}
+        self.view.todo.append(0)
+        self.fills.pump()
+
+    def held(self) -> Block:
+        (block,) = self.holdings.kept()
+        return block
+
+    def fill(self) -> Block:
+        """Fill the block with a job, all its checksums included."""
+        job, block = self.jobs()[-1], self.held()
+        self.filled(job, [[0, block.layout.page_count]])
+        self.done(job)
+        return block
+
+    def fail(self, job: dict[str, Any], text: str) -> None:
+        self.fills.on_message({"t": "done", "job": job["job"], "failed": [], "error": text}, [])
+
+    def settled(self) -> int:
+        blocks = self.holdings.of_dataset(self.view.key)
+        full = frozenset(i for i, block in blocks.items() if block.is_full)
+        return count(self.view, blocks, full).wanted_settled
+
+
+@pytest.fixture
+def disk() -> FailingDisk:
+    return FailingDisk()
+
+
+@pytest.fixture
+def stage(tmp_path: Path, disk: FailingDisk) -> DiskStage:
+    return DiskStage(tmp_path, disk)
+
+
+def test_a_block_is_neither_full_nor_settled_before_it_is_durable(stage: DiskStage) -> None:
+    stage.want()
+    block = stage.fill()
+    assert not block.is_full and block.is_sealing and stage.settled() == 0 and not stage.server.of("full")
+    stage.later(300)
+    assert not block.is_full
+    stage.ssd.step()
+    assert block.is_full and stage.settled() == 1
+    (told,) = stage.server.of("full")
+    assert told["full_from"] == 1 and block.known_state is None, "it follows from the block being full"
+    assert block.state.valid.covers(*block.state.needed[0])
+
+
+def test_the_server_opens_files_by_name_and_gets_no_descriptor(stage: DiskStage) -> None:
+    stage.want()
+    (told,) = stage.server.of("block")
+    assert (
+        told["file"] == stage.held().file.name and (Path(stage.ssd.blocks_directory) / told["file"]).exists()
+    )
+
+
+def test_what_is_written_to_while_it_is_being_committed_is_committed_again(stage: DiskStage) -> None:
+    stage.want()
+    block = stage.fill()
+    block.state.valid = Extents(block.state.needed)
+    block.state.valid.remove(0, 64)  # as if a reader of another version wanted more of it
+    stage.fills.request(block, 1, [(0, 64)])
+    stage.fills.pump()
+    assert not block.is_sealing
+    stage.ssd.step()
+    assert not block.is_full and not stage.server.of("full")
+    job = stage.jobs()[-1]
+    stage.filled(job, [])
+    stage.done(job)
+    (check,) = stage.jobs("checksum")
+    stage.filled(check, [[0, 1]])
+    stage.done(check)
+    assert block.is_sealing
+    stage.ssd.step()
+    assert block.is_full
+
+
+def test_a_block_whose_file_cannot_be_written_goes_and_comes_again(stage: DiskStage) -> None:
+    stage.want()
+    first = stage.held()
+    stage.fail(stage.jobs()[-1], "5 bytes at 0 cannot be written: Input/output error")
+    assert first.is_leaving and stage.ssd.error_count == 1 and "Input/output" in stage.ssd.last_error
+    assert not list(stage.holdings.kept()) and stage.view.unfit == {0}, "not at once"
+    stage.server_lets_go(first)
+    stage.ssd.step()
+    cache = stage.holdings.cache_of(stage.view)
+    assert (cache.used_bytes, cache.leaving_bytes) == (0, 0)
+    for _ in range(4):
+        stage.later(RECONSIDER_INTERVAL_MS)
+    assert stage.now_ms > DISK_PAUSE_MS
+    assert stage.held() is not first and len(stage.jobs()) == 2
+    stage.fill()
+    stage.ssd.step()
+    assert stage.held().is_full
+
+
+@pytest.mark.parametrize("name", ["sync", "sync directory"])
+def test_a_commit_that_fails_is_a_block_that_goes(stage: DiskStage, disk: FailingDisk, name: str) -> None:
+    stage.want()
+    block = stage.fill()
+    disk.errors[name] = errno.EIO
+    stage.ssd.step()
+    assert block.is_leaving and not stage.server.of("full") and stage.settled() == 0
+    stage.holdings.cache_of(stage.view).check()
+
+
+def test_a_reader_that_waits_for_a_file_that_fails_is_told(stage: DiskStage) -> None:
+    block = stage.block()
+    waiter = Waiter([(0, 64)], 1)
+    block.waiters.add(waiter)
+    stage.fills.request(block, 1, [(0, 64)])
+    stage.fills.pump()
+    stage.fail(stage.jobs()[-1], "no")
+    assert waiter.done.is_set() and "no" in waiter.lost
+
+
+def test_a_file_that_cannot_be_opened_costs_its_block(stage: DiskStage, disk: FailingDisk) -> None:
+    stage.want()
+    block = stage.held()
+    stage.disk.crowd_out(block.file)
+    disk.errors["open"] = errno.EIO
+    job = stage.jobs()[-1]
+    stage.filled(job, [])
+    assert block.is_leaving and stage.ssd.error_count == 1
+    stage.done(job)
+    stage.holdings.cache_of(stage.view).check()
