@@ -6,6 +6,10 @@ it held (replica, catalog, fleet, the stream to Mesos) is thrown away together, 
 a back-off. The API answers from the first moment to the last: a follower sends its callers on to the leader, and without
 a leader it says 503 with the reason.
 
+A journal that was good once and is not any more (damaged, of a newer format, closed to us, wiped, or with another cluster's
+in its place) is waited for: this scheduler says why it does not lead, leads nothing that has lost what it knew, and
+follows again once an operator has mended it. At the start the same ends the process: there it is most likely a wrong option.
+
 Everything else that ends a leadership ends the process, with one clear line and a status other than 0: whoever supervises
 it starts it again, and it finds everything in the journal. SIGTERM leaves the election first, so that the next scheduler
 need not wait for our session to run out.
@@ -33,13 +37,24 @@ from gevent.threadpool import ThreadPool
 
 import stoker
 from stoker.framework.api import Api
+from stoker.framework.bundles import Bundles, open_bundles
 from stoker.framework.clock import now_ms
 from stoker.framework.config import Config
 from stoker.framework.core.catalog import Catalog
-from stoker.framework.errors import ConfigError, Fatal, LedElsewhere, MustWait, NotLeading
+from stoker.framework.errors import (
+    BeginAnew,
+    ConfigError,
+    Fatal,
+    LedElsewhere,
+    MustWait,
+    NotLeading,
+    OtherCluster,
+    Uninstalled,
+)
 from stoker.framework.following import Follower, Replica
 from stoker.framework.guard import ASK_INTERVAL_MS, Guard, is_unused
 from stoker.framework.journaling import JournalGreenlets, JournalThread, retire
+from stoker.framework.known import Known
 from stoker.framework.leadership import Leadership, MakeDriver
 from stoker.framework.loop import Crashed
 from stoker.framework.metrics import Metrics
@@ -49,7 +64,7 @@ from stoker.framework.schemes import known_schemes
 from stoker.framework.translate import Json
 from stoker.framework.web import make_app, make_server
 from stoker.mesos.scheduler_driver import SchedulerDriver
-from stoker.zk.errors import Fenced, JournalError, Unavailable
+from stoker.zk.errors import Corrupt, Denied, Fenced, JournalError, TooNew, Unavailable
 from stoker.zk.home import Home, open_home
 
 USAGE = "usage: python -m stoker.framework --config FILE   (JSON; - is standard input; `stoker scheduler` writes it)"
@@ -73,17 +88,21 @@ def main(arguments: list[str]) -> int:
         config = Config.from_json(_read_config(arguments[1]))
         secret = config.resolve_secret()
         config.master_context()
+        bundles = open_bundles(config.bundles)
         _check_home(config)
     except ConfigError as error:
         for problem in error.problems:
             print(f"stoker scheduler: {problem}", file=sys.stderr)
         return 2
     _set_up_logging(config.log_level)
-    daemon = Daemon(config, secret)
+    daemon = Daemon(config, secret, bundles=bundles)
     signals = (signal.SIGTERM, signal.SIGINT)
     handlers = [gevent.signal_handler(number, daemon.stop) for number in signals]
     try:
         return daemon.run()
+    except Uninstalled as error:
+        print(f"stoker scheduler: {error}", file=sys.stderr)
+        return 0
     except Fatal as error:
         print(f"stoker scheduler: {error}", file=sys.stderr)
         return 1
@@ -139,8 +158,10 @@ class Daemon:
         *,
         open_home: Callable[..., Home] = open_home,
         make_driver: MakeDriver | None = None,
+        bundles: Bundles | None = None,
     ) -> None:
         self._config = config
+        self._bundles = bundles or Bundles()
         self._process = uuid.uuid4().hex
         self._secret = secret
         self._open_home = open_home
@@ -152,6 +173,7 @@ class Daemon:
         self._leadership: Leadership | None = None
         self._state, self._reason = "starting", "the scheduler is starting"
         self._has_begun = False
+        self._known = Known()
         self._exit: AsyncResult = AsyncResult()
         self._url = ""
         self._port = 0
@@ -187,6 +209,7 @@ class Daemon:
             known_schemes=gevent.spawn(known_schemes).get,
             metrics=self._metrics,
             document=document(ROUTES, version=version),
+            bundles=self._bundles,
         )
         try:
             server = make_server(
@@ -278,11 +301,22 @@ class Daemon:
                     raise Fatal(f"the journal {place} cannot be used: {error}") from error
                 log.error("not leading: the journal %s: %s; trying again", place, error)
                 self._say("starting", f"the journal cannot be used now: {error}")
+            except BeginAnew as error:
+                log.warning("%s", error)
+                self._say("starting", str(error))
             except Fenced as error:
                 if not self._config.is_shared:
                     raise Fatal(f"the journal {place} cannot be used: {error}") from error
                 log.warning("leading no more: %s; following again", error)
                 self._say("starting", f"this scheduler leads no more: {error}")
+            except (Corrupt, TooNew, Denied, OtherCluster) as error:
+                is_other = isinstance(error, OtherCluster)
+                reason = str(error) if is_other else f"the journal {place} cannot be used: {error}"
+                if not self._known.cluster or not self._config.is_shared:
+                    raise Fatal(reason) from error
+                if reason != self._reason:
+                    log.error("not leading until it is mended: %s", reason)
+                self._say("waiting", reason)
             except JournalError as error:
                 raise Fatal(f"the journal {place} cannot be used: {error}") from error
             gc.unfreeze()  # what take-overs froze has been thrown away
@@ -313,9 +347,12 @@ class Daemon:
                 self._say("following", "no scheduler leads now")
             self._follower = Follower(home, config, workers, turn.set_exception)
             greenlets = [gevent.spawn(self._wait_turn, home, self._follower, turn)]
-            turn.get()
-            self._has_begun = True
-            self._follower.stop()
+            try:
+                turn.get()
+                self._has_begun = True
+                self._follower.stop()
+            finally:
+                self._note(self._follower)  # before it is led with, and says what is not durable yet
             if config.is_shared:
                 self._check_new(self._follower.replica)  # once more: it may have been long since we joined
             self._say("taking over", "this scheduler is taking over")
@@ -328,6 +365,11 @@ class Daemon:
                 self._follower = None
             home.close()
             retire(workers)
+
+    def _note(self, follower: Follower) -> None:
+        if self._config.is_shared and follower.caught_up.is_set():
+            catalog = follower.replica.catalog
+            self._known.note(catalog.cluster, catalog.epoch)
 
     def _wait_turn(self, home: Home, follower: Follower, turn: AsyncResult) -> None:
         """Catch up, become a candidate, and wait; `turn` is told how that ended."""
@@ -342,8 +384,14 @@ class Daemon:
             turn.set_exception(error)
 
     def _check_new(self, replica: Replica) -> None:
-        """:raises MustWait: nobody has ever led with this journal, and it is not known to be a new cluster's."""
+        """See that this journal may be led.
+
+        :raises MustWait: nobody has ever led with it, and it is not known to be a new cluster's.
+        :raises Corrupt, Unavailable: it has lost what this scheduler knows of it.
+        """
         config = self._config
+        if config.is_shared:
+            self._known.check(replica.catalog)
         is_new = replica.is_empty if config.is_shared else is_unused(config.journal_dir)
         if is_new and (reason := self._guard.reason_to_wait()):
             raise MustWait(reason)
@@ -366,9 +414,11 @@ class Daemon:
                 replica=replica,
                 schedulers=home.members,
                 port=self._port,
+                bundles=self._bundles,
             )
             with contextlib.suppress(NotLeading):  # it ended before it began: `ended` says how
                 leadership.begin()
+                self._known.note(*leadership.term)
                 self._leadership = leadership
                 self._say("leading", "")
                 self._metrics.leading.set(1)

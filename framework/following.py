@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import gevent
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from stoker.framework.clock import now_ms
+from stoker.framework.collector import without_collector
 from stoker.framework.config import Config
 from stoker.framework.core.catalog import Catalog
-from stoker.framework.core.codec import CodecError, decode_entry
-from stoker.framework.errors import Fatal
+from stoker.framework.core.codec import CodecError, NewerError
+from stoker.framework.core.replay import REPLAYED_MAX, replay
+from stoker.framework.errors import OtherCluster
+from stoker.framework.farewell import check_not_uninstalled
 from stoker.framework.journaling import LeaderJournal, run_in
 from stoker.framework.snapshots import decode_snapshot
 from stoker.zk.errors import Corrupt, TooNew
@@ -30,7 +33,7 @@ from stoker.zk.home import Home, Snapshot
 from stoker.zk.journal import Recovered
 
 SLICE_MS = 20  # of applying, then the hub gets a turn
-RECORDS_A_LOOK = 64  # between two looks at the clock
+RECORDS_A_LOOK = REPLAYED_MAX  # between two looks at the clock
 
 log = logging.getLogger(__name__)
 
@@ -60,27 +63,25 @@ class Replica:
         self.next_index = index
         gc.freeze()  # so many values that the collector, with the hub waiting, need not look at again
 
-    def apply(self, first_index: int, records: Iterable[bytes]) -> None:
+    def apply(self, first_index: int, records: Sequence[bytes]) -> None:
         """Apply records, from `first_index` on; those that are in it already are passed over.
 
         :raises Corrupt, TooNew: a record is missing, is none, or was written by a newer program.
         """
-        index, began_ms = first_index, now_ms()
-        try:
-            if index > self.next_index:
-                raise Corrupt(f"record {self.next_index} is missing: the next one is {index}")
-            for index, record in enumerate(records, start=first_index):
-                if index < self.next_index:
-                    continue
-                self.catalog.apply(decode_entry(record))
-                self.next_index = index + 1
-                if index % RECORDS_A_LOOK == 0 and now_ms() - began_ms >= SLICE_MS:
-                    gevent.sleep(0)
-                    began_ms = now_ms()
-        except CodecError as error:
-            raise _kind_of(error)(f"record {index}: {error}") from error
-        except (AssertionError, KeyError) as error:
-            raise Corrupt(f"record {index} does not follow from what is before it: {error!r}") from error
+        if first_index > self.next_index:
+            raise Corrupt(f"record {self.next_index} is missing: the next one is {first_index}")
+        began_ms = now_ms()
+        for start in range(self.next_index - first_index, len(records), RECORDS_A_LOOK):
+            some = records[start : start + RECORDS_A_LOOK]
+            try:
+                with without_collector():
+                    replay(self.catalog, some, first_index + start)
+            except CodecError as error:
+                raise _kind_of(error)(str(error)) from error
+            self.next_index = first_index + start + len(some)
+            if now_ms() - began_ms >= SLICE_MS:
+                gevent.sleep(0)
+                began_ms = now_ms()
 
 
 def take_over(
@@ -167,13 +168,13 @@ class Follower:
 
 
 def check_belongs(catalog: Catalog, config: Config) -> None:
-    """:raises Fatal: the journal is shared by several schedulers, and is not that of the cluster that `config` means."""
+    """:raises Fatal: the journal is that of a cluster that is no more, or of another than `config` means."""
+    check_not_uninstalled(catalog, config.journal_name)
     if not config.is_shared or not catalog.cluster:
         return
-    told = {"--name": config.name, "--role": config.role, "--master": config.master_name}
+    told = {"--name": config.name, "--master": config.master_name}
     kept = {
         "--name": catalog.name,
-        "--role": catalog.fleet.role if catalog.fleet else config.role,
         "--master": catalog.master or config.master_name,
     }
     if config.new_master:
@@ -181,11 +182,11 @@ def check_belongs(catalog: Catalog, config: Config) -> None:
     other = [f"{flag} {kept[flag]!r}, not {told[flag]!r}" for flag in kept if kept[flag] != told[flag]]
     if other:
         hint = "; if the master has moved, say --new-master" if "--master" in other[-1] else ""
-        raise Fatal(
+        raise OtherCluster(
             f"the journal {config.journal_name} is that of another cluster: its schedulers run with "
             f"{' and '.join(other)}; nothing was changed{hint}"
         )
 
 
 def _kind_of(error: CodecError) -> type[Corrupt] | type[TooNew]:
-    return TooNew if "newer" in str(error) else Corrupt
+    return TooNew if isinstance(error, NewerError) else Corrupt

@@ -6,11 +6,11 @@ in here works on more than ROWS_MAX rows at once. The bytes are one msgpack map,
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import msgpack
 
+from stoker.framework.collector import without_collector
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import CodecError
 
@@ -39,13 +39,8 @@ def decode_snapshot(data: bytes) -> Catalog:
 
     :raises CodecError: not a snapshot, or one of a newer program.
     """
-    is_collecting = gc.isenabled()
-    gc.disable()  # nothing of it is garbage, and looking at all of it again and again would stop the hub
-    try:
+    with without_collector():
         return Catalog.restore(_unpacked(data))
-    finally:
-        if is_collecting:
-            gc.enable()
 
 
 def _unpacked(data: bytes) -> dict[Any, Any]:

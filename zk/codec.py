@@ -190,7 +190,11 @@ def read_records(header: BatchHeader, payload: bytes | memoryview) -> list[bytes
 
 def encode_snapshot_header(data: bytes, *, epoch: int, next_index: int) -> bytes:
     """Return the bytes that stand before the data of a snapshot."""
-    head = _SNAPSHOT.pack(SNAPSHOT_MAGIC, FORMAT_VERSION, 0, epoch, next_index, len(data), zlib.crc32(data))
+    return _pack_snapshot(SnapshotHeader(epoch, next_index, len(data), zlib.crc32(data)))
+
+
+def _pack_snapshot(header: SnapshotHeader) -> bytes:
+    head = _SNAPSHOT.pack(SNAPSHOT_MAGIC, FORMAT_VERSION, 0, *header)
     return head + _CRC.pack(zlib.crc32(head))
 
 
@@ -219,9 +223,9 @@ def _unpack_header(
     return fields
 
 
-def encode_pointer(data: bytes, *, epoch: int, next_index: int, name: str) -> bytes:
-    """Return what points to the chunks of `data`, which lie in the directory `name`."""
-    return encode_snapshot_header(data, epoch=epoch, next_index=next_index) + name.encode("ascii")
+def encode_pointer(header: SnapshotHeader, name: str) -> bytes:
+    """Return what points to the chunks of a snapshot, which lie in the directory `name`."""
+    return _pack_snapshot(header) + name.encode("ascii")
 
 
 def read_pointer(blob: bytes) -> tuple[SnapshotHeader, str]:

@@ -6,8 +6,10 @@ All nodes of a new journal are made in one multi: there is a whole journal, or n
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
+from kazoo.security import OPEN_ACL_UNSAFE
 
 from stoker.zk.codec import LEVEL_MIN, Term, encode_schema, encode_term, read_schema
 from stoker.zk.errors import Corrupt, Unavailable
@@ -70,16 +72,18 @@ def _make_parents(session: Session) -> None:
     for depth in range(1, len(parts) + 1):
         path = "/" + "/".join(parts[:depth])
         if _is_missing(session, path):
-            _make(session, path)
+            _make(session, path, is_ours=depth == len(parts))
 
 
 def _is_missing(session: Session, path: str) -> bool:
     return session.ask(lambda client: client.exists_async(path)) is None
 
 
-def _make(session: Session, path: str) -> None:
+def _make(session: Session, path: str, *, is_ours: bool) -> None:
+    """Make one node of the path. Those above our own are shared: open, as ZooKeeper's own tools make them."""
+    options: dict[str, Any] = {} if is_ours else {"acl": OPEN_ACL_UNSAFE}
     try:
-        session.ask(lambda client: client.create_async(path, b""))
+        session.ask(lambda client: client.create_async(path, b"", **options))
     except NodeExistsError:
         return  # by another scheduler, or by us in a try that was not answered
 

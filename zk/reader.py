@@ -151,15 +151,19 @@ class Reader:
 
     def _read_snapshot(self, header: SnapshotHeader, name: str) -> Snapshot:
         paths = [self._layout.snapshot_chunk(name, n) for n in range(chunk_count(header.data_bytes))]
+        pieces, crc = [], 0
         try:
-            data = b"".join(self._read_ahead(paths, CHUNKS_AHEAD_MAX))
+            for piece in self._read_ahead(paths, CHUNKS_AHEAD_MAX):
+                pieces.append(piece)
+                crc = zlib.crc32(piece, crc)  # of all at once it would hold up a hub
         except _Gone:
             if self.read_pointer() != (header, name):
                 raise
             raise Corrupt(
                 f"{self._layout.snapshot(name)} is not whole, but it is the newest snapshot"
             ) from None
-        if len(data) != header.data_bytes or zlib.crc32(data) != header.data_crc:
+        data = b"".join(pieces)
+        if len(data) != header.data_bytes or crc != header.data_crc:
             raise Corrupt(f"{self._layout.snapshot(name)} is damaged: its checksum does not match")
         return Snapshot(header.next_index, data)
 

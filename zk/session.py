@@ -46,6 +46,7 @@ CLOSE_S = 1.0
 LOOK_S = 0.25  # a waiting caller looks this often whether the session has ended; normally it is woken
 TICK_S_MAX = 0.5
 RETRY_S = 0.01
+REFUSED_S = 0.5  # before what a server refused, for no reason that we know, is sent again
 SERVER_S = 1.0  # for each server to say why it does not serve
 OK_REPLY_BYTES_MAX = 4096
 
@@ -243,7 +244,10 @@ class Session:
                 self.check_alive()
         try:
             return result.get(block=False)
-        except _DOUBTFUL as error:
+        except (
+            *_DOUBTFUL,
+            self.handler.timeout_exception,
+        ) as error:  # the latter is no Exception under gevent
             raise AnswerLost(str(error), was_sent=was_sent) from error
         except _FOR_CALLERS:
             raise
@@ -412,10 +416,18 @@ class Session:
             except JournalError as failure:  # what was read is damaged or too new
                 self._fail(failure)
                 event = core.Expired(str(failure))
-            if event is not None:
+            if isinstance(event, _AGAIN) and not isinstance(error, _DOUBTFUL):
+                self.handler.spawn(
+                    self._post_later, event
+                )  # a server that refuses would be asked without end
+            elif event is not None:
                 self.post(event)
 
         request(self._client).rawlink(done)
+
+    def _post_later(self, event: core.Event) -> None:
+        self.handler.sleep_func(REFUSED_S)
+        self.post(event)
 
     def _probe(self, fence: int | None) -> None:
         sent_ms = self._now_ms()
@@ -564,6 +576,7 @@ LATE = "ZooKeeper has not answered for two thirds of the session: its time to le
 EPOCH_LOST = "another leader has taken the epoch"
 Operation = tuple[str, tuple[Any, ...]]  # of kazoo's transaction: its name, its arguments
 _DOUBTFUL = (ConnectionLoss, OperationTimeoutError, RequestTimeoutError, SessionMovedError)
+_AGAIN = (core.EntryDoubtful, core.TermDoubtful)  # what makes the core ask once more
 _FOR_CALLERS = (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError)
 
 

@@ -29,6 +29,7 @@ SESSION_TIMEOUT_MS_MIN = 1_000
 SESSION_TIMEOUT_MS_MAX = 600_000
 MEMBER_BYTES_MAX = 1024
 BEHIND_MAX = 16  # batches read one by one before the log is listed
+SILENT_LOOKS_MAX = 20  # LOOK_S each; then it is asked again: who may not read any more is not told by a watch
 
 
 class ZooKeeperHome:
@@ -123,19 +124,20 @@ class ZooKeeperHome:
         """Yield batch after batch as they come; end when a batch is gone, or when we are behind."""
         behind = 0
         while not self._is_stopped and behind < BEHIND_MAX:
-            behind += 1
-            if self._await_node(index) is None:
-                if self._is_cut(index):
-                    return
-                behind = 0
-                yield None
-                self._wait_changed()
-                continue
             batch = self._reader.read_next(index)
-            if batch is None:
+            if batch is not None:
+                behind += 1
+                index += len(batch.records)
+                yield batch
+                continue
+            # Only now: a watch on a node that is there already would stay until the log is cut.
+            if self._await_node(index) is not None:
+                continue
+            if self._is_cut(index):
                 return
-            index += len(batch.records)
-            yield batch
+            behind = 0
+            yield None
+            self._wait_changed()
 
     def _await_node(self, index: int) -> Any:
         """Return the stat of the batch's node, or None, and then `_wake` is set once it is made."""
@@ -143,7 +145,10 @@ class ZooKeeperHome:
         self._wake.clear()
         if self._is_stopped:
             self._wake.set()
-        return self._session.ask(lambda client: client.exists_async(path, lambda _: self._wake.set()))
+        return self._session.ask(lambda client: client.exists_async(path, self._on_node))
+
+    def _on_node(self, _: object) -> None:  # one watcher for all: kazoo keeps each that it is given only once
+        self._wake.set()
 
     def _is_cut(self, index: int) -> bool:
         """Say whether the batch is not there because it is gone already. To be asked after it was not found."""
@@ -151,7 +156,9 @@ class ZooKeeperHome:
         return pointed is not None and pointed[0].next_index > index
 
     def _wait_changed(self) -> None:
-        while not self._wake.wait(LOOK_S) and not self._is_stopped:
+        for _ in range(SILENT_LOOKS_MAX):
+            if self._wake.wait(LOOK_S) or self._is_stopped:
+                break
             self._session.check_alive()
         self._session.check_alive()
 

@@ -17,11 +17,12 @@ The rules:
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, NotEmptyError
 
-from stoker.zk.codec import encode_batch, encode_pointer
+from stoker.zk.codec import SnapshotHeader, encode_batch, encode_pointer
 from stoker.zk.core import append as window
 from stoker.zk.core.leadership import Ending, Lead
 from stoker.zk.errors import Corrupt, Fenced, JournalError, TooLarge, Unavailable
@@ -129,9 +130,11 @@ class ZooKeeperJournal:
         epoch = self._lead.term.epoch
         name = f"{index:0{INDEX_DIGITS}d}-{epoch}-{self._snapshot_number}"
         self._write(("create", (self._layout.snapshot(name), b"")))
+        crc = 0  # chunk by chunk: of all at once it would hold up a hub
         for number, chunk in enumerate(chunks(data)):
             self._write(("create", (self._layout.snapshot_chunk(name, number), chunk)))
-        pointer = encode_pointer(data, epoch=epoch, next_index=index, name=name)
+            crc = zlib.crc32(chunk, crc)
+        pointer = encode_pointer(SnapshotHeader(epoch, index, len(data), crc), name)
         self._write(("set_data", (self._layout.pointer, pointer)))
         self._cut(index, name)
 

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import time
 import uuid
+import zlib
 from collections.abc import Sequence
 
 from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, NotEmptyError
 
-from stoker.zk.codec import Term, encode_pointer, encode_term, read_batch_header, read_pointer, read_term
+from stoker.zk.codec import (
+    SnapshotHeader,
+    Term,
+    encode_pointer,
+    encode_term,
+    read_batch_header,
+    read_pointer,
+    read_term,
+)
 from stoker.zk.errors import Corrupt, Fenced, Locked, TooLarge, TooNew
 from stoker.zk.home import Snapshot
 from stoker.zk.layout import INDEX_DIGITS, chunks
@@ -83,10 +92,13 @@ class ZooKeeperTarget:
         epoch = term.epoch
         name = f"{snapshot.next_index:0{INDEX_DIGITS}d}-{epoch}-{uuid.uuid4().hex}"
         self._write(("create", (self._layout.snapshot(name), b"")))
+        crc = 0
         for number, chunk in enumerate(chunks(snapshot.data)):
             self._write(("create", (self._layout.snapshot_chunk(name, number), chunk)))
+            crc = zlib.crc32(chunk, crc)
         encoded = encode_term(term._replace(owner=f"{term.owner} {self._mark}"))
-        pointer = encode_pointer(snapshot.data, epoch=epoch, next_index=snapshot.next_index, name=name)
+        header = SnapshotHeader(epoch, snapshot.next_index, len(snapshot.data), crc)
+        pointer = encode_pointer(header, name)
         self._take(encoded, ("set_data", (self._layout.pointer, pointer)))
 
     def close(self) -> None:

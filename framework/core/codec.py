@@ -26,7 +26,11 @@ _SCALARS = (int, str, bytes, bool)
 
 
 class CodecError(ValueError):
-    """The bytes are no entry or state of ours, or of a newer program's."""
+    """The bytes are no entry or state of ours."""
+
+
+class NewerError(CodecError):
+    """The bytes were written by a newer program."""
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -67,26 +71,44 @@ def reader(cls: Any) -> Callable[[Any], Any]:
 
     It raises CodecError where a field without a default is missing, or one is of another type.
     """
-    fields = _fields(cls)
-    shape = tuple(field.wire for field in fields)
-    converters = [(place, field) for place, field in enumerate(fields) if field.convert is not None]
-    make = tuple.__new__ if issubclass(cls, tuple) else lambda cls, values: cls(*values)
+    read = field_reader(cls)
+    if issubclass(cls, tuple):
+        return lambda values: tuple.__new__(cls, read(values))
+    return lambda values: cls(*read(values))
 
-    def read(values: Any) -> Any:
+
+@functools.cache
+def field_reader(cls: Any) -> Callable[[Any], tuple[Any, ...]]:
+    """Return the function that makes the fields of a `cls`, each of its own type; it raises as that of `reader`."""
+    shape = _shape(cls)
+    converters = [(place, field) for place, field in enumerate(_fields(cls)) if field.convert is not None]
+
+    def read(values: Any) -> tuple[Any, ...]:
         # The usual record says what this program knows, no more and no less: then one comparison checks all of it.
         if type(values) is not tuple or tuple(map(type, values)) != shape:
             values = _fitted(cls, values)
-        if converters:
-            values = _converted(cls, values, converters)
-        return make(cls, values)
+        for place, field in converters:
+            if values[place] or not field.is_list:
+                values = _converted(cls, values, place, field)
+        return values  # type: ignore[no-any-return]
 
     return read
+
+
+def plain_shape(cls: Any) -> tuple[type[Any], ...] | None:
+    """Return the types of a `cls`' fields: a tuple of just these is its fields already. None: there are no such."""
+    return None if any(field.convert for field in _fields(cls)) else _shape(cls)
+
+
+def _shape(cls: Any) -> tuple[type[Any], ...]:
+    return tuple(field.wire for field in _fields(cls))
 
 
 class _Field(typing.NamedTuple):
     name: str
     wire: type[Any]  # of the value that msgpack brings
     convert: Callable[[Any], Any] | None  # to the field's own type; None: it is that
+    is_list: bool  # of values that `convert` makes
     default: Any  # _NONE: there is none
 
 
@@ -104,20 +126,20 @@ def _fields(cls: Any) -> list[_Field]:
     return [_Field(name, *_codec(hint), defaults.get(name, _NONE)) for name, hint in hints.items()]
 
 
-def _codec(hint: Any) -> tuple[type[Any], Callable[[Any], Any] | None]:
-    """Return what msgpack brings for a value of type `hint`, and how to make that the value."""
+def _codec(hint: Any) -> tuple[type[Any], Callable[[Any], Any] | None, bool]:
+    """Return what msgpack brings for a value of type `hint`, how to make that the value, and whether it is a list."""
     if hint in _SCALARS:
-        return hint, None
+        return hint, None, False
     if typing.get_origin(hint) is tuple:
         (inner, *_) = arguments = typing.get_args(hint)
         if hasattr(inner, "_fields"):
             assert arguments[1:] == (Ellipsis,), hint
             read = reader(inner)
-            return tuple, lambda items: tuple(map(read, items)) if items else ()
-        return tuple, None
+            return tuple, lambda items: tuple(map(read, items)), True
+        return tuple, None, True
     if issubclass(hint, enum.Enum):
-        return str, hint
-    return tuple, reader(hint)
+        return str, hint, False
+    return tuple, reader(hint), False
 
 
 def _fitted(cls: Any, raw: Any) -> tuple[Any, ...]:
@@ -138,17 +160,14 @@ def _fitted(cls: Any, raw: Any) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _converted(cls: type[Any], values: tuple[Any, ...], fields: list[tuple[int, _Field]]) -> list[Any]:
-    converted = list(values)
-    for place, field in fields:
-        assert field.convert is not None
-        try:
-            converted[place] = field.convert(values[place])
-        except CodecError:
-            raise
-        except ValueError as error:
-            raise CodecError(f"{cls.__name__}.{field.name}: {error}") from error
-    return converted
+def _converted(cls: type[Any], values: tuple[Any, ...], place: int, field: _Field) -> tuple[Any, ...]:
+    assert field.convert is not None
+    try:
+        return (*values[:place], field.convert(values[place]), *values[place + 1 :])
+    except CodecError:
+        raise
+    except ValueError as error:
+        raise CodecError(f"{cls.__name__}.{field.name}: {error}") from error
 
 
 def _as_tuples(value: Any) -> Any:
@@ -163,7 +182,7 @@ def _explained(data: bytes) -> CodecError:
         return CodecError(f"a journal record is not msgpack: {error}")
     if not (isinstance(raw, list) and len(raw) == 2 and isinstance(raw[0], str)):
         return CodecError("a journal record is not [kind, fields]")
-    return CodecError(
+    return NewerError(
         f"the journal holds an entry of kind {raw[0]!r}, which this version of Stoker does not know: "
         "it was written by a newer one; run that"
     )

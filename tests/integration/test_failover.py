@@ -31,7 +31,9 @@ KINDS = tuple(os.environ.get("STOKER_SOAK_KINDS", "kill,stop,term,cut").split(",
 PAUSE_S = 0.005 if KILLS <= 6 else 0.0  # between writes: others need the machine too
 SESSION_MS = 3_000
 PATIENT_SESSION_MS = 15_000
-REFUSED_WITHIN_S = 20.0  # loose: 2 s where the machine has nothing else to do
+# Ten times what it takes where the machine has nothing else to do.
+REFUSED_WITHIN_S = 20.0
+HANDED_OVER_WITHIN_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +222,9 @@ def test_one_zookeeper_server_killed_changes_no_leader_and_loses_nothing(
         ensemble.wait_serving()
         work.writers.wait_more(10)
         gap_s = work.writers.longest_gap_s(began_s)
+    refused = dict(work.writers.refusals)  # by followers, each with the leader's address
     print(f"ZooKeeper's {role} killed: the longest wait for a write was {gap_s:.2f} s; {work.check()}")
+    assert set(refused) <= {"redirected"}, "a write was refused"
     assert patient.wait_settled() == number
     assert patient.about(number)["epoch"] == epoch
 
@@ -250,16 +254,17 @@ def test_one_zookeeper_server_that_stands_still_changes_the_leader_once_at_most(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("ends", [("freeze", "kill"), ("kill", "kill"), ("freeze", "freeze")], ids="-".join)
 def test_without_a_quorum_cached_reads_go_on_writes_are_refused_and_all_heals(
-    patient: Schedulers, readers: list[Watcher], tiny: pathlib.Path
+    patient: Schedulers, readers: list[Watcher], tiny: pathlib.Path, ends: tuple[str, str]
 ) -> None:
     ensemble = patient.ensemble
     patient.wait_settled()
     with Work(patient, readers, tiny) as work:
         work.writers.wait_more(10)
         leader, follower = ensemble.leader(), ensemble.followers()[0]
-        leader.freeze()
-        follower.kill()
+        for server, end in zip((leader, follower), ends, strict=True):
+            getattr(server, end)()
         began_s = time.monotonic()
         refused = ("not_leading", "outcome_unknown")
         before = sum(work.writers.refusals[code] for code in refused)
@@ -296,7 +301,9 @@ def test_a_leader_that_is_told_to_stop_leaves_at_once(
         datasets, jobs = held(patient)
         took = kill_leader(work, "term")
     print(f"handed over in {took.after_stroke_s:.2f} s; {work.check()}")
-    assert took.after_stroke_s < PATIENT_SESSION_MS / 1000, "nobody waited for the session"
+    assert took.after_stroke_s < HANDED_OVER_WITHIN_S < PATIENT_SESSION_MS / 1000, (
+        "nobody waited for the session"
+    )
     now_datasets, now_jobs = held(patient)
     assert datasets <= now_datasets and jobs <= now_jobs
 

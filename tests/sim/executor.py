@@ -51,6 +51,8 @@ class SimExecutor:
         self.cleared = (0, 0)
         self.held: dict[tuple[int, int], set[int]] = {}
         self.unfit: dict[tuple[int, int], int] = {}
+        self.saving: dict[tuple[int, int], int] = {}
+        self.unsaved: dict[tuple[int, int], int] = {}
         self.sent: dict[int, dict[tuple[int, int], frozenset[int]]] = {}
         self.acknowledged: dict[tuple[int, int], frozenset[int]] | None = None
         self.capacity = launch.mem_bytes // BLOCK_BYTES
@@ -92,7 +94,7 @@ class SimExecutor:
                     } | self.wanted(dataset)
         room = self.capacity - sum(map(len, self.held.values()))
         fills = FILLS_PER_SECOND
-        self.unfit = {}
+        self.unfit, self.saving, self.unsaved = {}, {}, {}
         for key, dataset in known.items():
             held = self.held.setdefault(key, set())
             wanted = self.wanted(dataset)
@@ -108,6 +110,31 @@ class SimExecutor:
                     fills, room = fills - 1, room - 1
             if room <= 0:
                 self.unfit[key] = len(wanted - held)
+            room = self._save(key, dataset, fills, room)
+
+    def _save(self, key: tuple[int, int], dataset: DatasetAssignment, fills: int, room: int) -> int:
+        """Take in what only leaving executors hold; return the room that is left."""
+        held = self.held[key]
+        missing = [i for i in self._kept(dataset) if i not in held]
+        for index in missing[: max(0, min(room, fills))]:
+            held.add(index)
+            room -= 1
+        left = [i for i in missing if i not in held]
+        self.saving[key], self.unsaved[key] = (0, len(left)) if room <= 0 else (len(left), 0)
+        return room
+
+    def _kept(self, dataset: DatasetAssignment) -> list[int]:
+        assert self.assignment is not None
+        position = [s.slot_id for s in self.assignment.slots].index(self.slot_id)
+        homes = np.frombuffer(dataset.homes, dtype="<u2").reshape(dataset.replicas, dataset.pg_count)
+        bits = np.unpackbits(np.frombuffer(dataset.kept, dtype=np.uint8), bitorder="little")
+        return [
+            i
+            for i in np.flatnonzero(bits).tolist()
+            if i < self.block_count(dataset)
+            and homes[0, i % dataset.pg_count] == position
+            and not _is_excluded(dataset.wanted, block_path(i))
+        ]
 
     def heartbeat(self) -> Heartbeat:
         self.sequence += 1
@@ -187,6 +214,8 @@ class SimExecutor:
             wanted_files=len(wanted),
             wanted_cached_files=len(wanted & held),
             unfit_blocks=self.unfit.get(key, 0),
+            saving_blocks=self.saving.get(key, 0),
+            unsaved_blocks=self.unsaved.get(key, 0),
         )
 
     def answered(self, answer: HeartbeatAnswer) -> None:

@@ -102,6 +102,7 @@ class SimHandler:
     """As kazoo's handlers."""
 
     queue_empty = QueueEmpty
+    timeout_exception = TimeoutError
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -291,7 +292,13 @@ class SimKazoo:
         return self.request(Children(path), _same, watch)
 
     def create_async(
-        self, path: str, value: bytes = b"", *, ephemeral: bool = False, sequence: bool = False
+        self,
+        path: str,
+        value: bytes = b"",
+        *,
+        acl: object = None,  # everybody may do everything here
+        ephemeral: bool = False,
+        sequence: bool = False,
     ) -> SimResult:
         return self._one(z.Create(path, value, ephemeral, sequence))
 

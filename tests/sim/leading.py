@@ -44,6 +44,11 @@ SETTINGS = Settings(
     register_timeout_ms=20_000,
     job_unfit_ms=2_000,
     kill_tries_max=4,
+    unreachable_delay_ms=45_000,
+    unknown_patience_ms=20_000,
+    maintenance_forget_ms=5_000,
+    inverse_accept_ms=10_000,
+    uninstall_patience_ms=60_000,
 )
 
 Respond = Callable[[str, Any], None]  # ("answer", Answer or HeartbeatAnswer) or (why not, None)

@@ -21,7 +21,7 @@ from sim.zookeeper import Ensemble
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import decode_entry
 from stoker.framework.model import FleetSpec
-from stoker.zk.errors import JournalError, Unavailable
+from stoker.zk.errors import Corrupt, Denied, JournalError, TooNew, Unavailable
 from stoker.zk.home import Batch, Snapshot
 from stoker.zk.paths import ZkUrl
 from stoker.zk.session import Session
@@ -132,6 +132,7 @@ class SimScheduler:
                 self._lead(home, replica)
             except JournalError as error:
                 assert "given up" not in str(error), f"the session's attendant failed: {error}"
+                assert not isinstance(error, Corrupt | TooNew | Denied), f"the journal was harmed: {error!r}"
                 self._timeline.tell(f"--- {self.name} starts over: {error!r}")
                 if self.leading is not None:
                     self.leading.stop(error)

@@ -27,16 +27,23 @@ def check_settled(world: World) -> None:
     assert catalog.fleet is not None
     assert len(catalog.slots) == catalog.fleet.instances
     running = [slot for slot in catalog.slots.values() if slot.launch_id in fleet.executors]
-    assert len(running) == min(catalog.fleet.instances, len(master.agents)), "an executor is missing"
+    usable = [i for i in master.agents if i not in catalog.drains]
+    assert len(running) == min(catalog.fleet.instances, len(usable)), "an executor is missing"
+    causes = {drain.cause for drain in catalog.drains.values()}
+    assert causes <= {"operator"}, "a drain outlives the maintenance that caused it"
     alive = {t.task_id for t in master.tasks.values() if t.state not in TERMINAL_STATES}
     promised = {launch.task_id for launch in catalog.launches.values()}
     assert alive == promised, f"tasks nobody wants: {alive - promised}; missing: {promised - alive}"
-    assert all(x.launch.mem_bytes == catalog.fleet.mem_bytes for x in master.executors.values())
+    sizes = {(x.launch.mem_bytes, x.launch.disk_bytes) for x in master.executors.values()}
+    assert sizes <= {(catalog.fleet.mem_bytes, catalog.fleet.disk_bytes)}, sizes
     if len(running) == catalog.fleet.instances:
         assert fleet.suppressed, "offers are still wanted"
     assert fleet.residency_complete and not fleet.unanswered and not fleet.endings
     assert not any(dataset.is_listing for dataset in catalog.datasets.values())
+    world.master.disks.check_settled(master.volumes_in_use())
     _check_executors(world)
+    drains = [job for job in catalog.active_jobs() if job.kind == "drain"]
+    assert not drains, f"drains are not over: {drains}"
     if len(running) == catalog.fleet.instances:
         for job in catalog.active_jobs():
             raise AssertionError(f"{job} is not over: {job_progress(catalog, fleet, job)}")

@@ -39,6 +39,7 @@ class Truth:
         self.records: list[bytes] = []
         self.catalog = Catalog()  # of all records
         self.planned: dict[int, e.LaunchPlanned] = {}
+        self.volumes_planned: set[int] = set()
         self.acknowledged_index = 0  # somebody was told of what is before it
         self.robbed: set[int] = set()  # epochs whose session the ensemble ended before its time
         self.commits = 0
@@ -46,6 +47,7 @@ class Truth:
         self.leaders: list[str] = []
         self.listed: list[int] = []  # datasets that have become READY; the world looks at each once
         self.ended: list[int] = []  # launches, likewise
+        self.drained: list[int] = []  # of those, the ones whose agents are empty
         self._trailing, self._trailing_index = Catalog(), 0  # what is in the newest snapshot
         self._stops: dict[int, int] = {}  # of the batches in the log, by first index
         self._keys: dict[str, str] = {}
@@ -94,10 +96,16 @@ class Truth:
         self.catalog.apply(entry)
         match entry:
             case e.LaunchPlanned():
+                assert entry.agent_id not in self.catalog.drains, f"a launch on {entry.agent_id}, which is drained"
                 assert entry.launch_id not in self.planned, "a launch id is used again"
                 self.planned[entry.launch_id] = entry
+            case e.VolumePlanned(volume_id=volume_id):
+                assert volume_id not in self.volumes_planned, "a volume's id is used again"
+                self.volumes_planned.add(volume_id)
             case e.LaunchEnded():
                 self.ended.append(entry.launch_id)
+                if "is drained" in entry.reason:
+                    self.drained.append(entry.launch_id)
             case e.DatasetListed(manifested=manifested) if manifested.version == 1:
                 self.listed.append(entry.dataset_id)
             case e.JobCreated(key=key) if key:

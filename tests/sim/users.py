@@ -173,11 +173,21 @@ class Users:
     def ask_fleet(self, name: str) -> None:
         choice = self.timeline.random.choice
         spec = replace(self._spec, instances=choice((2, 3, 4)), mem_bytes=choice((64, 96)) * MIB)
+        if self._spec.disk_bytes:
+            spec = replace(spec, disk_bytes=choice((0, 1, 1, 1, 2)) * self._spec.disk_bytes)
         self.ask("fleet", lambda _, r: ev.FleetRequested(r, spec))
 
     def ask_instances(self, instances: int) -> None:
         spec = replace(self._spec, instances=instances)
         self.ask("fleet", lambda _, r: ev.FleetRequested(r, spec))
+
+    def ask_drain(self, agent_id: str) -> None:
+        """Drain an agent, or undo it."""
+        if self.timeline.chance(0.4):
+            self.ask(f"undo {agent_id}", lambda _, r: ev.DrainUndoRequested(r, agent_id))
+            return
+        key = f"key-{next(self._keys)}" if self.timeline.chance(0.6) else ""
+        self.ask(f"drain {agent_id}", lambda _, r: ev.DrainRequested(r, agent_id, key), repeatable=bool(key))
 
     def ask_change(self, name: str) -> None:
         replicas = self.timeline.random.choice((1, 2, 3))

@@ -27,6 +27,7 @@ from stoker.framework.model import FleetSpec
 SESSION_TIMEOUT_MS = 6_000
 HTTP_TIMEOUT_MS = 5_000
 WALL_JUMP_MS_MAX = 3_600_000
+QUIET_MS = 15_000  # after the loss of an executor: its blocks are no more elsewhere
 SLACK_MS = 5_000  # between what a leader counts and what the ensemble sees
 
 
@@ -41,6 +42,7 @@ class World:
         servers: int = 3,
         faults: Faults | None = None,
         timeout_ms: int = SESSION_TIMEOUT_MS,
+        disk_bytes: int = 0,
         scheduler_class: type[SimScheduler] = SimScheduler,
     ) -> None:
         self.seed = seed
@@ -60,8 +62,10 @@ class World:
             promised=lambda task_id: self.truth.catalog.launch_of_task(task_id),
             planned=lambda launch_id: self.truth.planned.get(launch_id),
             cluster=lambda: self.truth.catalog.cluster,
+            volumes=lambda: self.truth.catalog.volumes,
+            was_planned=lambda volume_id: volume_id in self.truth.volumes_planned,
         )
-        spec = FleetSpec(instances, 64 * MIB, role="stoker")
+        spec = FleetSpec(instances, 64 * MIB, role="stoker", disk_bytes=disk_bytes)
         self.schedulers = [
             scheduler_class(
                 f"scheduler-{i}", timeline, self.ensemble, self.master, self.truth, spec=spec, timeout_ms=timeout_ms
@@ -72,6 +76,8 @@ class World:
         self.master.schedulers = urls
         self.users = Users(timeline, lambda: self.faults, urls, self.request, self.truth, spec)
         self.set_faults(faults or Faults())
+        self.checks_drains = False  # nobody frees or removes anything meanwhile
+        self.drained_blocks = 0
         self.on_batch: Callable[[int], None] = lambda number: None  # a batch got durable: its number
         self.on_epoch: Callable[[int], None] = lambda epoch: None  # somebody has taken the epoch
         self.on_passed: Callable[[SimScheduler, str], None] = lambda scheduler, point: None
@@ -109,6 +115,7 @@ class World:
             self.on_epoch(self.truth.epoch)
         if self.truth.commits != before:
             self._check_names()
+            self._check_drained()
             self.on_batch(self.truth.commits)
 
     def _check_names(self) -> None:
@@ -127,6 +134,21 @@ class World:
                     assert old <= {dataset_id}, f"{executor.task_id} serves {old} when {dataset_id} is READY"
         self.truth.ended.clear()
         self.truth.listed.clear()
+
+    def _check_drained(self) -> None:
+        """What a drained executor held is held by others when it is ended, unless one of them was lost just then."""
+        is_quiet = self.timeline.now_ms - self.master.deaths_ms > QUIET_MS
+        executors = self.master.executors.values()
+        leaving = {x.launch.launch_id for x in executors if x.launch.agent_id in self.truth.catalog.drains}
+        staying = [x for x in executors if x.launch.launch_id not in leaving]
+        for launch_id in self.truth.drained if is_quiet and self.checks_drains else ():
+            for executor in (x for x in executors if x.launch.launch_id == launch_id):
+                for key, held in executor.held.items():
+                    dataset = self.truth.catalog.datasets.get(key[0])
+                    others = set().union(*(x.held.get(key, set()) for x in staying))
+                    assert dataset is None or held <= others, f"{held - others} of {key} are dropped"
+                    self.drained_blocks += len(held)
+        self.truth.drained.clear()
 
     # --- the network between executors, users and schedulers
 
@@ -158,10 +180,11 @@ class World:
 
     def heartbeats(self) -> None:
         for executor in list(self.master.executors.values()):
-            if executor.is_hung or not self.master.agents[executor.launch.agent_id].is_up:
+            agent = self.master.agents[executor.launch.agent_id]
+            if executor.is_hung or not agent.is_up:
                 continue
             executor.work()
-            if not executor.is_asking:
+            if not executor.is_asking and not agent.is_silent:
                 self._heartbeat(executor.task_id)
 
     def _heartbeat(self, task_id: str) -> None:
@@ -222,10 +245,21 @@ class World:
         self.master.second()
         self.heartbeats()
         self.users.second()
+        self._want_agents()
         for scheduler in self.schedulers:
             self._harm_scheduler(scheduler)
         for server in self.ensemble.servers:
             self._harm_server(server)
+
+    def _want_agents(self) -> None:
+        agents = list(self.master.agents.values())
+        if self.faults.maintenance and self.timeline.chance(self.faults.maintenance * len(agents)):
+            agent = self.timeline.random.choice(agents)
+            if not agent.wanted_from_ms:
+                process = self.schedulers[0].process
+                self.master.want_back(agent, process.wall_ms() - process.wall_jump_ms)
+        if self.faults.drains and self.timeline.chance(self.faults.drains):
+            self.users.ask_drain(self.timeline.random.choice(agents).agent_id)
 
     def _harm_scheduler(self, scheduler: SimScheduler) -> None:
         chance, faults = self.timeline.chance, self.faults
@@ -310,6 +344,8 @@ class World:
         """Let nothing go wrong any more, and time pass."""
         self.set_faults(Faults.none())
         self.timeline.tell("--- all faults end")
+        for scheduler in self.schedulers:
+            scheduler.process.wall_jump_ms = 0  # maintenance windows are wall time
         for executor in self.master.executors.values():
             if executor.is_hung and self.timeline.chance(0.5):
                 executor.is_hung = False

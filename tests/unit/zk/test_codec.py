@@ -15,6 +15,7 @@ from stoker.zk.codec import (
     BATCH_RECORDS_MAX,
     FRAME_BYTES_MAX,
     HEADER_BYTES,
+    SnapshotHeader,
     Term,
     encode_batch,
     encode_pointer,
@@ -68,7 +69,7 @@ def test_golden_bytes_are_still_written() -> None:
     assert encode_snapshot_header(b"state", epoch=5, next_index=9) + b"state" == GOLDEN_SNAPSHOT
     assert encode_term(Term(5, 1, "me")) == GOLDEN_TERM
     assert encode_schema("0ab1") == GOLDEN_SCHEMA
-    assert encode_pointer(b"state", epoch=5, next_index=9, name="9-5-1") == GOLDEN_POINTER
+    assert encode_pointer(SnapshotHeader(5, 9, 5, zlib.crc32(b"state")), "9-5-1") == GOLDEN_POINTER
 
 
 @pytest.mark.parametrize("place", range(len(GOLDEN_SCHEMA)))

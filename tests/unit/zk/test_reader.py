@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from kazoo.exceptions import NoNodeError
 
-from stoker.zk.codec import encode_batch, encode_pointer
+from stoker.zk.codec import SnapshotHeader, encode_batch, encode_pointer
 from stoker.zk.errors import Corrupt, Unavailable
 from stoker.zk.home import Batch, Snapshot
 from stoker.zk.layout import Layout
@@ -36,7 +37,9 @@ class Nodes:
 
     def point(self, next_index: int) -> None:
         self.data[LAYOUT.snapshot_chunk("name", 0)] = b"state"
-        self.data[LAYOUT.pointer] = encode_pointer(b"state", epoch=1, next_index=next_index, name="name")
+        self.data[LAYOUT.pointer] = encode_pointer(
+            SnapshotHeader(1, next_index, 5, zlib.crc32(b"state")), "name"
+        )
 
     def names_in(self, folder: str) -> list[str]:
         names = [path[len(folder) + 1 :] for path in self.data if path.startswith(f"{folder}/")]

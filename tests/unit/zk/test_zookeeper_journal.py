@@ -14,6 +14,7 @@ from kazoo.exceptions import NodeExistsError
 
 from stoker.zk.codec import (
     LEVEL_MAX,
+    SnapshotHeader,
     Term,
     encode_batch,
     encode_pointer,
@@ -431,7 +432,7 @@ DAMAGES: dict[str, tuple[type[JournalError], str, Callable[[Tree], None]]] = {
     "pointer leads nowhere": (
         Corrupt,
         "not whole",
-        lambda t: t.set("snapshot", encode_pointer(b"x", epoch=1, next_index=4, name="none-1")),
+        lambda t: t.set("snapshot", encode_pointer(SnapshotHeader(1, 4, 1, zlib.crc32(b"x")), "none-1")),
     ),
 }
 

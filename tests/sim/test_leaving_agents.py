@@ -1,0 +1,82 @@
+"""Agents come and go as their operators wish: nothing that only one executor holds is dropped, nothing is launched in vain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sim.faults import Faults
+from sim.seeds import seeds
+from sim.settled import run
+from sim.world import World
+from stoker.framework.core import entries as e
+from stoker.framework.core.codec import decode_entry
+from stoker.framework.core.events import DatasetRequested, DrainRequested
+
+
+def entries(world: World) -> list[e.Entry]:
+    return [decode_entry(record) for record in world.truth.records]
+
+
+def add(world: World) -> None:
+    world.users.ask(
+        "add",
+        lambda _, r: DatasetRequested(r, "alpha", "mem://20", {}, 1, "keep", "mem", 0),
+        repeatable=True,
+    )
+
+
+def drain_fullest(world: World) -> None:
+    executors = world.master.executors.values()
+    fullest = max(executors, key=lambda x: sum(map(len, x.held.values())))
+    agent_id = fullest.launch.agent_id
+    world.users.ask("drain", lambda _, r: DrainRequested(r, agent_id, "fullest"), repeatable=True)
+
+
+@pytest.mark.parametrize("seed", seeds(4))
+def test_drains_and_maintenances_drop_nothing_that_nobody_else_holds(seed: int) -> None:
+    """A leader fails while one drain goes on."""
+    faults = replace(Faults.none(), drains=0.06, maintenance=0.006)
+    world = World(seed, schedulers=2, agents=7, instances=4, faults=faults)
+    world.checks_drains = True
+    world.at(5_000, lambda: add(world))
+    world.at(12_000, lambda: world.users.ask_job("alpha", "load", ()))
+    world.at(40_000, lambda: drain_fullest(world))
+    world.at(41_000, lambda: next(s for s in world.schedulers if s.is_leading).kill())
+    world.at(50_000, lambda: [s.start() for s in world.schedulers if not s.process.is_alive])
+    run(world, 120_000)
+    assert world.drained_blocks > 0
+    assert any(isinstance(entry, e.AgentDrainSet) for entry in entries(world))
+
+
+@pytest.mark.parametrize("seed", seeds(4))
+def test_agents_that_cannot_be_reached_come_back_and_leaders_fail_meanwhile(seed: int) -> None:
+    faults = replace(Faults.none(), agent_cut=0.01, scheduler_killed=0.02, master_goes=0.01, drains=0.02)
+    world = run(World(seed, schedulers=3, agents=5, faults=faults), 120_000)
+    assert len(world.master.framework_ids) == 1
+
+
+def test_an_agent_that_returns_in_time_keeps_its_executor() -> None:
+    world = World(3, agents=3, faults=Faults.none())
+    world.run(20_000)
+    agent = next(iter(world.master.agents.values()))
+    before = {launch.launch_id for launch in world.leader.catalog.launches.values()}
+    agent.is_cut = agent.is_silent = True
+    world.run(30_000)
+    agent.is_cut = agent.is_silent = False
+    run(world, 10_000)
+    assert {launch.launch_id for launch in world.leader.catalog.launches.values()} == before
+
+
+def test_an_agent_that_stays_away_is_replaced_and_what_returns_too_late_is_killed() -> None:
+    world = World(3, agents=4, faults=Faults.none())
+    world.run(20_000)
+    launch = next(iter(world.leader.catalog.launches.values()))
+    agent = world.master.agents[launch.agent_id]
+    agent.is_cut = agent.is_silent = True
+    world.run(80_000)
+    catalog = world.leader.catalog
+    assert launch.launch_id not in catalog.launches and len(catalog.launches) == 3
+    agent.is_cut = agent.is_silent = False
+    run(world, 10_000)
