@@ -19,6 +19,7 @@ CLUSTER = [
     "aiohttp>=3.9",
 ]
 S3 = ["s3fs>=2024.2"]
+BUNDLE = ["pex>=2.60"]
 TEST = [
     "hypothesis>=6.100",
     "flask>=3",
@@ -45,7 +46,8 @@ setup(
     extras_require={
         "cluster": CLUSTER,
         "s3": S3,
-        "test": [*TEST, *S3],
+        "bundle": BUNDLE,
+        "test": [*TEST, *S3, *BUNDLE],
         "torch": ["torch>=2.2"],
         "lint": LINT,
     },

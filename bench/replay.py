@@ -1,4 +1,5 @@
-"""Replay: the records of a journal decoded and applied to an empty catalog, as a new leader and each follower do it.
+"""Replay: what a new leader does that has followed nothing. `take_over` of a journal in a directory, as a scheduler runs it:
+read and checked, then decoded and applied to an empty catalog batch by batch, beside a hub that gets its turns.
 
 The mix is that of a busy cluster: a fleet that comes up, datasets that are added and listed, and then loads and frees that
 are created, started, finished and forgotten by the hundred, with a launch that ends and a new version here and there.
@@ -9,17 +10,24 @@ from __future__ import annotations
 
 import itertools
 import random
+import tempfile
+import time
 from collections.abc import Iterator
 
 import msgpack
 from common import Result, compare, seconds
+from gevent.threadpool import ThreadPool
 
 from stoker.framework.core import entries as e
-from stoker.framework.core.catalog import Catalog, job_id_of
-from stoker.framework.core.codec import decode_entry, encode_entry
+from stoker.framework.core.catalog import job_id_of
+from stoker.framework.core.codec import encode_entry
+from stoker.framework.following import take_over
+from stoker.framework.journaling import JournalThread, retire
 from stoker.framework.model import FileError, FleetSpec, Manifested
+from stoker.zk.local import LocalJournal
 
 RECORDS = 1_000_000
+BATCH = 1_000
 ROUNDS = 3
 DATASETS = 1_000
 SLOTS = 100
@@ -29,25 +37,46 @@ GIB = 2**30
 
 
 def run() -> list[Result]:
-    records = [encode_entry(entry) for entry in itertools.islice(entries(random.Random(1)), RECORDS)]
-    return [
-        compare(
-            f"replay of {RECORDS:,} entries",
-            peer="msgpack alone, dropped",
-            unit="s",
-            bar="< 3 s",
-            ours=lambda: seconds(lambda: _replay(records)),
-            theirs=lambda: seconds(lambda: [None for record in records if msgpack.unpackb(record) is None]),
-            rounds=ROUNDS,
-        )
-    ]
+    with tempfile.TemporaryDirectory(prefix="stoker-bench-") as directory:
+        _write(directory)
+        return [
+            compare(
+                f"take-over of a journal of {RECORDS:,} entries",
+                peer="msgpack alone, dropped",
+                unit="s",
+                bar="< 3 s",
+                ours=lambda: _take_over(directory),
+                theirs=lambda: seconds(lambda: _unpack(directory)),
+                rounds=ROUNDS,
+            )
+        ]
 
 
-def _replay(records: list[bytes]) -> Catalog:
-    catalog = Catalog()
-    for record in records:
-        catalog.apply(decode_entry(record))
-    return catalog
+def _write(directory: str) -> None:
+    journal = LocalJournal(directory, owner="bench")
+    journal.lead()
+    source = entries(random.Random(1))
+    for index in range(0, RECORDS, BATCH):
+        journal.append(index, [encode_entry(entry) for entry in itertools.islice(source, BATCH)])
+    journal.close()
+
+
+def _take_over(directory: str) -> float:
+    journal, workers = JournalThread(LocalJournal(directory, owner="bench")), ThreadPool(1)
+    began_s = time.perf_counter()
+    _, replica = take_over(journal, None, workers)
+    took_s = time.perf_counter() - began_s
+    assert replica.next_index == RECORDS
+    journal.close()
+    retire(workers)
+    return took_s
+
+
+def _unpack(directory: str) -> None:
+    journal = LocalJournal(directory, owner="bench")
+    for _, record in journal.lead().records:
+        msgpack.unpackb(record)
+    journal.close()
 
 
 def entries(chance: random.Random) -> Iterator[e.Entry]:

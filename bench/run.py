@@ -15,6 +15,7 @@ import bounded
 import hot
 import journal
 import load
+import offers
 import replay
 import takeover
 import tcp
@@ -23,6 +24,7 @@ SECTIONS = {
     "hot": hot.run,
     "tcp": tcp.run,
     "load": load.run,
+    "offers": offers.run,
     "journal": journal.run,
     "takeover": takeover.run,
     "bounded": bounded.run,

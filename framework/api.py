@@ -17,7 +17,9 @@ from typing import Any, Protocol
 import gevent
 
 from stoker.executor.messages import Heartbeat, HeartbeatAnswer, decode_heartbeat, encode
+from stoker.framework.bundles import Bundle, Bundles, read_bundle
 from stoker.framework.checks import (
+    check_drain,
     check_heartbeat,
     check_key,
     check_name,
@@ -30,22 +32,37 @@ from stoker.framework.clock import now_ms
 from stoker.framework.core import views
 from stoker.framework.core.actions import Answer
 from stoker.framework.core.catalog import Catalog, Dataset
+from stoker.framework.core.constraints import parse_constraint
 from stoker.framework.core.events import (
     DatasetChangeRequested,
     DatasetRemovalRequested,
     DatasetRequested,
+    DrainRequested,
+    DrainUndoRequested,
     FleetRequested,
     HeartbeatReceived,
     JobCancelRequested,
     JobRequested,
     RefreshRequested,
+    UninstallRequested,
 )
+from stoker.framework.core.explanations import offer_views, volume_states
 from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.uninstalling import uninstall_view
 from stoker.framework.errors import NotLeading, Overloaded, Refused
 from stoker.framework.loop import Loop
 from stoker.framework.manifests import Manifests
 from stoker.framework.metrics import Metrics
-from stoker.framework.model import STALE_SELECTION, FleetSpec, JobState, Manifested, Selection
+from stoker.framework.model import (
+    STALE_SELECTION,
+    Constraint,
+    FleetSpec,
+    JobKind,
+    JobState,
+    Manifested,
+    Refusal,
+    Selection,
+)
 
 SELECTION_TRIES_MAX = 8
 FOLLOW_INTERVAL_MS = 500
@@ -67,10 +84,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer: `body` is JSON's value, bytes, or an iterator of bytes that is sent as it comes."""
+    """An answer: `body` is JSON's value, bytes, or an iterator of bytes that is sent as it comes, `size` of them if known."""
 
     status: int
     body: Any
+    size: int | None = None
 
 
 class Leadership(Protocol):
@@ -101,6 +119,7 @@ class Api:
         known_schemes: Callable[[], Collection[str]] = tuple,
         metrics: Metrics,
         document: Mapping[str, Any],
+        bundles: Bundles | None = None,
     ) -> None:
         self._leadership = leadership
         self._about = about
@@ -108,6 +127,7 @@ class Api:
         self._known_schemes = known_schemes
         self._metrics = metrics
         self._document = document
+        self._bundles = bundles or Bundles()
         self._followers = 0
 
     def check_leads(self) -> None:
@@ -191,10 +211,14 @@ class Api:
 
     def add_job(self, call: Call) -> Reply:
         body = call.body
+        key = check_key(call.headers["Idempotency-Key"]) if "Idempotency-Key" in call.headers else ""
+        if body["kind"] == JobKind.DRAIN:
+            return self._drain(check_drain(body), key)
+        if "agent" in body or "dataset" not in body:
+            refuse(f"a {body['kind']} names a dataset", "only a drain names an agent")
         if body.get("paths") == []:
             refuse("the body.paths is an empty list", "leave paths out to name the whole dataset")
         name, paths = check_name(body["dataset"]), check_paths(body.get("paths", ()))
-        key = check_key(call.headers["Idempotency-Key"]) if "Idempotency-Key" in call.headers else ""
         leadership = self._leadership()
         for _ in range(SELECTION_TRIES_MAX):
             request = functools.partial(
@@ -211,6 +235,19 @@ class Api:
             if answer.refusal is None or answer.refusal.code != STALE_SELECTION:
                 return _reply(answer)
         raise Overloaded(f"the dataset {name} changed under each of {SELECTION_TRIES_MAX} tries")
+
+    def _drain(self, agent: str, key: str) -> Reply:
+        return self._ask(lambda reply_id: DrainRequested(reply_id, agent, key))
+
+    def undo_drain(self, call: Call) -> Reply:
+        return self._ask(lambda reply_id: DrainUndoRequested(reply_id, call.parameters["id"]))
+
+    def show_uninstall(self, call: Call) -> Reply:
+        return self._read(lambda catalog, fleet: uninstall_view(catalog, catalog.uninstall))
+
+    def uninstall(self, call: Call) -> Reply:
+        keep_volumes = bool(call.body.get("keep_volumes", False))
+        return self._ask(lambda reply_id: UninstallRequested(reply_id, keep_volumes))
 
     def show_job(self, call: Call) -> Reply:
         return self._read(lambda catalog, fleet: _job_view(catalog, fleet, call.parameters["id"]))
@@ -257,9 +294,19 @@ class Api:
         body = call.body
         now = self._leadership().loop.read(lambda catalog, _: catalog.fleet)
         assert now is not None, "LeadershipBegan sets it"
-        if body.get("role", now.role) != now.role:
-            refuse(f"the fleet's role is {now.role!r} and cannot be changed", "leave role out")
-        spec = FleetSpec(body["instances"], body["mem_bytes"], now.cpus_milli, now.role)
+        roles = body.get("roles", [body["role"]] if "role" in body else now.roles)
+        if not roles or ("roles" in body and body.get("role", roles[0]) != roles[0]):
+            refuse(f"the roles are {roles}, the role is {body.get('role')!r}", "give one of the two")
+        texts = body.get("constraints")
+        spec = FleetSpec(
+            body["instances"],
+            body["mem_bytes"],
+            now.cpus_milli,
+            roles[0],
+            body.get("disk_bytes", now.disk_bytes),
+            now.constraints if texts is None else tuple(map(_constraint, texts)),
+            tuple(roles[1:]),
+        )
         return self._ask(lambda reply_id: FleetRequested(reply_id, spec))
 
     def list_executors(self, call: Call) -> Reply:
@@ -269,7 +316,8 @@ class Api:
         return self._read_page(call, "agents", "id", lambda c, f: views.agent_views(c, f))
 
     def list_offers(self, call: Call) -> Reply:
-        return self._read(lambda catalog, fleet: {"offers": views.offer_views(fleet)})
+        limit = call.queries.get("limit")
+        return self._read(lambda catalog, fleet: {"offers": offer_views(fleet, limit)})
 
     def take_heartbeat(self, call: Call) -> Reply:
         try:
@@ -291,6 +339,20 @@ class Api:
             if self._about is None:
                 raise
             return Reply(200, self._about())
+
+    def get_bundle(self, call: Call) -> Reply:
+        bundle = self._bundle(call)
+        return Reply(200, read_bundle(bundle), bundle.size)
+
+    def size_bundle(self, call: Call) -> Reply:
+        return Reply(200, iter(()), self._bundle(call).size)
+
+    def _bundle(self, call: Call) -> Bundle:
+        bundle = self._bundles.find(call.parameters["digest"])
+        if bundle is None:
+            hint = "each scheduler serves those of its --bundle options: give all schedulers the same"
+            raise Refused(Refusal(404, "not_found", "there is no bundle of that digest here", hint))
+        return bundle
 
     def show_openapi(self, call: Call) -> Reply:
         return Reply(200, self._document)
@@ -339,6 +401,13 @@ def _reply(answer: Answer) -> Reply:
     if answer.refusal is not None:
         raise Refused(answer.refusal)
     return Reply(answer.status, answer.body)
+
+
+def _constraint(text: str) -> Constraint:
+    try:
+        return parse_constraint(text)
+    except ValueError as error:
+        refuse(f"constraint {text!r}: {error}", "such as rack:GROUP_BY:3")
 
 
 def _page(rows: Sequence[Any], call: Call, *, key: Callable[[Any], Any]) -> tuple[list[Any], str | None]:
@@ -427,6 +496,7 @@ def _gauge(metrics: Metrics, catalog: Catalog, fleet: Fleet) -> None:
     executors = views.executor_views(catalog, fleet, now_ms())
     for gauge, states in (
         (metrics.executors, [e["state"] for e in executors]),
+        (metrics.volumes, volume_states(catalog, fleet)),
         (metrics.datasets, [str(d.state) for d in catalog.datasets.values()]),
         (metrics.jobs, [str(j.state) for j in catalog.jobs.values()]),
     ):

@@ -305,6 +305,16 @@ def check_options(options: Mapping[str, str], allowed_prefixes: Sequence[str]) -
     return dict(options)
 
 
+def check_drain(body: Mapping[str, Any]) -> str:
+    """Return the agent that a drain names. :raises Refused: it names none, or something else besides."""
+    rest = sorted(set(body) - {"kind", "agent"})
+    if rest:
+        refuse(f"a drain takes no {rest[0]!r}", "it names an agent, and nothing else")
+    if not body.get("agent"):
+        refuse("a drain names an agent", "agent: its id or hostname; GET /v1/agents lists them")
+    return str(body["agent"])
+
+
 def check_key(key: str) -> str:
     """Return an Idempotency-Key. :raises Refused: too long, or not printable ASCII."""
     if not key or len(key) > KEY_CHARS_MAX or not key.isascii() or not key.isprintable():

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stoker.executor.units import format_bytes
+from stoker.framework.core.constraints import parse_constraint
+from stoker.framework.core.wishes import problem_of_wish
 from stoker.framework.errors import ConfigError
 from stoker.framework.model import EXECUTOR_CPUS_MILLI, NAME, NAME_RULE, FleetSpec, Settings
 from stoker.framework.scratch import public_path
@@ -40,7 +42,6 @@ MEM_BYTES_MAX = _LIMITS.executor_mem_bytes_max
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
-_ROLE = re.compile(r"\*|[^\s/*.-][^\s*]*")
 _CREDENTIALS = re.compile(r"^zk://[^/]*@")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -51,14 +52,16 @@ class Config:
 
     `journal` is `file:DIR`, or `zk://HOST:PORT,.../PATH`, which several schedulers share; then `session_timeout_ms` is how
     long a dead one may pass for alive. `new_cluster` and `new_master` say what nobody could find out: that an empty
-    journal is no lost one, that the cluster's master is now found at another address.
+    journal is no lost one, that the cluster's master is now found at another address. `new_framework` lets a new framework
+    take the place of one that Mesos has removed; otherwise it changes nothing.
 
     `master` is HOST:PORT, or zk://HOST:PORT,.../PATH where Mesos' masters say who leads. With `master_tls` it is spoken to over
     TLS: `master_ca` is a file of the authorities that are trusted (none: the machine's), `master_certificate` one of our
     own certificate and key, if the masters ask for it.
 
-    `fleet` is the wanted fleet of a new cluster; an older cluster keeps the one in its journal. `secret` and `zk_secret`
-    may be `env:NAME` or `file:PATH`. `executor_environment` names variables that executors get from this process' environment.
+    `constraints` are FIELD:OPERATOR[:VALUE] each. `fleet` is the wanted fleet of a new cluster; an older cluster keeps the one in its journal. `secret` and `zk_secret`
+    may be `env:NAME` or `file:PATH`. `bundles`: `[ATTRIBUTE:VALUE=]FILE` each, see bundles.py; else executors are started by
+    `executor_command`, or by `executor_python`, which the agents have. `executor_environment` names variables that executors get from this process' environment.
     `allow_sources`: prefixes of what may be added as a dataset ("": anything); none: anything but files of the
     machines themselves.
     """
@@ -70,15 +73,19 @@ class Config:
     advertise: str = ""
     name: str = "stoker"
     role: str = "*"
+    roles_more: tuple[str, ...] = ()
     user: str = ""
     principal: str = ""
     secret: str = ""
     instances: int = 0
     mem_bytes: int = 2**30
+    disk_bytes: int = 0
+    constraints: tuple[str, ...] = ()
     cpus_milli: int = EXECUTOR_CPUS_MILLI
     executor_python: str = ""
     executor_command: str = ""
     executor_environment: tuple[str, ...] = ()
+    bundles: tuple[str, ...] = ()
     allow_sources: tuple[str, ...] = ()
     failover_timeout_ms: int = FAILOVER_TIMEOUT_MS_DEFAULT
     gpu_agents: bool = False
@@ -89,6 +96,7 @@ class Config:
     session_timeout_ms: int = SESSION_TIMEOUT_MS_DEFAULT
     new_cluster: bool = False
     new_master: bool = False
+    new_framework: bool = False
     master_tls: bool = False
     master_ca: str = ""
     master_certificate: str = ""
@@ -110,7 +118,7 @@ class Config:
         problems = _type_problems(raw)
         if problems:
             raise ConfigError(problems)
-        for name in ("executor_environment", "allow_sources"):
+        for name in ("executor_environment", "allow_sources", "bundles", "roles_more", "constraints"):
             raw[name] = tuple(raw.get(name, ()))
         config = cls(**raw)
         config.check()
@@ -172,7 +180,15 @@ class Config:
 
     @property
     def fleet(self) -> FleetSpec:
-        return FleetSpec(self.instances, self.mem_bytes, self.cpus_milli, self.role)
+        return FleetSpec(
+            self.instances,
+            self.mem_bytes,
+            self.cpus_milli,
+            self.role,
+            self.disk_bytes,
+            tuple(map(parse_constraint, self.constraints)),
+            self.roles_more,
+        )
 
     @property
     def framework_user(self) -> str:
@@ -296,8 +312,6 @@ def _identity_problems(config: Config) -> list[str]:
     problems = []
     if not NAME.fullmatch(config.name):
         problems.append(f"--name {config.name!r}: {NAME_RULE}")
-    if not _ROLE.fullmatch(config.role):
-        problems.append(f"--role {config.role!r}: a Mesos role, such as * or cache/training")
     if bool(config.principal) != bool(config.secret):
         problems.append("--principal and --secret go together: give both or neither")
     problems += [
@@ -316,6 +330,14 @@ def _fleet_problems(config: Config) -> list[str]:
         problems.append(
             f"--mem {config.mem_bytes}: {format_bytes(MEM_BYTES_MIN)} to {format_bytes(MEM_BYTES_MAX)} an executor"
         )
+    for text in config.constraints:
+        try:
+            parse_constraint(text)
+        except ValueError as error:
+            return [*problems, f"--constraint {text!r}: {error}"]
+    message, hint = problem_of_wish(config.fleet, _LIMITS)
+    if message:
+        problems.append(f"--role, --disk or --constraint: {message}; {hint}")
     if config.cpus_milli < 20:
         problems.append(f"an executor needs at least 0.02 cpus, not {config.cpus_milli / 1000}")
     if config.failover_timeout_ms <= 0:

@@ -41,6 +41,18 @@ class Fatal(FrameworkError):
     """This process cannot go on, and trying again would not help: the operator reads the one line and acts."""
 
 
+class OtherCluster(Fatal):
+    """The journal is that of another cluster than this scheduler is for."""
+
+
+class Uninstalled(Fatal):
+    """The cluster that this scheduler led is no more, as the operator asked: the process has done its work."""
+
+
+class BeginAnew(FrameworkError):
+    """This leadership is over, and the next one, with what the journal says now, may be ours at once."""
+
+
 class LedElsewhere(NotLeading):
     """Another scheduler leads: `leader` is its URL, and whoever asked here is sent there."""
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 from gevent.threadpool import ThreadPool
 
+from stoker.framework.bundles import Bundles, bundle_command, uri
 from stoker.framework.clock import Clock
 from stoker.framework.config import Config
 from stoker.framework.core import actions as a
@@ -24,9 +25,10 @@ from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import encode_entry
 from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.core.events import LeadershipBegan, Stamp
+from stoker.framework.core.explanations import unsatisfied
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.scheduler import decide
-from stoker.framework.errors import Fatal
+from stoker.framework.farewell import Farewell
 from stoker.framework.following import Replica, check_belongs, take_over
 from stoker.framework.journaling import WORKERS_MAX, LeaderJournal, retire
 from stoker.framework.listings import Listings
@@ -34,16 +36,16 @@ from stoker.framework.loop import Core, Loop
 from stoker.framework.manifests import Manifests
 from stoker.framework.mesos_shell import Driver, MesosShell
 from stoker.framework.metrics import Metrics
-from stoker.framework.model import EXECUTOR_OVERHEAD_BYTES
+from stoker.framework.model import overhead_bytes
 from stoker.framework.scratch import Scratch
 from stoker.framework.snapshots import encode_snapshot
 from stoker.framework.summons import Summons
-from stoker.framework.translate import Json, framework_to_mesos, launch_environment
-from stoker.zk.errors import Fenced, Unavailable
+from stoker.framework.translate import Json, LaunchValues, framework_to_mesos, launch_environment
+from stoker.zk.errors import Unavailable
 
 SEED_BYTES = 32
 NEWER_LOOK_INTERVAL_MS = 1_000
-FAILED_OVER = "failed over"  # in Mesos' word to a framework's old stream when a new one has subscribed
+UNFIT_LOOK_INTERVAL_MS = 2_000
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class Leadership:
         replica: Replica | None = None,
         schedulers: Callable[[], tuple[str, ...]] | None = None,
         port: int = 0,
+        bundles: Bundles | None = None,
     ) -> None:
         """:raises JournalError, Fatal: there is none, and the journal can only be closed."""
         self._config = config
@@ -76,6 +79,7 @@ class Leadership:
         self._url = url
         self._metrics = metrics
         self._schedulers = schedulers
+        self._bundles = bundles or Bundles()
         self._scratch_path = config.scratch(port)
         self._scratch: Scratch | None = None
         self._workers = ThreadPool(WORKERS_MAX)
@@ -125,13 +129,16 @@ class Leadership:
             raise Unavailable(
                 f"cannot make its scratch directory {self._scratch_path}: {error.strerror}"
             ) from error
+        self._farewell = Farewell(self.loop, config, catalog)
         self._mesos = MesosShell(
             lambda scheduler: make_driver(scheduler, self._framework()),
             self.loop.put,
             spawn=self.loop.spawn,
             check=self.loop.check,
             launch_values=self._launch_values,
-            on_error=self._mesos_refused,
+            framework=self._framework,
+            identity=lambda: (self._catalog.cluster, config.principal),
+            on_error=self._farewell.refused,
             metrics=metrics,
         )
         self._summons = Summons(self.loop.peek, self._mesos.send_message, lambda: self.schedulers)
@@ -152,7 +159,9 @@ class Leadership:
         self._listings.sweep()
         self._mesos.start()
         self.loop.spawn(self._summons.run)
+        self.loop.spawn(self._farewell.watch)
         self.loop.spawn(self._warn_of_newer_journal)
+        self.loop.spawn(self._tell_of_what_does_not_fit)
         log.info(
             "leading epoch=%d cluster=%s framework_id=%s datasets=%d jobs=%d",
             self._epoch,
@@ -175,6 +184,11 @@ class Leadership:
         if self._scratch is not None:
             self._scratch.close()
         retire(self._workers)
+
+    @property
+    def term(self) -> tuple[bytes, int]:
+        """The cluster that it leads, b"" before it has begun, and its epoch."""
+        return self._catalog.cluster, self._epoch
 
     @property
     def schedulers(self) -> tuple[str, ...]:
@@ -220,15 +234,16 @@ class Leadership:
         return framework_to_mesos(
             name=config.name,
             user=config.framework_user,
-            role=fleet.role if fleet else config.role,
+            roles=(fleet or config.fleet).roles,
             principal=config.principal,
             failover_timeout_ms=config.failover_timeout_ms,
             gpu_agents=config.gpu_agents,
             webui_url=self._url,
             framework_id=self._catalog.framework_id,
+            disk_bytes=(fleet or config.fleet).disk_bytes,
         )
 
-    def _launch_values(self, launch: LaunchPlanned) -> tuple[int, str, Mapping[str, str]]:
+    def _launch_values(self, launch: LaunchPlanned) -> LaunchValues:
         environment = launch_environment(
             launch,
             cluster=self._catalog.cluster,
@@ -237,14 +252,22 @@ class Leadership:
             socket_dir=self._config.socket_dir,
             fillers=self._config.fillers,
         )
-        return launch.mem_bytes + EXECUTOR_OVERHEAD_BYTES, self._config.command, environment
+        mem_bytes = launch.mem_bytes + overhead_bytes(launch.disk_bytes)
+        agent = self.loop.peek(lambda catalog, fleet: fleet.agents.get(launch.agent_id))
+        bundle = self._bundles.choose(() if agent is None else agent.attributes)
+        if bundle is None:
+            return LaunchValues(mem_bytes, self._config.command, environment)
+        return LaunchValues(mem_bytes, bundle_command(bundle), environment, (uri(bundle, self._url),))
 
-    def _mesos_refused(self, message: str) -> None:
-        if self._config.is_shared and FAILED_OVER in message:
-            self.loop.stop(Fenced(f"another scheduler speaks to Mesos for this framework now ({message})"))
-            return
-        known = self._catalog.framework_id or "none yet"
-        self.loop.stop(Fatal(f"Mesos refused this framework (id {known}): {message}"))
+    def _tell_of_what_does_not_fit(self) -> None:
+        """Say once that no offer fits what is wanted, and again when it is for another reason."""
+        told = ""
+        while True:
+            what, details = self.loop.peek(unsatisfied)
+            if what and what != told:
+                log.warning("%s; %s (`stoker explain --offers` says more)", what, details)
+            told = what or told
+            gevent.sleep(UNFIT_LOOK_INTERVAL_MS / 1000)
 
     def _warn_of_newer_journal(self) -> None:
         while not (proof := self.loop.peek(lambda catalog, fleet: fleet.newer_journal)):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import collections
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import gevent
@@ -20,14 +20,21 @@ from gevent.queue import Full, Queue
 
 from stoker.framework.core.actions import (
     Accept,
+    AcceptInverse,
     Acknowledge,
+    AcknowledgeOperation,
     Action,
     Decline,
+    DeclineInverse,
+    DestroyVolume,
     Kill,
     Reconcile,
+    ReconcileOperations,
     Revive,
     ShutdownExecutor,
     Suppress,
+    Teardown,
+    UpdateFramework,
 )
 from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.core.events import (
@@ -35,29 +42,39 @@ from stoker.framework.core.events import (
     Disconnected,
     Event,
     ExecutorEnded,
+    InverseOfferRescinded,
+    InverseOffersReceived,
     OfferRescinded,
     OffersReceived,
+    OperationUpdated,
     Stamp,
     Subscribed,
     TaskUpdated,
+    TornDown,
 )
+from stoker.framework.core.operations import CREATE, operation_id
 from stoker.framework.errors import NotLeading
 from stoker.framework.metrics import Metrics
-from stoker.framework.model import Offer, TaskStatus
+from stoker.framework.model import InverseOffer, Offer, OperationStatus, TaskStatus
 from stoker.framework.translate import (
     Json,
+    LaunchValues,
     Untranslatable,
+    destruction_to_mesos,
     filters_to_mesos,
     ids_to_mesos,
+    inverse_offer_from_mesos,
     offer_from_mesos,
+    operation_from_mesos,
     status_from_mesos,
     task_to_mesos,
+    volume_to_mesos,
 )
 from stoker.mesos.errors import Disconnected as NotConnected
 from stoker.mesos.errors import HttpError, MesosError, QueueFull
 
 OUTBOX_MAX = 10_000  # calls
-OFFERS_AN_EVENT_MAX = 500  # a big cluster's offers come as many events, so that the hub gets turns
+OFFERS_AN_EVENT_MAX = 100  # a big cluster's offers come as many events, so that the hub gets turns
 OFFERS_MAX = 50_000  # raw offers kept; the oldest are forgotten (and with them the chance to use them)
 OVERLOADED_REFUSE_MS = 2_000
 TELL_AGAIN_MS = 100
@@ -72,22 +89,29 @@ class Driver(Protocol):
 
     def start(self) -> Any: ...
     def stop(self) -> Any: ...
+    def teardown(self) -> Any: ...
     def acceptOffers(self, offer_ids: Any, operations: Any, filters: Any = None) -> Any: ...
     def declineOffer(self, offer_ids: Any, filters: Any = None) -> Any: ...
     def reviveOffers(self, roles: Any = ()) -> Any: ...
     def suppressOffers(self, roles: Any = ()) -> Any: ...
-    def killTask(self, task_id: Any, agent_id: Any = None) -> Any: ...
+    def killTask(self, task_id: Any, agent_id: Any = None, *, grace_ms: int | None = None) -> Any: ...
     def shutdownExecutor(self, executor_id: Any, agent_id: Any) -> Any: ...
     def reconcileTasks(self, tasks: Any) -> Any: ...
     def sendFrameworkMessage(self, executor_id: Any, agent_id: Any, data: Any) -> Any: ...
     def acknowledgeStatusUpdate(self, status: Any) -> Any: ...
+    def acknowledgeOperationStatusUpdate(self, status: Any) -> Any: ...
+    def reconcileOperations(self, operations: Any) -> Any: ...
+    def acceptInverseOffers(self, offer_ids: Any, filters: Any = None) -> Any: ...
+    def declineInverseOffer(self, offer_ids: Any, filters: Any = None) -> Any: ...
+    def updateFramework(self, framework: Any, *, suppressed_roles: Any = ()) -> Any: ...
 
 
 class MesosShell:
     """One leadership's connection to Mesos: pymesos' Scheduler interface on one side, actions on the other.
 
     `make_driver(self)` returns a driver that is not started; it asks `may_send` right before whatever it sends. `put`, `spawn`
-    and `check` are Loop's. `on_error` is told once when the master will not have this framework any more. `launch_values(launch)` returns (mem bytes to ask for, command, environment).
+    and `check` are Loop's. `on_error` is told once when the master will not have this framework any more. `launch_values(launch)` says how its executor is started,
+    `framework()` who we are with the roles as they are now, `identity()` the cluster's uuid and Mesos' principal.
     """
 
     def __init__(
@@ -97,7 +121,9 @@ class MesosShell:
         *,
         spawn: Callable[..., gevent.Greenlet],
         check: Callable[[], None] = lambda: None,
-        launch_values: Callable[[LaunchPlanned], tuple[int, str, Mapping[str, str]]],
+        launch_values: Callable[[LaunchPlanned], LaunchValues],
+        framework: Callable[[], Json],
+        identity: Callable[[], tuple[bytes, str]],
         on_error: Callable[[str], None],
         metrics: Metrics,
     ) -> None:
@@ -105,6 +131,8 @@ class MesosShell:
         self._spawn = spawn
         self._check = check
         self._launch_values = launch_values
+        self._framework = framework
+        self._identity = identity
         self._on_error = on_error
         self._metrics = metrics
         self._offers: collections.OrderedDict[str, Json] = collections.OrderedDict()
@@ -201,10 +229,24 @@ class MesosShell:
     def slaveLost(self, driver: Any, agent_id: Json) -> None:
         self._tell(AgentRemoved(_value(agent_id)))
 
-    def inverseOffers(self, driver: Any, offers: list[Json]) -> None:
-        log.info("inverse offers=%d are left open: agents are not drained yet", len(offers))
+    def operationStatusUpdate(self, driver: Any, status: Json) -> None:
+        try:
+            self._put(OperationUpdated(operation_from_mesos(status)))  # refused: as in statusUpdate
+        except Untranslatable as error:
+            log.warning("ignored: %s", error)
 
-    def inverseOfferRescinded(self, driver: Any, offer_id: Json) -> None: ...
+    def inverseOffers(self, driver: Any, offers: list[Json]) -> None:
+        asked: list[InverseOffer] = []
+        for raw in offers:
+            try:
+                asked.append(inverse_offer_from_mesos(raw))
+            except Untranslatable as error:
+                log.warning("ignored: %s", error)
+        if asked:
+            self._tell(InverseOffersReceived(tuple(asked)))
+
+    def inverseOfferRescinded(self, driver: Any, offer_id: Json) -> None:
+        self._tell(InverseOfferRescinded(_value(offer_id)))
 
     def frameworkMessage(self, driver: Any, executor_id: Json, agent_id: Json, message: str) -> None: ...
 
@@ -253,6 +295,8 @@ class MesosShell:
                 self._metrics.mesos_calls.labels(kind, "failed").inc()
                 log.warning("event=%d %s failed: %s", event_id, kind, error)
                 if isinstance(action, Accept) and isinstance(error, SURELY_NOT_SENT):
+                    if action.volume is not None:
+                        self._put(OperationUpdated(self._not_created(action.volume.volume_id, str(error))))
                     self._put(TaskUpdated(_dropped(action.launch, str(error))))
 
     def _send(self, action: Action) -> None:  # noqa: C901 - one branch a kind of action
@@ -267,13 +311,42 @@ class MesosShell:
                 driver.acknowledgeStatusUpdate(
                     {"task_id": {"value": task_id}, "agent_id": {"value": agent_id}, "uuid": _base64(uuid)}
                 )
-            case Kill(task_id, agent_id):
-                driver.killTask({"value": task_id}, {"value": agent_id} if agent_id else None)
+            case Kill(task_id, agent_id, grace_ms):
+                agent = {"value": agent_id} if agent_id else None
+                driver.killTask({"value": task_id}, agent, grace_ms=grace_ms or None)
             case ShutdownExecutor(executor_id, agent_id):
                 driver.shutdownExecutor({"value": executor_id}, {"value": agent_id})
             case Reconcile(tasks):
                 for first in range(0, max(1, len(tasks)), RECONCILE_TASKS_MAX):
                     driver.reconcileTasks([_task_ref(*t) for t in tasks[first : first + RECONCILE_TASKS_MAX]])
+            case DestroyVolume():
+                self._destroy(action)
+            case AcknowledgeOperation(name, agent_id, uuid):
+                driver.acknowledgeOperationStatusUpdate(
+                    {
+                        "operation_id": {"value": name},
+                        "agent_id": {"value": agent_id},
+                        "uuid": {"value": _base64(uuid)},
+                    }
+                )
+            case ReconcileOperations(operations):
+                driver.reconcileOperations(
+                    [
+                        {"operation_id": {"value": name}, "agent_id": {"value": agent}}
+                        for name, agent in operations
+                    ]
+                )
+            case AcceptInverse(offer_ids, refuse_ms):
+                driver.acceptInverseOffers(ids_to_mesos(offer_ids), filters_to_mesos(refuse_ms))
+            case DeclineInverse(offer_ids, refuse_ms):
+                driver.declineInverseOffer(ids_to_mesos(offer_ids), filters_to_mesos(refuse_ms))
+            case Teardown():
+                log.warning("tearing the framework down")
+                driver.teardown()
+                self._tell(TornDown())
+            case UpdateFramework(roles, _, is_suppressed):
+                info = {**self._framework(), "roles": list(roles)}
+                driver.updateFramework(info, suppressed_roles=roles if is_suppressed else ())
             case Suppress():
                 driver.suppressOffers()
             case Revive():
@@ -282,18 +355,33 @@ class MesosShell:
                 raise AssertionError(f"not an action for Mesos: {action}")
 
     def _accept(self, action: Accept) -> None:
-        raw = [self._offers[i] for i in action.offer_ids if i in self._offers]
-        self._forget(action.offer_ids)
-        if len(raw) != len(action.offer_ids):
-            raise Untranslatable(f"offers of launch {action.launch.launch_id} are gone")
-        mem_bytes, command, environment = self._launch_values(action.launch)
-        task = task_to_mesos(
-            action.launch, raw, mem_bytes=mem_bytes, command=command, environment=environment
-        )
-        operation = {"type": "LAUNCH", "launch": {"task_infos": [task]}}
+        raw = self._take(action.offer_ids, f"launch {action.launch.launch_id}")
+        cluster, principal = self._identity()
+        operations, volume = volume_to_mesos(action, raw, cluster=cluster, principal=principal)
+        task = task_to_mesos(action.launch, raw, self._launch_values(action.launch), volume)
+        operations.append({"type": "LAUNCH", "launch": {"task_infos": [task]}})
         self._driver.acceptOffers(
-            ids_to_mesos(action.offer_ids), [operation], filters_to_mesos(action.refuse_ms)
+            ids_to_mesos(action.offer_ids), operations, filters_to_mesos(action.refuse_ms)
         )
+
+    def _destroy(self, action: DestroyVolume) -> None:
+        raw = self._take(action.offer_ids, f"volume {action.volume_id}")
+        operations = destruction_to_mesos(action, raw, cluster=self._identity()[0])
+        log.info("destroying volume %d on agent %s", action.volume_id, action.agent_id)
+        self._driver.acceptOffers(
+            ids_to_mesos(action.offer_ids), operations, filters_to_mesos(action.refuse_ms)
+        )
+
+    def _take(self, offer_ids: tuple[str, ...], purpose: str) -> list[Json]:
+        raw = [self._offers[i] for i in offer_ids if i in self._offers]
+        self._forget(offer_ids)
+        if len(raw) != len(offer_ids):
+            raise Untranslatable(f"offers for {purpose} are gone")
+        return raw
+
+    def _not_created(self, volume_id: int, message: str) -> OperationStatus:
+        name = operation_id(self._identity()[0], volume_id, CREATE)
+        return OperationStatus(name, "OPERATION_DROPPED", message=message)
 
     def _forget(self, offer_ids: tuple[str, ...]) -> None:
         for offer_id in offer_ids:

@@ -45,6 +45,12 @@ class Metrics:
         )
         self.listings = Gauge("stoker_listings", "Listings that run now", registry=registry)
         self.executors = Gauge("stoker_executors", "Executors", ["state"], registry=registry)
+        self.volumes = Gauge(
+            "stoker_volumes",
+            "Persistent volumes; unknown: with this cluster's labels, and not in its journal",
+            ["state"],
+            registry=registry,
+        )
         self.datasets = Gauge("stoker_datasets", "Datasets", ["state"], registry=registry)
         self.jobs = Gauge("stoker_jobs", "Jobs", ["state"], registry=registry)
         self.capacity_bytes = Gauge(

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from stoker.executor.block import disk_memory_bytes
+
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
 PATH_BYTES_MAX = 4096
@@ -26,6 +28,7 @@ class DatasetState(enum.StrEnum):
 class JobKind(enum.StrEnum):
     LOAD = "load"
     FREE = "free"
+    DRAIN = "drain"  # of an agent; made by DrainRequested
 
 
 class JobState(enum.StrEnum):
@@ -48,6 +51,7 @@ class Policy(enum.StrEnum):
 
 class Tier(enum.StrEnum):
     MEM = "mem"
+    SSD = "ssd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +64,31 @@ class Resources:
     ports: tuple[tuple[int, int], ...] = ()
 
 
+class OfferedVolume(NamedTuple):
+    """A persistent volume that carries a Stoker cluster's labels: this one's, or another's."""
+
+    cluster: str  # hex of the cluster's uuid
+    volume_id: int
+    role: str
+    disk_bytes: int
+
+
+class OfferedReservation(NamedTuple):
+    """Disk that a Stoker cluster reserved, without a volume on it."""
+
+    cluster: str
+    volume_id: int  # that it was reserved for
+    role: str
+    disk_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A Mesos offer, as much of it as a decision needs."""
+    """A Mesos offer, as much of it as a decision needs.
+
+    `resources` may be used plainly; its disk is what may be reserved. Times are Unix ms: 0 and 0 without maintenance, a
+    window without end has `unavailable_for_ms` 0.
+    """
 
     offer_id: str
     agent_id: str
@@ -72,20 +98,59 @@ class Offer:
     region: str = ""
     zone: str = ""
     role: str = "*"
+    volumes: tuple[OfferedVolume, ...] = ()
+    reserved_disk: tuple[OfferedReservation, ...] = ()
+    unavailable_from_ms: int = 0
+    unavailable_for_ms: int = 0
+    executor_ids: tuple[str, ...] = ()  # of ours, that the agent has now
+
+
+@dataclass(frozen=True, slots=True)
+class InverseOffer:
+    """Mesos asks for an agent back from `unavailable_from_ms` on (Unix ms), for so long (0: without end)."""
+
+    offer_id: str
+    agent_id: str
+    unavailable_from_ms: int
+    unavailable_for_ms: int
+
+
+class Constraint(NamedTuple):
+    """Which agents the fleet may use, in Marathon's words. `value` is empty where the operator takes none.
+
+    `field` is an attribute's name, or one of `hostname`, `@region`, `@zone`.
+    """
+
+    field: str
+    operator: str
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FleetSpec:
-    """The wanted fleet: `instances` executors of `mem_bytes` MEM tier each, one an agent."""
+    """The wanted fleet: `instances` executors of `mem_bytes` MEM tier and `disk_bytes` SSD tier each, one an agent."""
 
     instances: int
     mem_bytes: int
     cpus_milli: int = EXECUTOR_CPUS_MILLI
     role: str = "*"
+    disk_bytes: int = 0  # 0: no SSD tier
+    constraints: tuple[Constraint, ...] = ()
+    roles_more: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Return all roles whose offers are taken; reservations are made for that of the offer."""
+        return (self.role, *self.roles_more)
 
     def resources(self) -> Resources:
         """Return what Mesos is asked for, an executor (ports not counted)."""
-        return Resources(self.cpus_milli, self.mem_bytes + EXECUTOR_OVERHEAD_BYTES)
+        return Resources(self.cpus_milli, self.mem_bytes + overhead_bytes(self.disk_bytes))
+
+
+def overhead_bytes(disk_bytes: int) -> int:
+    """Return the memory that Mesos is asked for on top of the MEM tier of an executor with so large an SSD tier."""
+    return EXECUTOR_OVERHEAD_BYTES + disk_memory_bytes(disk_bytes)
 
 
 class FileError(NamedTuple):
@@ -152,6 +217,15 @@ class TaskStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class OperationStatus:
+    operation_id: str
+    state: str  # Mesos' OPERATION_... name
+    agent_id: str = ""
+    message: str = ""
+    uuid: bytes = b""  # empty: must not be acknowledged
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The decisions' numbers; each a named limit or a timeout, in one place."""
 
@@ -182,6 +256,8 @@ class Settings:
     instances_max: int = 10_000
     executor_mem_bytes_min: int = 16 * 1024 * 1024
     executor_mem_bytes_max: int = 64 * 2**40
+    executor_disk_bytes_min: int = 64 * 1024 * 1024
+    executor_disk_bytes_max: int = 1024 * 2**40
     slot_out_ms: int = 300_000  # a slot without an executor for longer is out of placement
     replicas_max: int = 16
     priority_max: int = 1_000
@@ -196,5 +272,15 @@ class Settings:
     kill_retry_ms: int = 5_000  # KILL is unreliable: repeated, doubling, at most
     kill_tries_max: int = 8  # times; then implicit reconciliation finds the task again
     ending_grace_ms: int = 30_000  # an executor that is being ended may serve for so long yet
+    volume_patience_ms: int = 3_600_000  # how long a slot waits for the agent that has its volume
+    volume_missing_ms: int = 5_000  # for so long, and in two offers at least, a volume is missed before it is gone
     rate_window_ms: int = 10_000
     tick_ms: int = 500
+    unreachable_delay_ms: int = 300_000  # a silent executor whose end Mesos does not confirm is replaced after this
+    unknown_patience_ms: int = 120_000  # with a new master: until its agents are back it knows no tasks
+    kill_grace_ms: int = 5_000  # of KILL
+    maintenance_soon_ms: int = 3_600_000  # no launch, and a drain, where maintenance begins within this
+    inverse_decline_ms: int = 5_000  # while an agent is drained: ask again after this
+    inverse_accept_ms: int = 60_000  # once it is: Mesos repeats the question
+    maintenance_forget_ms: int = 30_000  # a question that is not repeated for so long was withdrawn
+    uninstall_patience_ms: int = 120_000  # for executors and volumes of agents that are away

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from stoker.framework.core.departures import CAUSE_MAINTENANCE, CAUSE_OPERATOR, UninstallState
 from stoker.framework.model import DatasetState, JobState
 from stoker.framework.routes import Query, Route
 
@@ -38,6 +39,7 @@ def _ref(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_CHECK = _object(requirement=TEXT, passed=FLAG, wanted=TEXT, offered=TEXT)
 _PROGRESS = _object(
     bytes=NUMBER,
     bytes_total=NUMBER,
@@ -78,7 +80,8 @@ SCHEMAS: dict[str, Any] = {
     "Job": _object(
         id=TEXT,
         kind=TEXT,
-        dataset=TEXT,
+        dataset=MAYBE_TEXT,
+        agent=MAYBE_TEXT,
         paths={"type": "array", "items": TEXT},
         state={"type": "string", "enum": [str(s) for s in JobState]},
         message=MAYBE_TEXT,
@@ -102,22 +105,73 @@ SCHEMAS: dict[str, Any] = {
         capacity_bytes=MAYBE_NUMBER,
         used_bytes=MAYBE_NUMBER,
         lent_bytes=MAYBE_NUMBER,
+        disk={"type": ["object", "null"]},
         pid=MAYBE_NUMBER,
         heartbeat_age_ms=MAYBE_NUMBER,
         datasets={"type": "array", "items": FREE},
     ),
-    "Agent": _object(id=TEXT, hostname=TEXT, attributes=FREE, executors={"type": "array", "items": NUMBER}),
+    "Agent": _object(
+        id=TEXT,
+        hostname=TEXT,
+        attributes=FREE,
+        executors={"type": "array", "items": NUMBER},
+        drain={
+            "type": ["object", "null"],
+            "properties": {
+                "state": {"type": "string", "enum": ["DRAINING", "DRAINED"]},
+                "cause": {"type": "string", "enum": [CAUSE_OPERATOR, CAUSE_MAINTENANCE]},
+                "reason": TEXT,
+                "until_ms": MAYBE_NUMBER,
+                "blocks_left": MAYBE_NUMBER,
+                "bytes_left": MAYBE_NUMBER,
+                "message": MAYBE_TEXT,
+            },
+        },
+    ),
+    "Uninstall": _object(
+        state={"type": ["string", "null"], "enum": [*map(str, UninstallState), None]},
+        keep_volumes={"type": ["boolean", "null"]},
+        began_ms=MAYBE_NUMBER,
+        executors_left=MAYBE_NUMBER,
+        volumes_left=MAYBE_NUMBER,
+        left={"type": "array", "items": TEXT},
+        finished_ms=MAYBE_NUMBER,
+    ),
     "Offer": _object(
         offer_id=TEXT,
         agent_id=TEXT,
         hostname=TEXT,
+        role=TEXT,
         cpus={"type": "number"},
         mem_bytes=NUMBER,
+        disk_bytes=NUMBER,
         decision={"type": "string", "enum": ["accepted", "declined"]},
         reason=TEXT,
+        checks={"type": "array", "items": _CHECK},
         wall_ms=NUMBER,
     ),
-    "Fleet": _object(instances=NUMBER, mem_bytes=NUMBER, role=TEXT, running=NUMBER),
+    "Fleet": _object(
+        instances=NUMBER,
+        mem_bytes=NUMBER,
+        disk_bytes=NUMBER,
+        role=TEXT,
+        roles={"type": "array", "items": TEXT},
+        constraints={"type": "array", "items": TEXT},
+        running=NUMBER,
+        volumes=_object(
+            planned=NUMBER,
+            ready=NUMBER,
+            released=NUMBER,
+            doomed=NUMBER,
+            unknown_count=NUMBER,
+            unknown={"type": "array", "items": FREE},
+        ),
+        waiting_count=NUMBER,
+        waiting={
+            "type": "array",
+            "items": _object(slot=NUMBER, reason=TEXT, nearest={"type": ["object", "null"]}),
+        },
+    ),
     "Leader": _object(
         leader=TEXT,
         self=TEXT,

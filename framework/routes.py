@@ -11,6 +11,8 @@ from typing import Any
 
 from stoker.framework.checks import KEY_CHARS_MAX, OPTIONS_MAX, PATHS_MAX, SOURCE_BYTES_MAX
 from stoker.framework.config import INSTANCES_MAX, MEM_BYTES_MAX
+from stoker.framework.core.constraints import CONSTRAINTS_MAX, FIELD_BYTES_MAX, VALUE_BYTES_MAX
+from stoker.framework.core.wishes import ROLES_MAX
 from stoker.framework.model import NAME_RULE, PATH_BYTES_MAX, JobKind, Policy, Settings, Tier
 
 LIMIT_MAX = 10_000
@@ -96,10 +98,11 @@ DATASET_CHANGE: Schema = {
 }
 NEW_JOB: Schema = {
     "type": "object",
-    "required": ["kind", "dataset"],
+    "required": ["kind"],
     "properties": {
         "kind": {"type": "string", "enum": [str(k) for k in JobKind]},
-        "dataset": NAME_FIELD,
+        "dataset": {**NAME_FIELD, "description": f"of a load or free: {NAME_RULE}"},
+        "agent": {"type": "string", "maxLength": 255, "description": "of a drain: an agent's id, or its hostname"},
         "paths": {
             "type": "array",
             "items": {"type": "string", "maxLength": PATH_BYTES_MAX},
@@ -110,16 +113,36 @@ NEW_JOB: Schema = {
         "plan": {"type": "boolean", "description": "say what it would take, and change nothing"},
     },
 }
+UNINSTALL: Schema = {
+    "type": "object",
+    "properties": {
+        "keep_volumes": {"type": "boolean", "description": "leave persistent volumes, and their data, where they are"}
+    },
+}
 FLEET: Schema = {
     "type": "object",
     "required": ["instances", "mem_bytes"],
     "properties": {
         "instances": {"type": "integer", "minimum": 0, "maximum": INSTANCES_MAX},
         "mem_bytes": {"type": "integer", "minimum": _LIMITS.executor_mem_bytes_min, "maximum": MEM_BYTES_MAX},
-        "role": {
-            "type": "string",
-            "maxLength": 255,
-            "description": "as it is now: it is chosen with a new cluster",
+        "disk_bytes": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": _LIMITS.executor_disk_bytes_max,
+            "description": "SSD tier of each executor; 0: none. Another size, or less of them, destroys volumes",
+        },
+        "role": {"type": "string", "maxLength": 255, "description": "the only one"},
+        "roles": {
+            "type": "array",
+            "maxItems": ROLES_MAX,
+            "items": {"type": "string", "maxLength": 255},
+            "description": "instead of role: all whose offers are taken",
+        },
+        "constraints": {
+            "type": "array",
+            "maxItems": CONSTRAINTS_MAX,
+            "items": {"type": "string", "maxLength": FIELD_BYTES_MAX + VALUE_BYTES_MAX + 16},
+            "description": "FIELD:OPERATOR[:VALUE] each, Marathon's operators",
         },
     },
 }
@@ -208,7 +231,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v1/jobs",
         "add_job",
-        "Load or free a dataset, or some paths of it",
+        "Load or free a dataset, or some paths of it; or drain an agent",
         {
             201: ("accepted", "Job"),
             200: ("the job of this key, as it is now; or, with `plan`, the plan", "JobOrPlan"),
@@ -222,7 +245,7 @@ ROUTES: tuple[Route, ...] = (
         "DELETE",
         "/v1/jobs/{id}",
         "cancel_job",
-        "Cancel a job; what it brought in stays cached",
+        "Cancel a job; what it brought in stays cached, an agent that it drains may be used again",
         {200: ("as it is now", "Job")},
         errors=(400, 404, 409, 503),
     ),
@@ -274,11 +297,31 @@ ROUTES: tuple[Route, ...] = (
         errors=_BAD,
     ),
     Route(
+        "DELETE",
+        "/v1/agents/{id}/drain",
+        "undo_drain",
+        "Let a drained agent be used again",
+        {200: ("the agent, as it is now", "Agent")},
+        errors=(400, 404, 409, 503),
+    ),
+    Route("GET", "/v1/uninstall", "show_uninstall", "How far an uninstall is", {200: ("", "Uninstall")}),
+    Route(
+        "POST",
+        "/v1/uninstall",
+        "uninstall",
+        "End all that this cluster has on Mesos, and its framework; the journal stays, to be read",
+        {201: ("begun", "Uninstall"), 200: ("it goes on already", "Uninstall")},
+        body=UNINSTALL,
+        errors=(400, 409, 503),
+    ),
+    Route(
         "GET",
         "/v1/offers",
         "list_offers",
-        "The last offers, what became of them and why",
+        "The last offers, what became of them and why, requirement by requirement",
         {200: ("newest first", "Offers")},
+        queries=(LIMIT,),
+        errors=_BAD,
     ),
     Route(
         "GET",
@@ -286,6 +329,26 @@ ROUTES: tuple[Route, ...] = (
         "show_leader",
         "Who leads, and how far this scheduler has followed",
         {200: ("", "Leader")},
+        is_leaders=False,
+    ),
+    Route(
+        "GET",
+        "/v1/bundles/{digest}",
+        "get_bundle",
+        "The executor as one file, for Mesos' fetcher",
+        {200: ("", "")},
+        media_type="application/octet-stream",
+        errors=(404,),
+        is_leaders=False,
+    ),
+    Route(
+        "HEAD",
+        "/v1/bundles/{digest}",
+        "size_bundle",
+        "How large a bundle is, for the fetcher's cache",
+        {200: ("", "")},
+        media_type="application/octet-stream",
+        errors=(404,),
         is_leaders=False,
     ),
     Route(

@@ -9,16 +9,29 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from stoker.framework.core.actions import Accept, DestroyVolume
 from stoker.framework.core.entries import LaunchPlanned
-from stoker.framework.model import Offer, Resources, TaskStatus
+from stoker.framework.core.operations import CREATE, DESTROY, RESERVE, UNRESERVE, operation_id
+from stoker.framework.core.volumes import CONTAINER_PATH, LABEL_CLUSTER, LABEL_VOLUME, persistence_id
+from stoker.framework.model import (
+    InverseOffer,
+    Offer,
+    OfferedReservation,
+    OfferedVolume,
+    OperationStatus,
+    Resources,
+    TaskStatus,
+)
 
 Json = dict[str, Any]
 
 MEBIBYTE = 1024 * 1024
 TASK_CPUS_MILLI = 10  # the task's own share, out of the launch's: Mesos refuses a task without resources
+ALLOCATABLE = {"cpus": 0.01, "mem": 32}  # Mesos' own minimum of an offer, either of them
 SHUTDOWN_GRACE_MS = 10_000  # what an executor gets to end by itself
 CAPABILITIES = (
     "MULTI_ROLE",
@@ -27,6 +40,10 @@ CAPABILITIES = (
     "TASK_KILLING_STATE",
     "REGION_AWARE",
 )
+
+
+_CLUSTER = re.compile(r"[0-9a-f]{32}")
+_NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 class Untranslatable(ValueError):
@@ -40,22 +57,47 @@ def offer_from_mesos(raw: Json) -> Offer:
     """:raises Untranslatable: a required field is missing."""
     try:
         domain = raw.get("domain", {}).get("fault_domain", {})
+        resources = raw.get("resources", ())
+        ours = [found for r in resources if r["name"] == "disk" and (found := _labelled(r)) is not None]
+        window = raw.get("unavailability", {})
         return Offer(
             offer_id=raw["id"]["value"],
             agent_id=raw["agent_id"]["value"],
             hostname=raw["hostname"],
-            resources=resources_from_mesos(raw.get("resources", ())),
+            resources=resources_from_mesos(resources),
             attributes=tuple(sorted(_attribute(a) for a in raw.get("attributes", ()))),
             region=domain.get("region", {}).get("name", ""),
             zone=domain.get("zone", {}).get("name", ""),
             role=raw.get("allocation_info", {}).get("role", "*"),
+            volumes=tuple(found for found in ours if isinstance(found, OfferedVolume)),
+            reserved_disk=tuple(found for found in ours if isinstance(found, OfferedReservation)),
+            unavailable_from_ms=_milliseconds(window.get("start", {})),
+            unavailable_for_ms=_milliseconds(window.get("duration", {})),
+            executor_ids=tuple(i["value"] for i in raw.get("executor_ids", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise Untranslatable(f"an offer without {error}") from error
 
 
+def inverse_offer_from_mesos(raw: Json) -> InverseOffer:
+    """:raises Untranslatable: a required field is missing."""
+    try:
+        window = raw["unavailability"]
+        return InverseOffer(
+            offer_id=raw["id"]["value"],
+            agent_id=raw["agent_id"]["value"],
+            unavailable_from_ms=_milliseconds(window["start"]),
+            unavailable_for_ms=_milliseconds(window.get("duration", {})),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Untranslatable(f"an inverse offer without {error}") from error
+
+
 def resources_from_mesos(raw: Iterable[Json]) -> Resources:
-    """Return the sums of what may be used without more: no revocable ones, no volumes."""
+    """Return the sums of what may be used without more: nothing revocable, no volumes, nothing that somebody labelled.
+
+    Of disk only what nobody has reserved counts: we use it to reserve it.
+    """
     cpus = mem = disk = 0.0
     ports: list[tuple[int, int]] = []
     for resource in filter(_is_plain, raw):
@@ -64,7 +106,7 @@ def resources_from_mesos(raw: Iterable[Json]) -> Resources:
             cpus += resource["scalar"]["value"]
         elif name == "mem":
             mem += resource["scalar"]["value"]
-        elif name == "disk":
+        elif name == "disk" and not resource.get("reservations"):
             disk += resource["scalar"]["value"]
         elif name == "ports":
             ports += [(r["begin"], r["end"]) for r in resource["ranges"]["range"]]
@@ -93,6 +135,20 @@ def status_from_mesos(raw: Json) -> TaskStatus:
         raise Untranslatable(f"a status update: {error}") from error
 
 
+def operation_from_mesos(raw: Json) -> OperationStatus:
+    """:raises Untranslatable: a required field is missing, or uuid is not base64."""
+    try:
+        return OperationStatus(
+            operation_id=raw.get("operation_id", {}).get("value", ""),
+            state=raw["state"],
+            agent_id=raw.get("agent_id", {}).get("value", ""),
+            message=raw.get("message", ""),
+            uuid=base64.b64decode(raw.get("uuid", {}).get("value", ""), validate=True),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Untranslatable(f"an operation's update: {error}") from error
+
+
 # --- to Mesos
 
 
@@ -100,24 +156,34 @@ def framework_to_mesos(
     *,
     name: str,
     user: str,
-    role: str,
+    roles: Sequence[str],
     principal: str,
     failover_timeout_ms: int,
     gpu_agents: bool,
     webui_url: str,
     framework_id: str,
+    disk_bytes: int = 0,
 ) -> Json:
-    """Return the FrameworkInfo. `framework_id` empty: a new framework."""
+    """Return the FrameworkInfo. `framework_id` empty: a new framework.
+
+    `disk_bytes`: so much disk is to be offered also where an agent has hardly anything else left.
+    """
     kinds = [*CAPABILITIES, "GPU_RESOURCES"] if gpu_agents else list(CAPABILITIES)
     info: Json = {
         "name": name,
         "user": user,
-        "roles": [role],
+        "roles": list(roles),
         "checkpoint": True,  # else an agent's restart loses its executors
         "failover_timeout": failover_timeout_ms / 1000,
         "webui_url": webui_url,
         "capabilities": [{"type": kind} for kind in kinds],
     }
+    if disk_bytes:
+        enough = {**ALLOCATABLE, "disk": disk_bytes // MEBIBYTE}
+        anyone = [{"quantities": {name: {"value": float(amount)}}} for name, amount in enough.items()]
+        info["offer_filters"] = {
+            role: {"min_allocatable_resources": {"quantities": anyone}} for role in roles
+        }
     if principal:
         info["principal"] = principal
     if framework_id:
@@ -125,17 +191,21 @@ def framework_to_mesos(
     return info
 
 
+class LaunchValues(NamedTuple):
+    """How an executor is started: bytes to ask of Mesos (tier and overhead), what the agent's shell runs, with what."""
+
+    mem_bytes: int
+    command: str
+    environment: Mapping[str, str]
+    uris: tuple[Json, ...] = ()  # brought into the sandbox first
+
+
 def task_to_mesos(
-    launch: LaunchPlanned,
-    offers: Sequence[Json],
-    *,
-    mem_bytes: int,
-    command: str,
-    environment: Mapping[str, str],
+    launch: LaunchPlanned, offers: Sequence[Json], values: LaunchValues, volume: Json | None = None
 ) -> Json:
     """Return the TaskInfo that starts `launch`'s executor out of `offers` (raw, all of one agent).
 
-    `mem_bytes` is what Mesos is asked for: tier and overhead. The executor takes it all but the task's cpu share.
+    The executor takes all that it is worth but the task's cpu share.
 
     :raises Untranslatable: the offers hold less than that.
     """
@@ -145,8 +215,9 @@ def task_to_mesos(
     task = _take_scalar(pool, left, "cpus", TASK_CPUS_MILLI / 1000)
     executor = [
         *_take_scalar(pool, left, "cpus", (launch.cpus_milli - TASK_CPUS_MILLI) / 1000),
-        *_take_scalar(pool, left, "mem", math.ceil(mem_bytes * 1000 / MEBIBYTE) / 1000),
+        *_take_scalar(pool, left, "mem", math.ceil(values.mem_bytes * 1000 / MEBIBYTE) / 1000),
         _take_port(pool, launch.port),
+        *([] if volume is None else [volume]),
     ]
     for resource in (*task, *executor):
         resource.setdefault("allocation_info", {"role": role})
@@ -164,15 +235,84 @@ def task_to_mesos(
             "resources": executor,
             "command": {
                 "shell": True,
-                "value": command,
+                "value": values.command,
                 "environment": {
-                    "variables": [{"name": n, "value": v} for n, v in sorted(environment.items())]
+                    "variables": [{"name": n, "value": v} for n, v in sorted(values.environment.items())]
                 },
+                "uris": list(values.uris),
             },
             "shutdown_grace_period": {"nanoseconds": SHUTDOWN_GRACE_MS * 1_000_000},
         },
         "labels": {"labels": [{"key": "stoker_slot", "value": str(launch.slot_id)}]},
     }
+
+
+def volume_to_mesos(
+    action: Accept, offers: Sequence[Json], *, cluster: bytes, principal: str
+) -> tuple[list[Json], Json | None]:
+    """Return the operations that make the launch's volume, and the volume as the executor's resources name it.
+
+    None: the launch has no volume. One that is there already needs no operation, and is named as it was offered.
+
+    :raises Untranslatable: it, or the disk to make it of, is not in the offers.
+    """
+    launch = action.launch
+    if not launch.volume_id:
+        return [], None
+    resources = [r for offer in offers for r in offer.get("resources", ()) if r["name"] == "disk"]
+    if action.volume is None:
+        return [], _of_ours(resources, cluster, launch.volume_id, OfferedVolume)
+    size = {"value": math.ceil(action.volume.disk_bytes * 1000 / MEBIBYTE) / 1000}
+    operations: list[Json] = []
+    if action.reserved_volume_id:
+        found = _of_ours(resources, cluster, action.reserved_volume_id, OfferedReservation)
+        reserved = {**found, "scalar": size}
+    else:
+        labels = {LABEL_CLUSTER: cluster.hex(), LABEL_VOLUME: str(launch.volume_id)}
+        reservation: Json = {"type": "DYNAMIC", "role": action.volume.role}
+        if principal:
+            reservation["principal"] = principal
+        reservation["labels"] = {"labels": [{"key": key, "value": value} for key, value in labels.items()]}
+        reserved = {
+            "name": "disk",
+            "type": "SCALAR",
+            "scalar": size,
+            "allocation_info": {"role": action.volume.role},
+            "reservations": [reservation],
+        }
+        identity = {"value": operation_id(cluster, launch.volume_id, RESERVE)}
+        operations.append({"type": "RESERVE", "id": identity, "reserve": {"resources": [reserved]}})
+    persistence = {"id": persistence_id(cluster, launch.volume_id)}
+    if principal:
+        persistence["principal"] = principal
+    place = {"container_path": CONTAINER_PATH, "mode": "RW"}
+    volume = {**reserved, "disk": {"persistence": persistence, "volume": place}}
+    identity = {"value": operation_id(cluster, launch.volume_id, CREATE)}
+    operations.append({"type": "CREATE", "id": identity, "create": {"volumes": [volume]}})
+    return operations, volume
+
+
+def destruction_to_mesos(action: DestroyVolume, offers: Sequence[Json], *, cluster: bytes) -> list[Json]:
+    """Return the operations that destroy a volume of ours, and give its disk back; of one destroyed already the latter.
+
+    :raises Untranslatable: nothing of it is in the offers.
+    """
+    resources = [r for offer in offers for r in offer.get("resources", ()) if r["name"] == "disk"]
+
+    def called(kind: str) -> Json:
+        return {"value": operation_id(cluster, action.volume_id, kind, action.attempt)}
+
+    try:
+        volume = _of_ours(resources, cluster, action.volume_id, OfferedVolume)
+    except Untranslatable:
+        reserved = _of_ours(resources, cluster, action.volume_id, OfferedReservation)
+        destroy = []
+    else:
+        reserved = {key: value for key, value in volume.items() if key != "disk"}
+        if "source" in volume["disk"]:
+            reserved["disk"] = {"source": volume["disk"]["source"]}
+        destroy = [{"type": "DESTROY", "id": called(DESTROY), "destroy": {"volumes": [volume]}}]
+    return [*destroy, {"type": "UNRESERVE", "id": called(UNRESERVE), "unreserve": {"resources": [reserved]}}]
 
 
 def launch_environment(
@@ -197,6 +337,8 @@ def launch_environment(
         "STOKER_HOST": launch.hostname,
         "STOKER_PORT": str(launch.port),
     }
+    if launch.disk_bytes:
+        environment |= {"STOKER_DISK_BYTES": str(launch.disk_bytes), "STOKER_DISK_DIR": CONTAINER_PATH}
     if socket_dir:
         environment["STOKER_SOCKET_DIR"] = socket_dir
     if fillers:
@@ -216,7 +358,47 @@ def ids_to_mesos(ids: Iterable[str]) -> list[Json]:
 
 
 def _is_plain(resource: Json) -> bool:
-    return "revocable" not in resource and not resource.get("disk") and "provider_id" not in resource
+    if "revocable" in resource or resource.get("disk") or "provider_id" in resource:
+        return False
+    # What somebody reserved with labels is theirs (or our own, for a volume); the rest is the role's.
+    return not any("labels" in reservation for reservation in resource.get("reservations", ()))
+
+
+def _labels(resource: Json) -> dict[str, str]:
+    reservations = resource.get("reservations") or [{}]
+    pairs = reservations[-1].get("labels", {}).get("labels", ())
+    return {pair["key"]: pair.get("value", "") for pair in pairs}
+
+
+def _labelled(resource: Json) -> OfferedVolume | OfferedReservation | None:
+    """Return what a disk resource is, if it carries the labels of a Stoker cluster."""
+    labels = _labels(resource)
+    cluster, number = labels.get(LABEL_CLUSTER, ""), labels.get(LABEL_VOLUME, "")
+    if not _CLUSTER.fullmatch(cluster) or not _NUMBER.fullmatch(number):
+        return None
+    role = resource["reservations"][-1]["role"]
+    disk_bytes = _bytes_of_mebibytes(resource["scalar"]["value"])
+    name = resource.get("disk", {}).get("persistence", {}).get("id")
+    if name is None:
+        return OfferedReservation(cluster, int(number), role, disk_bytes)
+    volume_id = name.removeprefix(persistence_id(bytes.fromhex(cluster), 0)[:-1])
+    return OfferedVolume(cluster, int(volume_id), role, disk_bytes) if _NUMBER.fullmatch(volume_id) else None
+
+
+def _of_ours(
+    resources: Iterable[Json], cluster: bytes, volume_id: int, kind: type[OfferedVolume | OfferedReservation]
+) -> Json:
+    """Return the resource as it was offered. :raises Untranslatable: there is none that is ours."""
+    for resource in resources:
+        found = _labelled(resource)
+        if isinstance(found, kind) and found[:2] == (cluster.hex(), volume_id):
+            return resource
+    what = "volume" if kind is OfferedVolume else "disk reserved for volume"
+    raise Untranslatable(f"the offers do not hold {what} {volume_id}")
+
+
+def _milliseconds(duration: Json) -> int:
+    return int(duration.get("nanoseconds", 0)) // 1_000_000
 
 
 def _bytes_of_mebibytes(mebibytes: float) -> int:
@@ -227,7 +409,7 @@ def _bytes_of_mebibytes(mebibytes: float) -> int:
 def _attribute(raw: Json) -> tuple[str, str]:
     kind = raw.get("type", "TEXT")
     if kind == "SCALAR":
-        return raw["name"], f"{raw['scalar']['value']:g}"
+        return raw["name"], f"{raw['scalar']['value']:.3f}".rstrip("0").rstrip(".")  # Mesos keeps thousandths
     if kind == "RANGES":
         return raw["name"], "[" + ",".join(f"{r['begin']}-{r['end']}" for r in raw["ranges"]["range"]) + "]"
     if kind == "SET":

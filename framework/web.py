@@ -171,6 +171,7 @@ def _fill(route: Route, response: falcon.Response, reply: Reply) -> None:
         response.data = reply.body
     elif isinstance(reply.body, Iterator):
         response.stream = reply.body
+        response.content_length = reply.size
     else:
         response.data = json.dumps(reply.body).encode()
 

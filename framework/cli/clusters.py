@@ -22,6 +22,8 @@ from stoker.framework.model import Settings
 
 LOCAL_PORT = 7070
 LOCAL_AGENTS = 3
+MESOS_CPUS = 2.0  # of each agent of `stoker mesos`
+MESOS_MEM = "2GiB"
 FORWARDED_PREFIXES = ("AWS_", "FSSPEC_")
 WATCH_INTERVAL_S = 1
 
@@ -86,6 +88,11 @@ def require_cluster_extra() -> None:
     help="with --zk: take --master as it is, though the schedulers before had another: it has moved, or is another one "
     "of the same Mesos",
 )
+@click.option(
+    "--new-framework",
+    is_flag=True,
+    help="if Mesos has removed the cluster's framework: go on under a new framework id; otherwise it changes nothing",
+)
 @click.option("--name", default="stoker", show_default=True, help="the framework's name")
 @click.option("--host", default="127.0.0.1", show_default=True, help="address of the API")
 @click.option("--port", default=LOCAL_PORT, show_default=True, type=click.IntRange(0, 65535))
@@ -111,7 +118,28 @@ def require_cluster_extra() -> None:
     type=SIZE,
     help="MEM tier of each (a new cluster's fleet)",
 )
-@click.option("--role", default="*", show_default=True)
+@click.option(
+    "--disk",
+    "disk_bytes",
+    default="0",
+    type=SIZE,
+    help="SSD tier of each, on a persistent volume (a new cluster's fleet) [default: none]",
+)
+@click.option(
+    "--constraint",
+    "constraints",
+    multiple=True,
+    metavar="FIELD:OPERATOR[:VALUE]",
+    help="which agents are used, in Marathon's words, such as rack:GROUP_BY:3 (a new cluster's fleet); repeatable",
+)
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    default=("*",),
+    show_default=True,
+    help="Mesos role whose offers are taken (a new cluster's fleet); repeatable",
+)
 @click.option("--principal", default="", help="Mesos principal")
 @click.option("--secret", default="", help="its secret, as env:NAME or file:PATH")
 @click.option("--failover-timeout", "failover_timeout_ms", default="14d", show_default=True, type=DURATION)
@@ -132,6 +160,14 @@ def require_cluster_extra() -> None:
 )
 @click.option(
     "--executor-python", default="", help="Python that has Stoker on the agents [default: this one]"
+)
+@click.option(
+    "--bundle",
+    "bundles",
+    multiple=True,
+    metavar="[ATTRIBUTE:VALUE=]FILE",
+    help="what `stoker bundle` made: served to the agents, of that attribute or of no other's, which start executors from "
+    "it; every scheduler is given the same; repeatable",
 )
 @click.option(
     "--socket-dir", default="", help="directory of the executors' Unix sockets [default: /tmp/stoker-UID]"
@@ -161,7 +197,12 @@ def require_cluster_extra() -> None:
     "user, host and port in the temporary directory]",
 )
 def scheduler(
-    zk: str | None, journal: str | None, jobs_kept_max: int, jobs_kept_ms: int, **options: Any
+    zk: str | None,
+    journal: str | None,
+    jobs_kept_max: int,
+    jobs_kept_ms: int,
+    roles: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Run one scheduler in the foreground.
 
@@ -177,6 +218,7 @@ def scheduler(
         raise click.UsageError(f"--zk {zk!r}: write zk://HOST:PORT,HOST:PORT/PATH")
     try:
         settings = {"jobs_kept_max": jobs_kept_max, "jobs_kept_ms": jobs_kept_ms}
+        options |= {"role": roles[0], "roles_more": roles[1:]}
         config = Config(journal=zk or journal or "", settings=settings, **options)
         config.check()
     except ConfigError as error:
@@ -188,16 +230,32 @@ def scheduler(
     _become([sys.executable, "-m", "stoker.framework", "--config", "-"])
 
 
-@click.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=5050, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--agents", default=LOCAL_AGENTS, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--cpus", default=2.0, show_default=True, type=float, help="of each agent")
-@click.option("--mem", "mem_bytes", default="2GiB", show_default=True, type=SIZE, help="of each agent")
-@click.option("--work-dir", default="", help="where sandboxes are [default: a temporary directory]")
-def mesos(host: str, port: int, agents: int, cpus: float, mem_bytes: int, work_dir: str) -> None:
+@click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.option("--host", default="127.0.0.1")
+@click.option("--port", default=5050, type=click.IntRange(0, 65535))
+@click.option("--agents", default=LOCAL_AGENTS, type=click.IntRange(1, 1000))
+@click.option("--cpus", default=MESOS_CPUS, type=float)
+@click.option("--mem", "mem_bytes", default=MESOS_MEM, type=SIZE)
+@click.option("--work-dir", default="")
+@click.option("--help", "-h", "wants_help", is_flag=True)
+@click.argument("more", nargs=-1, type=click.UNPROCESSED)
+def mesos(
+    host: str,
+    port: int,
+    agents: int,
+    cpus: float,
+    mem_bytes: int,
+    work_dir: str,
+    wants_help: bool,
+    more: tuple[str, ...],
+) -> None:
     """Run the embedded Mesos alone: one master and N agents, for laptops and tests."""
     require_cluster_extra()
+    if wants_help:
+        from stoker.mesos.embedded.main import usage  # it needs what require_cluster_extra asks for
+
+        click.echo(usage(agents=LOCAL_AGENTS, cpus=MESOS_CPUS, mem=MESOS_MEM))
+        return
     work_dir = work_dir or tempfile.mkdtemp(prefix="stoker-mesos-")
     command = [
         sys.executable,
@@ -210,7 +268,7 @@ def mesos(host: str, port: int, agents: int, cpus: float, mem_bytes: int, work_d
         "--agents",
         str(agents),
     ]
-    _become([*command, "--cpus", str(cpus), "--mem", str(mem_bytes), "--work-dir", work_dir])
+    _become([*command, "--cpus", str(cpus), "--mem", str(mem_bytes), "--work-dir", work_dir, *more])
 
 
 def _become(command: list[str]) -> None:

@@ -16,6 +16,7 @@ from stoker.framework.cli.common import api_command
 from stoker.framework.cli.output import Output, count, fail
 
 BLOCKS_SHOWN_MAX = 32
+AGENTS_SHOWN_MAX = 20
 
 
 @click.command()
@@ -60,6 +61,39 @@ def _explain_offers(client: Client, output: Output) -> None:
         output.json({"offers": offers})
         return
     output.table("", OFFER_COLUMNS, offer_rows(offers, wall_ms=int(time.time() * 1000)))
+    checked = latest_checks(offers)
+    if checked:
+        rows = [row for offer in checked[:AGENTS_SHOWN_MAX] for row in check_rows(offer)]
+        output.table("requirement by requirement, of each agent's newest offer", CHECK_COLUMNS, rows)
+    if len(checked) > AGENTS_SHOWN_MAX:
+        output.say(f"and {len(checked) - AGENTS_SHOWN_MAX:,} more agents (--json shows all)")
+
+
+CHECK_COLUMNS = ["AGENT", "DECISION", "REQUIREMENT", "", "WANTED", "OFFERED"]
+
+
+def latest_checks(offers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return of each agent and role the newest offer that was checked; what came nearest to an executor first."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for offer in offers:
+        if offer["checks"]:
+            newest.setdefault((offer["agent_id"], offer["role"]), offer)
+    return sorted(newest.values(), key=lambda offer: sum(not check["passed"] for check in offer["checks"]))
+
+
+def check_rows(offer: Mapping[str, Any]) -> list[list[Any]]:
+    """Return a row a requirement; the agent stands in the first."""
+    return [
+        [
+            f"{offer['agent_id']} ({offer['hostname']})" if index == 0 else "",
+            offer["decision"] if index == 0 else "",
+            check["requirement"],
+            "PASS" if check["passed"] else "FAIL",
+            check["wanted"],
+            check["offered"],
+        ]
+        for index, check in enumerate(offer["checks"])
+    ]
 
 
 def _explain_blocks(client: Client, output: Output, name: str, path: str) -> None:

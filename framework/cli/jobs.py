@@ -64,8 +64,13 @@ def _run(client: Client, output: Output, job: dict[str, Any], *, wait: bool) -> 
     else:
         output.result(
             job,
-            f"job {job['id']}: {job['kind']} {job['dataset']} {job['state']}; follow it with `stoker job wait {job['id']}`",
+            f"job {job['id']}: {job['kind']} {subject(job)} {job['state']}; follow it with `stoker job wait {job['id']}`",
         )
+
+
+def subject(job: dict[str, Any]) -> str:
+    """Return what the job is about: its dataset, or the agent that it drains."""
+    return str(job["dataset"] or job["agent"])
 
 
 def finish(client: Client, output: Output, job: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def finish(client: Client, output: Output, job: dict[str, Any]) -> dict[str, Any
 
 def follow(client: Client, output: Output, job: dict[str, Any]) -> dict[str, Any]:
     """Return the job's view once it is final; progress meanwhile."""
-    bar = JobProgress(output, f"{job['kind']} {job['dataset']}")
+    bar = JobProgress(output, f"{job['kind']} {subject(job)}")
     try:
         while True:
             progress, final = job["progress"], job["state"] in FINAL
@@ -112,7 +117,7 @@ def follow(client: Client, output: Output, job: dict[str, Any]) -> dict[str, Any
 
 def _print_outcome(output: Output, job: dict[str, Any]) -> None:
     progress = job["progress"]
-    what = f"job {job['id']}: {job['kind']} {job['dataset']} {job['state']}"
+    what = f"job {job['id']}: {job['kind']} {subject(job)} {job['state']}"
     if job["finished_ms"] is None:
         output.say(f"{what}, {progress_detail(progress)}")
     else:
@@ -140,7 +145,7 @@ def list_jobs(client: Client, output: Output) -> None:
         output.json({"jobs": jobs})
         return
     rows = [
-        [j["id"], j["kind"], j["dataset"], j["state"], progress_detail(j["progress"]), j["error_count"]]
+        [j["id"], j["kind"], subject(j), j["state"], progress_detail(j["progress"]), j["error_count"]]
         for j in jobs
     ]
     output.table("", ["ID", "KIND", "DATASET", "STATE", "PROGRESS", "ERRORS>"], rows)

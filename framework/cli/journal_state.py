@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from stoker.executor.manifest import ManifestError, part_digests
 from stoker.framework.core import invariants
 from stoker.framework.core.catalog import Catalog
-from stoker.framework.core.codec import CodecError, decode_entry, named
+from stoker.framework.core.codec import CodecError, NewerError, decode_entry, named
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.model import Settings
 from stoker.framework.snapshots import decode_snapshot
@@ -78,7 +78,7 @@ class _located:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, CodecError):
-            raise (TooNew if "newer" in str(error) else Corrupt)(f"{self._where}: {error}") from error
+            raise (TooNew if isinstance(error, NewerError) else Corrupt)(f"{self._where}: {error}") from error
         if isinstance(error, AssertionError | KeyError | TypeError | ValueError):
             raise Corrupt(f"{self._where} does not follow from what is before it: {error!r}") from error
 

@@ -104,6 +104,7 @@ class LocalCluster:
         command += ["--agents", str(self.spec.agents), "--cpus", "2", "--mem", str(agent_mem)]
         command += ["--hostnames", ",".join(agent_addresses(self.spec.agents, os.getpid()))]
         command += ["--work-dir", str(self.spec.state / "mesos"), "--recovery-timeout", "10"]
+        command += ["--recover", "cleanup"]  # a cluster starts clean: what a killed one left is ended
         child = self._spawn("mesos", command, stdout=subprocess.PIPE)
         assert child.stdout is not None
         os.set_blocking(child.stdout.fileno(), False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from stoker.framework.cli import clusters, datasets, demo, explain, fleet, jobs, journal
+from stoker.framework.cli import bundle, clusters, datasets, demo, explain, fleet, jobs, journal, leaving
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -18,6 +18,7 @@ def main() -> None:
 
 
 for command in (
+    bundle.bundle,
     clusters.local,
     clusters.mesos,
     clusters.scheduler,
@@ -29,5 +30,7 @@ for command in (
     jobs.job,
     jobs.load,
     journal.journal,
+    leaving.drain,
+    leaving.uninstall,
 ):
     main.add_command(command)

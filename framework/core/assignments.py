@@ -10,6 +10,7 @@ from __future__ import annotations
 from stoker.executor.messages import Assignment, DatasetAssignment
 from stoker.framework.core.catalog import Catalog, Dataset
 from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.spares import Hints
 
 
 def assignment_version(catalog: Catalog, fleet: Fleet) -> int:
@@ -35,14 +36,14 @@ def build_assignment(catalog: Catalog, fleet: Fleet) -> Assignment:
         residency_complete=fleet.residency_complete,
         slots=tuple(fleet.address(catalog, slot.slot_id) for slot in catalog.slot_order()),
         datasets=tuple(
-            _dataset_assignment(catalog, dataset)
+            _dataset_assignment(catalog, dataset, fleet.spares.of(dataset.dataset_id))
             for dataset in catalog.datasets.values()
             if dataset.current is not None
         ),
     )
 
 
-def _dataset_assignment(catalog: Catalog, dataset: Dataset) -> DatasetAssignment:
+def _dataset_assignment(catalog: Catalog, dataset: Dataset, hints: Hints) -> DatasetAssignment:
     current = dataset.current
     assert current is not None
     return DatasetAssignment(
@@ -62,4 +63,7 @@ def _dataset_assignment(catalog: Catalog, dataset: Dataset) -> DatasetAssignment
         wanted=dataset.rules,
         wanted_version=dataset.wanted_version,
         allotment_bytes=0,
+        tier=dataset.tier,
+        spares=hints.spares,
+        kept=hints.kept,
     )

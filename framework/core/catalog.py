@@ -11,16 +11,18 @@ Ids are counted here and never used again, also not after a removal.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from stoker.framework.core import entries as e
-from stoker.framework.core.codec import CodecError, plain, reader
+from stoker.framework.core.codec import CodecError, NewerError, plain, reader
+from stoker.framework.core.departures import DepartureEntry, Drain, Uninstall, apply_departure
 from stoker.framework.core.homes import Homes
 from stoker.framework.core.rules import Rules, loosely_merged, normalise_rules, wishes
-from stoker.framework.model import DatasetState, FileError, FleetSpec, JobKind, JobState, Manifested
+from stoker.framework.core.volumes import Volume, VolumeEntry, Volumes
+from stoker.framework.model import DatasetState, FileError, FleetSpec, JobKind, JobState, Manifested, Tier
 
 SNAPSHOT_FORMAT = 1
 SLOTS_GONE_MAX = (
@@ -33,6 +35,12 @@ BASE_RULES_LOOSE_MAX = 16  # rules of forgotten jobs that a dataset keeps before
 
 Launch = e.LaunchPlanned
 
+# Entries as bare tuples: of WantedSet, JobCreated, JobStarted, JobFinished.
+_Wanted = tuple[int, int, Rules, int]
+_Asked = tuple[str, str, int, str, tuple[str, ...], str, str, bool, int, int, int, int, int]
+_Started = tuple[str, int]
+_Finished = tuple[str, str, int, int, int, tuple[FileError, ...], str, int]
+
 
 class Slot(NamedTuple):
     """A wanted executor's place. `launch_id` 0: nothing is launched for it now; the rest is about its newest launch."""
@@ -44,6 +52,11 @@ class Slot(NamedTuple):
     ended_count: int = 0
     ended_reason: str = ""
     ended_wall_ms: int = 0
+    disk_bytes: int = 0
+
+    def tier_bytes(self, tier: str) -> int:
+        """Return the slot's capacity of a tier; 0: it has none."""
+        return self.disk_bytes if tier == Tier.SSD else self.mem_bytes
 
 
 class Dataset(NamedTuple):
@@ -104,7 +117,8 @@ class Job(NamedTuple):
     @property
     def wishes(self) -> Rules:
         """Return what it adds to what is wanted of its dataset; nothing once it is cancelled."""
-        return () if self.state is JobState.CANCELLED else wishes(self.kind == JobKind.LOAD, self.paths)
+        is_wanted = _WISHES.get(self.kind)
+        return () if is_wanted is None or self.state is _CANCELLED else wishes(is_wanted, self.paths)
 
 
 class Catalog:
@@ -114,6 +128,8 @@ class Catalog:
 
         slots           instances_max; slots_out: those, and SLOTS_GONE_MAX that are gone
         launches        one a slot: an ended one is forgotten at once, its slot keeps why
+        volumes         one a slot, and those that were given up: as many as agents have them
+        drains          DRAINS_MAX
         datasets        datasets_max, with versions_kept versions, and wanted_rules_max rules for as long as nothing is
                         cancelled (then those of the jobs that are left); a removed one leaves its name: names_removed
         names_removed   NAMES_REMOVED_MAX
@@ -133,11 +149,15 @@ class Catalog:
         self.slots: dict[int, Slot] = {}
         self.slots_out: dict[int, int] = {}  # slot id: bytes; removed or out of placement, oldest first
         self.launches: dict[int, Launch] = {}  # those not ended
+        self.volumes = Volumes()
+        self.drains: dict[str, Drain] = {}  # by agent id
+        self.uninstall: Uninstall | None = None
         self.datasets: dict[int, Dataset] = {}
         self.names_removed: dict[str, int] = {}  # of datasets that could be read once: their ids
         self.jobs: dict[str, Job] = {}  # oldest first
         self.slot_id_next = 1
         self.launch_id_next = 1
+        self.volume_id_next = 1
         self.dataset_id_next = 1
         self.job_number_next = 1
         self.generation_min = 1  # of what is listed from now on
@@ -153,7 +173,7 @@ class Catalog:
 
     def apply(self, entry: e.Entry) -> None:
         """Change the state as `entry` says; `entry` was decided on exactly this state."""
-        _APPLY[type(entry)](self, entry)
+        APPLY[type(entry)](self, entry)
 
     def copy(self) -> Catalog:
         """Return this state as it is now, for who reads it elsewhere while this one goes on.
@@ -170,6 +190,7 @@ class Catalog:
         state: dict[str, Any] = {"format": SNAPSHOT_FORMAT}
         state |= {name: getattr(self, name) for name in _SCALARS}
         state["fleet"] = None if self.fleet is None else plain(self.fleet)
+        state["uninstall"] = self.uninstall
         state["slots_out"] = list(self.slots_out.items())
         state["names_removed"] = list(self.names_removed.items())
         state |= {name: list(getattr(self, name).values()) for name in _TABLES}
@@ -184,7 +205,7 @@ class Catalog:
         if not isinstance(state, dict) or not isinstance(state.get("format"), int):
             raise CodecError("the snapshot is not a catalog's")
         if state["format"] > SNAPSHOT_FORMAT:
-            raise CodecError(
+            raise NewerError(
                 f"the snapshot has format {state['format']}, this version of Stoker reads up to {SNAPSHOT_FORMAT}: "
                 "it was written by a newer one; run that"
             )
@@ -193,6 +214,8 @@ class Catalog:
             setattr(catalog, name, state.get(name, getattr(catalog, name)))
         fleet = state.get("fleet")
         catalog.fleet = None if fleet is None else reader(FleetSpec)(fleet)
+        uninstall = state.get("uninstall")
+        catalog.uninstall = None if uninstall is None else reader(Uninstall)(uninstall)
         catalog.slots_out = {int(slot): int(size) for slot, size in state.get("slots_out", ())}
         catalog.names_removed = {str(name): int(i) for name, i in state.get("names_removed", ())}
         for name, (value_type, key) in _TABLES.items():
@@ -285,6 +308,7 @@ class Catalog:
         self._agents = {launch.agent_id: launch.launch_id for launch in self.launches.values()}
         self._keys = {job.key: job.job_id for job in self.jobs.values() if job.key}
         self._active = {job.job_id for job in self.jobs.values() if not job.state.is_final}
+        self.volumes = Volumes(self.volumes)
         self._slots_in = None
         self._homes = Homes()
 
@@ -326,12 +350,13 @@ class Catalog:
     def _slot_added(self, entry: e.SlotAdded) -> None:
         assert entry.slot_id >= self.slot_id_next
         self.slot_id_next = entry.slot_id + 1
-        self.slots[entry.slot_id] = Slot(entry.slot_id, entry.mem_bytes)
+        self.slots[entry.slot_id] = Slot(entry.slot_id, entry.mem_bytes, disk_bytes=entry.disk_bytes)
         self._slots_changed()
         self._changed(placement=True, launches=True)
 
     def _slot_resized(self, entry: e.SlotResized) -> None:
-        self.slots[entry.slot_id] = self.slots[entry.slot_id]._replace(mem_bytes=entry.mem_bytes)
+        slot = self.slots[entry.slot_id]
+        self.slots[slot.slot_id] = slot._replace(mem_bytes=entry.mem_bytes, disk_bytes=entry.disk_bytes)
         if entry.slot_id in self.slots_out:
             self.slots_out[entry.slot_id] = entry.mem_bytes
         self._slots_changed()
@@ -347,7 +372,7 @@ class Catalog:
 
     def _slot_removed(self, entry: e.SlotRemoved) -> None:
         slot = self.slots.pop(entry.slot_id)
-        assert slot.launch_id == 0, "its launch ends first"
+        assert slot.launch_id == 0 and self.volumes.of_slot(slot.slot_id) is None, "both end first"
         self.slots_out.setdefault(slot.slot_id, slot.mem_bytes)
         gone = [slot_id for slot_id in self.slots_out if slot_id not in self.slots]
         for slot_id in gone[: max(0, len(gone) - SLOTS_GONE_MAX)]:
@@ -381,6 +406,16 @@ class Catalog:
         self._saw(entry.wall_ms)
         self._changed(launches=True)
 
+    def _volume_changed(self, entry: VolumeEntry) -> None:
+        self.volumes.apply(entry)
+        if isinstance(entry, e.VolumePlanned):
+            self.volume_id_next = entry.volume_id + 1
+            self._saw(entry.wall_ms)
+
+    def _departed(self, entry: DepartureEntry) -> None:
+        self.uninstall = apply_departure(self.drains, self.uninstall, entry)
+        self._saw(getattr(entry, "wall_ms", 0))
+
     def _dataset_added(self, entry: e.DatasetAdded) -> None:
         assert entry.name not in self._names
         self.dataset_id_next = entry.dataset_id + 1
@@ -409,27 +444,36 @@ class Catalog:
             self.names_removed[dataset.name] = dataset.dataset_id
         self._changed(placement=True)
 
-    def _wanted_set(self, entry: e.WantedSet) -> None:
-        self.datasets[entry.dataset_id] = wanted_set(self.datasets[entry.dataset_id], entry)
+    # Most of a replay is these four, so they read an entry by its fields' places: a replay need not make one.
+
+    def _wanted_set(self, entry: _Wanted) -> None:
+        dataset_id = entry[0]
+        self.datasets[dataset_id] = wanted_set(self.datasets[dataset_id], entry)
         self.revision += 1
 
-    def _job_created(self, entry: e.JobCreated) -> None:
-        assert int(entry.job_id[1:]) == self.job_number_next, entry.job_id
+    def _job_created(self, entry: _Asked) -> None:
+        job_id, key, wall_ms = entry[0], entry[5], entry[12]
+        assert job_id == job_id_of(self.job_number_next), job_id
         self.job_number_next += 1
-        self.jobs[entry.job_id] = job_created(entry)
-        self._active.add(entry.job_id)
-        if entry.key:
-            self._keys[entry.key] = entry.job_id
-        self._saw(entry.wall_ms)
+        self.jobs[job_id] = job_created(entry)
+        self._active.add(job_id)
+        if key:
+            self._keys[key] = job_id
+        if wall_ms > self.wall_ms:
+            self.wall_ms = wall_ms
 
-    def _job_started(self, entry: e.JobStarted) -> None:
-        self.jobs[entry.job_id] = job_started(self.jobs[entry.job_id], entry)
-        self._saw(entry.wall_ms)
+    def _job_started(self, entry: _Started) -> None:
+        job_id, wall_ms = entry
+        self.jobs[job_id] = job_started(self.jobs[job_id], entry)
+        if wall_ms > self.wall_ms:
+            self.wall_ms = wall_ms
 
-    def _job_finished(self, entry: e.JobFinished) -> None:
-        self.jobs[entry.job_id] = job_finished(self.jobs[entry.job_id], entry)
-        self._active.discard(entry.job_id)
-        self._saw(entry.wall_ms)
+    def _job_finished(self, entry: _Finished) -> None:
+        job_id, wall_ms = entry[0], entry[7]
+        self.jobs[job_id] = job_finished(self.jobs[job_id], entry)
+        self._active.discard(job_id)
+        if wall_ms > self.wall_ms:
+            self.wall_ms = wall_ms
 
     def _journal_restored(self, entry: e.JournalRestored) -> None:
         for name in _COUNTERS:
@@ -438,54 +482,47 @@ class Catalog:
         self._saw(entry.wall_ms)
 
     def _jobs_forgotten(self, entry: e.JobsForgotten) -> None:
+        jobs, keys, datasets = self.jobs, self._keys, self.datasets
         base_rules: dict[int, Rules] = {}  # by dataset
         for job_id in entry.job_ids:
-            job = self.jobs.pop(job_id)
-            assert job.state.is_final, job_id
-            if job.key and self._keys.get(job.key) == job_id:
-                del self._keys[job.key]
-            dataset = self.datasets.get(job.dataset_id)
-            if dataset is not None:
-                before = base_rules.get(job.dataset_id, dataset.base_rules)
-                base_rules[job.dataset_id] = loosely_merged(before, job.wishes)
+            job = jobs.pop(job_id)
+            assert job.state in _FINAL, job_id
+            if keys.get(job.key) == job_id:
+                del keys[job.key]
+            dataset_id, more = job.dataset_id, job.wishes
+            if more and dataset_id in datasets:
+                before = base_rules.get(dataset_id)
+                if before is None:
+                    before = datasets[dataset_id].base_rules
+                base_rules[dataset_id] = loosely_merged(before, more)
         for dataset_id, rules in base_rules.items():
             if len(rules) > BASE_RULES_LOOSE_MAX:
                 rules = normalise_rules(rules)
-            self.datasets[dataset_id] = _spliced(self.datasets[dataset_id], _BASE_RULES, rules)
+            dataset = datasets[dataset_id]
+            if rules != dataset.base_rules:
+                datasets[dataset_id] = _spliced(dataset, _BASE_RULES, (rules,))
 
 
-_SCALARS = (
-    "cluster",
-    "name",
-    "epoch",
-    "master",
-    "framework_id",
-    "slot_id_next",
-    "launch_id_next",
-    "dataset_id_next",
-    "job_number_next",
-    "generation_min",
-    "wall_ms",
-    "placement_version",
-    "revision",
-    "launch_revision",
-)
 _COUNTERS = (
     "slot_id_next",
     "launch_id_next",
+    "volume_id_next",
     "dataset_id_next",
     "job_number_next",
     "placement_version",
     "revision",
     "launch_revision",
 )
+_SCALARS = ("cluster", "name", "epoch", "master", "framework_id", "generation_min", "wall_ms", *_COUNTERS)
 _TABLES: dict[str, tuple[Any, str]] = {
     "slots": (Slot, "slot_id"),
     "launches": (Launch, "launch_id"),
+    "volumes": (Volume, "volume_id"),
+    "drains": (Drain, "agent_id"),
     "datasets": (Dataset, "dataset_id"),
     "jobs": (Job, "job_id"),
 }
-_APPLY: dict[type[Any], Callable[[Catalog, Any], None]] = {
+APPLY: dict[type[Any], Callable[[Catalog, Any], None]] = {
     e.ClusterCreated: Catalog._cluster_created,
     e.EpochBegan: Catalog._epoch_began,
     e.FrameworkRegistered: Catalog._framework_registered,
@@ -496,6 +533,8 @@ _APPLY: dict[type[Any], Callable[[Catalog, Any], None]] = {
     e.SlotRemoved: Catalog._slot_removed,
     e.LaunchPlanned: Catalog._launch_planned,
     e.LaunchEnded: Catalog._launch_ended,
+    **dict.fromkeys(get_args(VolumeEntry), Catalog._volume_changed),
+    **dict.fromkeys(get_args(DepartureEntry), Catalog._departed),
     e.DatasetAdded: Catalog._dataset_added,
     e.ListingBegan: Catalog._listing_began,
     e.DatasetListed: Catalog._dataset_listed,
@@ -509,6 +548,7 @@ _APPLY: dict[type[Any], Callable[[Catalog, Any], None]] = {
     e.JobsForgotten: Catalog._jobs_forgotten,
     e.JournalRestored: Catalog._journal_restored,
 }
+BY_PLACE = frozenset({e.WantedSet, e.JobCreated, e.JobStarted, e.JobFinished})  # APPLY takes bare tuples too
 
 
 def job_id_of(number: int) -> str:
@@ -555,31 +595,32 @@ def dataset_changed(dataset: Dataset, entry: e.DatasetChanged) -> Dataset:
     return dataset._replace(replicas=entry.replicas, policy=entry.policy, priority=entry.priority)
 
 
-def wanted_set(dataset: Dataset, entry: e.WantedSet) -> Dataset:
-    return _spliced(dataset, _WANTED, entry.wanted_version, entry.rules, entry.block_count)
+def wanted_set(dataset: Dataset, entry: _Wanted) -> Dataset:
+    return _spliced(dataset, _WANTED, entry[1:])
 
 
-def _spliced(dataset: Dataset, place: int, *values: Any) -> Dataset:
+def _spliced(dataset: Dataset, place: int, values: tuple[Any, ...]) -> Dataset:
     """Return the dataset with these values from `place` on: as `_replace`, in half the time."""
-    return tuple.__new__(Dataset, (*dataset[:place], *values, *dataset[place + len(values) :]))
+    return tuple.__new__(Dataset, dataset[:place] + values + dataset[place + len(values) :])
 
 
 _WANTED = Dataset._fields.index("wanted_version")
 _BASE_RULES = Dataset._fields.index("base_rules")
 assert Dataset._fields[_WANTED : _WANTED + 3] == ("wanted_version", "rules", "wanted_block_count")
+assert e.WantedSet._fields[1:] == ("wanted_version", "rules", "block_count")
 
 
-def job_created(entry: e.JobCreated) -> Job:
-    return tuple.__new__(Job, (*entry, *_NOT_STARTED))
+def job_created(entry: _Asked) -> Job:
+    return tuple.__new__(Job, entry + _NOT_STARTED)
 
 
-def job_started(job: Job, entry: e.JobStarted) -> Job:
-    return tuple.__new__(Job, (*job[:_ASKED], JobState.RUNNING, entry.wall_ms, *_NOT_STARTED[2:]))
+def job_started(job: Job, entry: _Started) -> Job:
+    return tuple.__new__(Job, job[:_ASKED] + (_RUNNING, entry[1]) + _NOT_STARTED[2:])
 
 
-def job_finished(job: Job, entry: e.JobFinished) -> Job:
-    state = _STATES[entry.state]
-    return tuple.__new__(Job, (*job[:_ASKED], state, job.started_ms, entry.wall_ms, *entry[2:-1]))
+def job_finished(job: Job, entry: _Finished) -> Job:
+    _, state, *_, wall_ms = entry
+    return tuple.__new__(Job, job[:_ASKED] + (_STATES[state], job.started_ms, wall_ms) + entry[2:7])
 
 
 # A job is what was asked, then how it went, then what came of it. Most of a replay is making jobs, so they are put
@@ -587,5 +628,8 @@ def job_finished(job: Job, entry: e.JobFinished) -> Job:
 _ASKED = len(e.JobCreated._fields)
 _NOT_STARTED: tuple[Any, ...] = tuple(Job._field_defaults.values())
 _STATES = {state.value: state for state in JobState}
+_FINAL = frozenset(state for state in JobState if state.is_final)
+_RUNNING, _CANCELLED = JobState.RUNNING, JobState.CANCELLED  # an enum is slow to look a member up
+_WISHES = {JobKind.LOAD.value: True, JobKind.FREE.value: False}
 assert Job._fields[: _ASKED - 1] == e.JobCreated._fields[:-1] and Job._fields[_ASKED - 1] == "created_ms"
 assert Job._fields[_ASKED:] == ("state", "started_ms", "finished_ms", *e.JobFinished._fields[2:-1])

@@ -47,6 +47,16 @@ def dataset_requested(
     existing = catalog.dataset_named(event.name)
     if existing is not None:
         return _added_again(catalog, fleet, stamp, event, existing, dataset_added(entry), settings)
+    if event.tier == Tier.SSD and not (catalog.fleet and catalog.fleet.disk_bytes):
+        return refuse(
+            event.reply_id,
+            Refusal(
+                409,
+                "does_not_fit",
+                f"dataset {event.name!r} is to be on SSD, and the fleet's executors have no SSD tier",
+                "give them one: stoker fleet set --disk 100GiB; or leave the tier out, for memory",
+            ),
+        )
     if len(catalog.datasets) >= settings.datasets_max:
         return refuse(
             event.reply_id,
@@ -168,7 +178,10 @@ def converge(catalog: Catalog, fleet: Fleet, settings: Settings) -> Frame:
 def start_listing(catalog: Catalog, fleet: Fleet, dataset: Dataset) -> StartListing:
     """Return the action for the dataset's listing as it is promised."""
     current = dataset.current
-    slot_bytes = catalog.fleet.mem_bytes if catalog.fleet else SLOT_BYTES_DEFAULT
+    slot_bytes = SLOT_BYTES_DEFAULT
+    if catalog.fleet is not None:
+        is_on_disk = dataset.tier == Tier.SSD and catalog.fleet.disk_bytes
+        slot_bytes = catalog.fleet.disk_bytes if is_on_disk else catalog.fleet.mem_bytes
     return StartListing(
         dataset_id=dataset.dataset_id,
         attempt=dataset.attempt,

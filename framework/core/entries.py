@@ -34,6 +34,7 @@ class FleetSet(NamedTuple):
 class SlotAdded(NamedTuple):
     slot_id: int
     mem_bytes: int
+    disk_bytes: int = 0
 
 
 class SlotResized(NamedTuple):
@@ -41,6 +42,7 @@ class SlotResized(NamedTuple):
 
     slot_id: int
     mem_bytes: int
+    disk_bytes: int = 0
 
 
 class SlotMarked(NamedTuple):
@@ -70,11 +72,102 @@ class LaunchPlanned(NamedTuple):
     cpus_milli: int
     epoch: int
     wall_ms: int
+    volume_id: int = 0  # 0: without an SSD tier
+    disk_bytes: int = 0
+    role: str = "*"  # of the offers that it was launched on
+    attributes: tuple[tuple[str, str], ...] = ()  # of its agent, @region and @zone too: for constraints
 
 
 class LaunchEnded(NamedTuple):
     launch_id: int
     reason: str
+    wall_ms: int
+
+
+class VolumePlanned(NamedTuple):
+    """In the frame of its first launch: a persistent volume is to be made. No id is ever used again."""
+
+    volume_id: int
+    slot_id: int
+    agent_id: str
+    hostname: str
+    role: str
+    disk_bytes: int
+    wall_ms: int
+
+
+class VolumeReady(NamedTuple):
+    """It exists: its operation finished, or it was seen in an offer."""
+
+    volume_id: int
+
+
+class VolumeFailed(NamedTuple):
+    """It does not exist: never made, or vanished. Forgotten; its slot gets another."""
+
+    volume_id: int
+    reason: str
+
+
+class VolumeReleased(NamedTuple):
+    """Its slot gave it up. It is kept, and another slot may adopt it."""
+
+    volume_id: int
+    reason: str
+
+
+class VolumeAdopted(NamedTuple):
+    volume_id: int
+    slot_id: int
+
+
+class VolumeDoomed(NamedTuple):
+    """Somebody asked for less: it is to be destroyed, and its disk given back."""
+
+    volume_id: int
+    reason: str
+
+
+class VolumeRemoved(NamedTuple):
+    """A doomed one is gone."""
+
+    volume_id: int
+
+
+class AgentDrainSet(NamedTuple):
+    """What only the executor on this agent holds moves away, then it is ended; nothing is launched there any more.
+
+    `cause`: "operator", who undoes it; or "maintenance", which goes with the window that ends at `until_wall_ms` (0: never).
+    """
+
+    agent_id: str
+    hostname: str
+    reason: str
+    until_wall_ms: int = 0
+    cause: str = "operator"
+
+
+class AgentDrainCleared(NamedTuple):
+    agent_id: str
+
+
+class UninstallBegan(NamedTuple):
+    """Nothing is launched any more; executors are ended, then volumes destroyed (unless kept), then the framework."""
+
+    keep_volumes: bool
+    wall_ms: int
+
+
+class TeardownPlanned(NamedTuple):
+    """Journaled before TEARDOWN. `left`: what could not be reached, in words."""
+
+    left: tuple[str, ...]
+    wall_ms: int
+
+
+class UninstallFinished(NamedTuple):
+    """Mesos knows the framework no more. This journal is only to be read from now on."""
+
     wall_ms: int
 
 
@@ -196,6 +289,18 @@ Entry = (
     | SlotRemoved
     | LaunchPlanned
     | LaunchEnded
+    | VolumePlanned
+    | VolumeReady
+    | VolumeFailed
+    | VolumeReleased
+    | VolumeAdopted
+    | VolumeDoomed
+    | VolumeRemoved
+    | AgentDrainSet
+    | AgentDrainCleared
+    | UninstallBegan
+    | TeardownPlanned
+    | UninstallFinished
     | DatasetAdded
     | ListingBegan
     | DatasetListed

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stoker.executor.messages import Heartbeat
-from stoker.framework.model import FleetSpec, Manifested, Offer, Selection, TaskStatus
+from stoker.framework.model import (
+    FleetSpec,
+    InverseOffer,
+    Manifested,
+    Offer,
+    OperationStatus,
+    Selection,
+    TaskStatus,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,33 @@ class ExecutorEnded:
 @dataclass(frozen=True, slots=True)
 class AgentRemoved:
     agent_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameworkRemoved:
+    """The master will not have our framework id any more, and the operator lets a new one take its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class TornDown:
+    """Mesos took the TEARDOWN, or knows the framework no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationUpdated:
+    """What became of a RESERVE, CREATE, DESTROY or UNRESERVE of ours."""
+
+    status: OperationStatus
+
+
+@dataclass(frozen=True, slots=True)
+class InverseOffersReceived:
+    offers: tuple[InverseOffer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InverseOfferRescinded:
+    offer_id: str
 
 
 # --- from executors and children
@@ -151,6 +186,31 @@ class JobRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """Drain an agent, named by its id or, where only one agent has it, its hostname. `key` as in JobRequested."""
+
+    reply_id: int
+    agent: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainUndoRequested:
+    """The agent may be used again; what is still on it belongs there again."""
+
+    reply_id: int
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class UninstallRequested:
+    """End everything that this cluster has on Mesos, and the framework. `keep_volumes`: the volumes stay, with their data."""
+
+    reply_id: int
+    keep_volumes: bool
+
+
+@dataclass(frozen=True, slots=True)
 class JobCancelRequested:
     reply_id: int
     job_id: str
@@ -193,6 +253,11 @@ Event = (
     | TaskUpdated
     | ExecutorEnded
     | AgentRemoved
+    | FrameworkRemoved
+    | TornDown
+    | OperationUpdated
+    | InverseOffersReceived
+    | InverseOfferRescinded
     | HeartbeatReceived
     | ListingProgressed
     | ListingFinished
@@ -202,6 +267,9 @@ Event = (
     | DatasetRemovalRequested
     | JobRequested
     | JobCancelRequested
+    | DrainRequested
+    | DrainUndoRequested
+    | UninstallRequested
     | FleetRequested
     | LeadershipBegan
     | Ticked

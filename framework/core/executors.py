@@ -12,7 +12,8 @@ from stoker.framework.core import events as ev
 from stoker.framework.core.actions import AnswerHeartbeat, Frame
 from stoker.framework.core.assignments import assignment_version, current_assignment
 from stoker.framework.core.catalog import Catalog
-from stoker.framework.core.fleet import Fleet, judge
+from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.judging import judge
 
 QUICK_INTERVAL_MS = 200  # while somebody waits for what executors do,
 LINGER_MS = 5_000  # and for a while longer: a load often follows a listing
@@ -36,8 +37,19 @@ def answer_heartbeat(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.
         schedulers=(),  # the loop fills in who schedules
         assignment=current_assignment(catalog, fleet) if _is_behind(catalog, fleet, heartbeat) else None,
         interval_ms=interval_ms(catalog, fleet, stamp.now_ms),
+        removed=tuple(key for key in heartbeat.unknown if was_removed(catalog, *key)),
     )
     return _answer(event, answer)
+
+
+def was_removed(catalog: Catalog, dataset_id: int, generation: int) -> bool:
+    """Return whether a dataset's generation is surely of no use to anybody any more. Not to be known is no proof."""
+    dataset = catalog.datasets.get(dataset_id)
+    if dataset is not None:
+        return dataset.current is not None and generation < dataset.current.generation
+    if catalog.generation_min == 1:  # no backup was restored: what was ever added is known, or was removed
+        return dataset_id < catalog.dataset_id_next
+    return dataset_id in catalog.names_removed.values()
 
 
 def interval_ms(catalog: Catalog, fleet: Fleet, now_ms: int) -> int:

@@ -17,7 +17,7 @@ from stoker.executor.messages import NO_HOME
 from stoker.executor.units import format_bytes
 from stoker.framework.core.catalog import Catalog, Dataset, Slot
 from stoker.framework.core.fleet import Fleet
-from stoker.framework.model import JobKind, Manifested, Selection
+from stoker.framework.model import JobKind, Manifested, Selection, Tier
 
 MEMORY_PAGE_BYTES = 4096
 
@@ -71,13 +71,13 @@ def make_plan(catalog: Catalog, fleet: Fleet, dataset: Dataset, kind: str, selec
     needs = _slot_bytes(homes, requested & wanted, current, len(slots))
     rest = _slot_bytes(homes, wanted & ~requested, current, len(slots))
     others = _others_bytes(catalog, dataset, len(slots))
-    capacity = np.array([_capacity_bytes(fleet, slot) for slot in slots], dtype=np.int64)
+    capacity = np.array([_capacity_bytes(fleet, slot, dataset.tier) for slot in slots], dtype=np.int64)
     free = np.maximum(0, capacity - rest - others)
     plans = tuple(
         SlotPlan(slot.slot_id, need, room)
         for slot, need, room in zip(slots, needs.tolist(), free.tolist(), strict=True)
     )
-    reason = _reason(plans) if kind == JobKind.LOAD else ""
+    reason = _reason(plans, dataset.tier) if kind == JobKind.LOAD else ""
     return Plan(
         fits=not reason,
         bytes=selection.requested_bytes,
@@ -105,10 +105,14 @@ def held_bytes(data_bytes: int) -> int:
     return -(-block_layout(data_bytes).file_bytes // MEMORY_PAGE_BYTES) * MEMORY_PAGE_BYTES
 
 
-def _capacity_bytes(fleet: Fleet, slot: Slot) -> int:
+def _capacity_bytes(fleet: Fleet, slot: Slot, tier: str) -> int:
     """Return what the slot's executor said it can hold (less than its tier: it reads through a part); else the tier."""
     seen = fleet.executors.get(slot.launch_id)
-    return slot.mem_bytes if seen is None else seen.heartbeat.capacity_bytes
+    if seen is None:
+        return slot.tier_bytes(tier)
+    if tier == Tier.SSD:
+        return 0 if seen.heartbeat.disk is None else seen.heartbeat.disk.capacity_bytes
+    return seen.heartbeat.capacity_bytes
 
 
 def _bits(bitmap: bytes, count: int) -> npt.NDArray[np.bool_]:
@@ -139,6 +143,8 @@ def _others_bytes(catalog: Catalog, dataset: Dataset, slot_count: int) -> _Ints:
         count = wanted_blocks(other)
         if other.dataset_id == dataset.dataset_id or not count or other.current is None:
             continue
+        if other.tier != dataset.tier:
+            continue
         size = count * min(
             held_bytes(other.current.block_bytes), held_bytes(max(1, other.current.address_bytes))
         )
@@ -146,9 +152,11 @@ def _others_bytes(catalog: Catalog, dataset: Dataset, slot_count: int) -> _Ints:
     return total.astype(np.int64)
 
 
-def _reason(plans: tuple[SlotPlan, ...]) -> str:
+def _reason(plans: tuple[SlotPlan, ...], tier: str) -> str:
     if not plans:
         return "there is no executor to hold anything: the fleet has no slots in placement"
+    if tier == Tier.SSD and not any(plan.bytes or plan.free_bytes for plan in plans):
+        return "there is no executor with room on an SSD tier: give the fleet one (stoker fleet set --disk 100GiB)"
     short = [plan for plan in plans if plan.bytes > plan.free_bytes]
     if not short:
         return ""

@@ -10,7 +10,6 @@ and to let the slot's back-off begin.
 
 from __future__ import annotations
 
-import hmac
 from collections import deque
 from dataclasses import dataclass, field, replace
 
@@ -18,8 +17,13 @@ from stoker.executor.messages import Assignment, Heartbeat, Residency, SlotAddre
 from stoker.framework.core import actions as a
 from stoker.framework.core import events as ev
 from stoker.framework.core.catalog import Catalog, Job, Launch
+from stoker.framework.core.judging import judge, proof_of_newer_journal
+from stoker.framework.core.moves import Moves
 from stoker.framework.core.progress import job_progress
 from stoker.framework.core.reports import Reports
+from stoker.framework.core.sightings import Sightings
+from stoker.framework.core.spares import Spares
+from stoker.framework.core.windows import Windows
 from stoker.framework.model import Manifested, Offer, Selection, Settings, TaskStatus
 
 AGENTS_MAX = 20_000  # remembered, the longest unseen are forgotten
@@ -31,6 +35,8 @@ RATE_SAMPLES_MAX = 64
 TERMINAL_STATES = frozenset(
     "TASK_" + s for s in "FINISHED FAILED KILLED LOST ERROR DROPPED GONE GONE_BY_OPERATOR UNKNOWN".split()
 )
+
+AGENT_DRAINING = "REASON_AGENT_DRAINING"
 
 
 @dataclass(slots=True)
@@ -62,6 +68,9 @@ class LaunchSeen:
     is_inherited: bool  # of an earlier leadership
     task_state: str = ""
     task_reason: str = ""
+    is_moved: bool = False  # Mesos drains its agent
+    shutdown_tries: int = 0  # its executor is silent, and was told to end
+    shutdown_next_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -108,14 +117,6 @@ class Listed:
     manifested: Manifested
 
 
-@dataclass(frozen=True, slots=True)
-class OfferDecision:
-    offer: Offer
-    decision: str  # "accepted" or "declined"
-    reason: str
-    wall_ms: int
-
-
 class Fleet:
     """All observed state of one leadership. Read it freely; it changes by `observe` and `apply` alone.
 
@@ -139,9 +140,11 @@ class Fleet:
         self.subscribed = False
         self.framework_id = ""
         self.master_id = ""
+        self.master_since_ms = 0  # this master is known here
         self.offers: dict[str, Offer] = {}
         self.agents: dict[str, AgentSeen] = {}
-        self.decisions: deque[OfferDecision] = deque(maxlen=settings.offers_kept_max)
+        self.sightings = Sightings(settings)
+        self.decisions = self.sightings.decisions
         self.suppressed = False
         self.revived_ms = 0
         self.revive_delay_ms = settings.revive_interval_ms_min
@@ -165,6 +168,12 @@ class Fleet:
         ] = {}  # by (dataset id, wanted version that it led to)
         self.rates: dict[str, deque[tuple[int, int]]] = {}  # job id: (now_ms, bytes done)
         self.reports: dict[int, Reports] = {}  # by dataset id: remembered work; of those with active jobs
+        self.moves = Moves()
+        self.spares = Spares()
+        self.windows = Windows(settings)
+        self.teardown_next_ms = 0
+        self._clearing_since_ms: int | None = None
+        self._drain_count = 0
 
         self.awaited_ms = -(2**63)  # when somebody last waited for what executors do
 
@@ -182,7 +191,7 @@ class Fleet:
         changed_ms = self._pass_time(stamp)
         if self.listed:
             self._drop_listed(catalog)
-        if catalog.has_active_jobs or self.listings or self.listed:
+        if catalog.has_active_jobs or self.listings or self.listed or catalog.drains:
             self.awaited_ms = stamp.now_ms
         if not isinstance(event, ev.LeadershipBegan):
             self._follow(changed_ms, catalog)
@@ -196,12 +205,17 @@ class Fleet:
             case ev.Disconnected():
                 self.subscribed = False
                 self.offers.clear()
+                self.windows.disconnected()
             case ev.OffersReceived():
-                self._offers(event)
+                self._offers(stamp, event, catalog)
             case ev.OfferRescinded():
                 self.offers.pop(event.offer_id, None)
+            case ev.InverseOffersReceived():
+                self.windows.asked(event.offers)
+            case ev.InverseOfferRescinded():
+                self.windows.rescinded(event.offer_id, stamp.now_ms)
             case ev.TaskUpdated():
-                self._task(event.status, catalog)
+                self._task(stamp, event.status, catalog)
             case ev.ExecutorEnded():
                 self.endings.pop(event.executor_id, None)
             case ev.AgentRemoved():
@@ -210,21 +224,31 @@ class Fleet:
                 self._listing(event, catalog)
             case ev.JobRequested():
                 self._selection(event, catalog)
+            case ev.FleetRequested():
+                self.revive_delay_ms = self.settings.revive_interval_ms_min
+                self.sightings.nearest.clear()
             case ev.Ticked():
                 self._ticked(stamp, catalog)
             case _:
                 pass
+        self.spares.follow(catalog, self, stamp.now_ms)  # last: what it sees is complete
 
     def apply(self, stamp: ev.Stamp, action: a.Action) -> None:
         """Count the action as done: the offer is spent, the call was made."""
         now_ms = stamp.now_ms
         match action:
-            case a.Accept():
-                self._spend(stamp, action.offer_ids, "accepted", f"launches slot {action.launch.slot_id}")
-            case a.Decline():
-                self._spend(stamp, action.offer_ids, "declined", action.reason)
+            case (
+                a.Accept() | a.DestroyVolume() | a.Decline() | a.ReconcileOperations() | a.UpdateFramework()
+            ):
+                self.sightings.apply(stamp, action, self.offers)
             case a.Kill():
                 self._killed(now_ms, action)
+            case a.AcceptInverse() | a.DeclineInverse():
+                self.windows.answered(action.offer_ids, action.refuse_ms, now_ms)
+            case a.Teardown():
+                self.teardown_next_ms = now_ms + self.settings.kill_retry_ms
+            case a.ShutdownExecutor() if action.launch_id:
+                self._told_to_end(now_ms, action.launch_id)
             case a.Reconcile(tasks=()):
                 self.implicit_next_ms = now_ms + self.settings.reconcile_interval_ms
             case a.Reconcile():
@@ -253,7 +277,25 @@ class Fleet:
             next_ms = now_ms + self.settings.kill_retry_ms * 2 ** (tries - 1)
             self.endings[action.task_id] = Ending(action.agent_id, next_ms, tries, since_ms)
 
+    def _told_to_end(self, now_ms: int, launch_id: int) -> None:
+        seen = self.launches[launch_id]
+        delay_ms = self.settings.kill_retry_ms * 2 ** min(seen.shutdown_tries, self.settings.kill_tries_max)
+        seen.shutdown_tries, seen.shutdown_next_ms = seen.shutdown_tries + 1, now_ms + delay_ms
+
     # --- questions
+
+    def clearing_ms(self, now_ms: int) -> int:
+        """Return for how long this leadership has been ending what is there, with Mesos at hand when it was looked last."""
+        return 0 if self._clearing_since_ms is None else now_ms - self._clearing_since_ms
+
+    def believes(self, status: TaskStatus, catalog: Catalog, now_ms: int) -> bool:
+        """Return whether Mesos knows what it says: a new master has not heard of the tasks of agents that are still to come."""
+        if status.state != "TASK_UNKNOWN":
+            return True
+        launch = catalog.launch_of_task(status.task_id)
+        seen = None if launch is None else self.executors.get(launch.launch_id)
+        is_heard = seen is not None and self.silent_ms(seen, now_ms) <= self.settings.heartbeat_timeout_ms
+        return not is_heard and now_ms - self.master_since_ms >= self.settings.unknown_patience_ms
 
     def silent_ms(self, seen: ExecutorSeen, now_ms: int) -> int:
         """Return for how long the executor was not heard while this process could have heard it."""
@@ -313,6 +355,7 @@ class Fleet:
         assert len(event.seed) >= 16, "launches' secrets are derived from it"
         self.seed = event.seed
         self.began_ms = self._awake_ms = stamp.now_ms
+        self.sightings.began(catalog.fleet or event.fleet)
         self._awaited = set(catalog.launches)
         self.may_have_strays = catalog.launch_id_next - 1 > len(catalog.launches)
         self._follow(stamp.now_ms, catalog, is_inherited=True)
@@ -343,10 +386,15 @@ class Fleet:
         self._complete(now_ms)
 
     def _launch_ended(self, now_ms: int, launch_id: int, catalog: Catalog) -> None:
-        launch = self.launches.pop(launch_id).launch
+        gone = self.launches.pop(launch_id)
+        launch = gone.launch
         seen = self.executors.pop(launch_id, None)
         self.unanswered.pop(launch.task_id, None)
         if launch.slot_id not in catalog.slots:
+            return
+        self.revive_delay_ms = self.settings.revive_interval_ms_min
+        if gone.is_moved or launch.agent_id in catalog.drains:
+            self.backoffs.pop(launch.slot_id, None)  # it did not fail
             return
         backoff = self.backoffs.setdefault(launch.slot_id, BackOff())
         was_healthy = seen is not None and now_ms - seen.first_ms >= self.settings.flap_reset_ms
@@ -354,13 +402,19 @@ class Fleet:
         grown = min(2 * backoff.delay_ms, self.settings.relaunch_delay_ms_max)
         backoff.delay_ms = first if was_healthy or backoff.delay_ms == 0 else grown
         backoff.until_ms = now_ms + backoff.delay_ms
-        self.revive_delay_ms = self.settings.revive_interval_ms_min
 
     def _ticked(self, stamp: ev.Stamp, catalog: Catalog) -> None:
         self._complete(stamp.now_ms)
         if self._is_dirty:
             self._is_dirty = False
             self.revision += 1
+        if catalog.uninstall is not None and self.subscribed and self._clearing_since_ms is None:
+            self._clearing_since_ms = stamp.now_ms
+        if len(catalog.drains) != self._drain_count:
+            self._drain_count = len(catalog.drains)
+            self.revive_delay_ms = self.settings.revive_interval_ms_min  # an agent may be of use again
+        self.moves.look(catalog, self, stamp.now_ms)
+        self.revision += self.spares.forget(catalog, self, stamp.now_ms)
         jobs = catalog.active_jobs()
         for job in jobs:
             samples = self.rates.setdefault(job.job_id, deque(maxlen=RATE_SAMPLES_MAX))
@@ -377,8 +431,9 @@ class Fleet:
         active = {job.job_id for job in jobs}
         for job_id in [i for i in self.rates if i not in active]:
             del self.rates[job_id]
-        wanted = {(job.dataset_id, job.wanted_version) for job in jobs}
-        wanted |= {(job.dataset_id, catalog.datasets[job.dataset_id].wanted_version) for job in jobs}
+        of_datasets = [job for job in jobs if job.dataset_id in catalog.datasets]
+        wanted = {(job.dataset_id, job.wanted_version) for job in of_datasets}
+        wanted |= {(job.dataset_id, catalog.datasets[job.dataset_id].wanted_version) for job in of_datasets}
         for key in [k for k in self.selections if k not in wanted]:
             del self.selections[key]
         read = {job.dataset_id for job in jobs}
@@ -399,26 +454,36 @@ class Fleet:
 
     def _subscribed(self, stamp: ev.Stamp, event: ev.Subscribed, catalog: Catalog) -> None:
         self.subscribed = True
+        if event.master_id != self.master_id:
+            self.master_since_ms = stamp.now_ms
         self.framework_id, self.master_id = event.framework_id, event.master_id
         self.offers.clear()
         # A subscription without suppressed roles gets offers: it is as good as a REVIVE.
         self.suppressed, self.revived_ms = False, stamp.now_ms
         self.revive_delay_ms = self.settings.revive_interval_ms_min
+        self.sightings.subscribed(stamp.now_ms)
+        self.windows.subscribed(catalog.drains.values(), stamp.now_ms)
         self.unanswered = {launch.task_id: launch.agent_id for launch in catalog.launches.values()}
         self.reconcile_delay_ms = self.settings.reconcile_delay_ms_min
         self.reconcile_next_ms = self.implicit_next_ms = stamp.now_ms
 
-    def _offers(self, event: ev.OffersReceived) -> None:
+    def _offers(self, stamp: ev.Stamp, event: ev.OffersReceived, catalog: Catalog) -> None:
         if not self.subscribed:
             return  # of a stream that ended
+        self.windows.offered(event.offers, stamp.now_ms)
         for offer in event.offers:
             self.offers[offer.offer_id] = offer
             self.agents.pop(offer.agent_id, None)
             self.agents[offer.agent_id] = AgentSeen(offer.agent_id, offer.hostname, offer.attributes)
         while len(self.agents) > AGENTS_MAX:
             del self.agents[next(iter(self.agents))]
+        ending = {x.agent_id for x in self.endings.values()}
+        proof = self.sightings.take_offers(stamp.now_ms, self.offers, catalog, ending)
+        self.newer_journal = self.newer_journal or proof
 
-    def _task(self, status: TaskStatus, catalog: Catalog) -> None:
+    def _task(self, stamp: ev.Stamp, status: TaskStatus, catalog: Catalog) -> None:
+        if not self.believes(status, catalog, stamp.now_ms):
+            return  # asked again
         self.unanswered.pop(status.task_id, None)
         if status.state in TERMINAL_STATES:
             self.endings.pop(status.task_id, None)
@@ -427,17 +492,12 @@ class Fleet:
         if seen is not None:
             seen.task_state = status.state
             seen.task_reason = status.message or status.reason
+            seen.is_moved = status.reason == AGENT_DRAINING
 
     def _agent_removed(self, agent_id: str) -> None:
         self.agents.pop(agent_id, None)
         for offer_id in [o.offer_id for o in self.offers.values() if o.agent_id == agent_id]:
             del self.offers[offer_id]
-
-    def _spend(self, stamp: ev.Stamp, offer_ids: tuple[str, ...], decision: str, reason: str) -> None:
-        for offer_id in offer_ids:
-            offer = self.offers.pop(offer_id, None)
-            if offer is not None:
-                self.decisions.append(OfferDecision(offer, decision, reason, stamp.wall_ms))
 
     # --- executors and children
 
@@ -461,6 +521,7 @@ class Fleet:
         moved = last is None or _address(last.heartbeat) != _address(heartbeat)
         seen.needs_whole = not heartbeat.whole and (seen.needs_whole or not follows)
         seen.heard_ms = stamp.now_ms
+        self._lives(heartbeat.launch_id)
         seen.heartbeat = replace(heartbeat, datasets=())
         self._residency(stamp, seen, heartbeat, catalog, is_new=last is None)
         if not seen.needs_whole:
@@ -470,6 +531,11 @@ class Fleet:
             self.revision += 1
         elif moved:
             self._is_dirty = True
+
+    def _lives(self, launch_id: int) -> None:
+        launch = self.launches.get(launch_id)
+        if launch is not None and launch.shutdown_tries:
+            launch.shutdown_tries = launch.shutdown_next_ms = 0
 
     def _residency(
         self, stamp: ev.Stamp, seen: ExecutorSeen, heartbeat: Heartbeat, catalog: Catalog, *, is_new: bool
@@ -521,41 +587,6 @@ class Fleet:
         dataset = catalog.datasets.get(selection.dataset_id)
         if dataset is not None and dataset.wanted_version == selection.wanted_version:
             self.selections[selection.dataset_id, selection.wanted_version + 1] = selection
-
-
-def judge(catalog: Catalog, heartbeat: Heartbeat) -> str:
-    """Return "ok", "stale" (this launch has no place any more) or "unknown" (not ours to judge) for a heartbeat."""
-    if heartbeat.cluster != catalog.cluster or heartbeat.epoch_seen > catalog.epoch:
-        return "unknown"
-    launch = catalog.launches.get(heartbeat.launch_id)
-    if launch is None:
-        return "stale" if heartbeat.launch_id < catalog.launch_id_next else "unknown"
-    return "ok" if _is_of(launch, heartbeat) else "stale"
-
-
-def proof_of_newer_journal(catalog: Catalog, heartbeat: Heartbeat) -> str:
-    """Return what in the heartbeat tells that more was journaled than we know, or nothing.
-
-    Then another leads, or the journal went back in time (an older disk was put in its place). What it lacks may live:
-    nothing is ended or launched on its word.
-    """
-    if heartbeat.cluster != catalog.cluster:
-        return ""
-    if heartbeat.launch_id >= catalog.launch_id_next:
-        return (
-            f"an executor is of launch {heartbeat.launch_id}, this journal knows none "
-            f"after {catalog.launch_id_next - 1}"
-        )
-    launch = catalog.launches.get(heartbeat.launch_id)
-    if heartbeat.epoch_seen <= catalog.epoch or not (launch is None or _is_of(launch, heartbeat)):
-        return ""
-    return f"an executor has seen epoch {heartbeat.epoch_seen}, this journal is at {catalog.epoch}"
-
-
-def _is_of(launch: Launch, heartbeat: Heartbeat) -> bool:
-    return launch.slot_id == heartbeat.slot_id and hmac.compare_digest(
-        launch.secret.encode(), heartbeat.secret.encode()
-    )
 
 
 def popcount(bitmap: bytes | bytearray) -> int:

@@ -58,10 +58,13 @@ def _check_homes(catalog: Catalog, dataset_id: int) -> None:
     dataset = catalog.datasets[dataset_id]
     if dataset.current is None:
         return
-    in_count = sum(not catalog.is_out(slot_id) for slot_id in catalog.slots)
+    slots = [slot for slot in catalog.slot_order() if not catalog.is_out(slot.slot_id)]
+    in_count = len(slots)
     homes = catalog.homes(dataset)
     assert homes.shape == (dataset.replicas, dataset.current.pg_count), homes.shape
-    copies = min(dataset.replicas, in_count)
+    copies = min(dataset.replicas, sum(slot.tier_bytes(dataset.tier) > 0 for slot in slots))
+    unable = [place for place, slot in enumerate(slots) if not slot.tier_bytes(dataset.tier)]
+    assert not np.isin(homes, unable).any(), f"dataset {dataset_id} has a home without its tier"
     assert (homes[:copies] < max(1, in_count)).all(), f"dataset {dataset_id} has a PG without a home"
     assert (homes[copies:] == NO_HOME).all(), f"dataset {dataset_id} has homes beyond its slots"
     ordered = np.sort(homes[:copies], axis=0)
@@ -73,7 +76,9 @@ def _check_jobs(catalog: Catalog) -> None:
     for job in catalog.jobs.values():
         where = f"job {job.job_id}"
         assert (job.job_id in active) == (not job.state.is_final), where
-        assert job.state.is_final or job.dataset_id in catalog.datasets, f"{where} has no dataset"
+        is_of_dataset = job.kind != JobKind.DRAIN
+        has_dataset = job.dataset_id in catalog.datasets or not is_of_dataset
+        assert job.state.is_final or has_dataset, f"{where} has no dataset"
         assert not job.key or catalog.job_of_key(job.key) is job, f"{where}: its key leads elsewhere"
         dataset = catalog.datasets.get(job.dataset_id)
         assert dataset is None or job.wanted_version <= dataset.wanted_version, where

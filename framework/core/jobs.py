@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from stoker.framework.core import draining
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import Answer, Frame
@@ -35,6 +36,7 @@ from stoker.framework.model import (
     Settings,
 )
 
+OF_DATASETS = (JobKind.LOAD.value, JobKind.FREE.value)
 FORGOTTEN_FRAME_MAX = 1_000
 FINISHED_FRAME_MAX = 64  # of one frame; of those with errors only
 FAILED_FRAME_MAX = 4  # since each may hold job_errors_bytes_max of them
@@ -45,8 +47,8 @@ def job_requested(
     catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.JobRequested, settings: Settings
 ) -> Frame:
     """Create a load or free job, or say what it would do (`plan_only`); idempotent by key and body."""
-    if event.kind not in {kind.value for kind in JobKind}:
-        kinds = ", ".join(kind.value for kind in JobKind)
+    if event.kind not in OF_DATASETS:
+        kinds = ", ".join(OF_DATASETS)
         return refuse(
             event.reply_id,
             Refusal(400, "bad_request", f"{event.kind!r} is no kind of job", f"kinds: {kinds}"),
@@ -89,6 +91,8 @@ def cancel_requested(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.
     if job.state.is_final:
         view = job_view(catalog, fleet, job, stamp.now_ms)
         return Frame(actions=(Answer(event.reply_id, 200, view),))
+    if job.kind == JobKind.DRAIN:
+        return _cancel_drain(catalog, fleet, stamp, event, job)
     entries = _take_back(catalog, job)
     refusal = next((r for entry in entries if (r := _rules_refusal(entry.rules, fleet.settings))), None)
     if refusal is not None:
@@ -99,11 +103,22 @@ def cancel_requested(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.
     return Frame((*entries, finished), (Answer(event.reply_id, 200, view),))
 
 
+def _cancel_drain(
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.JobCancelRequested, job: Job
+) -> Frame:
+    entries = draining.cancel(catalog, fleet, stamp, job)
+    (finished,) = (entry for entry in entries if isinstance(entry, e.JobFinished))
+    view = job_view(catalog, fleet, job_finished(job, finished), stamp.now_ms)
+    return Frame(tuple(entries), (Answer(event.reply_id, 200, view),))
+
+
 def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
-    """On a tick: start and finish jobs by what executors report; forget old ones."""
+    """On a tick: start and finish jobs by what executors report; forget old ones. Drains have their own."""
     entries: list[e.Entry] = []
     finished = failed = 0
     for job in catalog.active_jobs():
+        if job.kind == JobKind.DRAIN:
+            continue
         progress = job_progress(catalog, fleet, job)
         has_room = finished < FINISHED_FRAME_MAX and failed < FAILED_FRAME_MAX
         end = _end(catalog, fleet, stamp, job, progress, settings) if has_room else None

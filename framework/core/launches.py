@@ -1,13 +1,21 @@
 """Slots and their executors' launches: that as many stand as are wanted, and that a launch that is over ends.
 
 A slot has one launch at most. A launch is planned in matching.py, journaled before ACCEPT, and ended here: when Mesos
-says that its task or executor is gone, when its executor is silent for too long, when it never came, when its slot
-is removed or resized. Only an ended launch makes room for the slot's next one, and where the old executor may still
-live, its end is ordered (SHUTDOWN and KILL) in the very frame that ends it; should it heartbeat again, it is told that
-it is stale, and exits. On the word of a journal that is known to be an older one nothing is ended (`newer_journal`).
+says that its task or executor is gone, when it never came, when its slot is removed or resized. Only an ended launch makes
+room for the slot's next one, and where the old executor may still live, its end is ordered (SHUTDOWN and KILL) in the
+very frame that ends it; should it heartbeat again, it is told that it is stale, and exits. On the word of a journal that
+is known to be an older one nothing is ended (`newer_journal`).
+
+A silent executor hangs, or its agent cannot be reached, and nobody can tell which: Mesos notices a lost agent after a minute
+or more, and a hanging executor never. So it is told to end by SHUTDOWN alone, while its launch stands. An agent that is
+there obeys (it kills what does not end by itself) and says so, and then the slot is launched anew. If no such word comes, or
+Mesos says TASK_UNREACHABLE, nothing is replaced before `unreachable_delay_ms`: an executor that is heard again, or whose
+task Mesos finds again, is as it was. After the delay the launch ends, and what returns then is a stray, and killed.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
@@ -21,11 +29,14 @@ from stoker.framework.core.actions import (
     ShutdownExecutor,
 )
 from stoker.framework.core.catalog import Catalog, Launch, Slot
-from stoker.framework.core.fleet import TERMINAL_STATES, Fleet, LaunchSeen
-from stoker.framework.core.views import fleet_json
+from stoker.framework.core.explanations import fleet_json
+from stoker.framework.core.fleet import AGENT_DRAINING, TERMINAL_STATES, Fleet, LaunchSeen
+from stoker.framework.core.volumes import VolumeState
+from stoker.framework.core.wishes import unwanted_volumes, wish_refusal
 from stoker.framework.model import FleetSpec, Refusal, Settings, TaskStatus
 
 STAGING_STATES = ("", "TASK_STAGING", "TASK_STARTING")
+UNREACHABLE = "TASK_UNREACHABLE"
 
 
 def task_prefix(cluster: bytes) -> str:
@@ -55,7 +66,7 @@ def fleet_requested(
     refusal = _fleet_refusal(catalog, event.spec, settings)
     if refusal is not None:
         return Frame(actions=(Answer(event.reply_id, refusal.status, None, refusal),))
-    answer = Answer(event.reply_id, 200, fleet_json(catalog, fleet, event.spec))
+    answer = Answer(event.reply_id, 200, fleet_json(catalog, fleet, event.spec, stamp.now_ms))
     if event.spec == catalog.fleet:
         return Frame(actions=(answer,))
     frame = _resize(catalog, fleet, stamp, event.spec, settings)
@@ -63,7 +74,7 @@ def fleet_requested(
 
 
 def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
-    """On a tick: add, remove and resize slots; end launches that hang or never came; repeat kills."""
+    """On a tick: add, remove and resize slots; end executors that hang, and launches that never came."""
     if catalog.fleet is None or fleet.newer_journal:
         return Frame()
     frame = _resize(catalog, fleet, stamp, catalog.fleet, settings)
@@ -72,13 +83,16 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings
     entries: list[e.Entry] = []
     actions: list[Action] = []
     for launch_id, seen in sorted(fleet.launches.items()):
-        reason = _overdue(fleet, seen, stamp.now_ms, settings) if launch_id in catalog.launches else ""
-        if reason and len(entries) < settings.launches_frame_max:
-            entries.append(e.LaunchEnded(launch_id, reason, now_wall_ms(catalog, stamp)))
-            actions += _end(seen.launch)
+        if launch_id not in catalog.launches or len(entries) >= settings.launches_frame_max:
+            continue
+        silence = _silence(fleet, seen, stamp.now_ms, settings)
+        if silence.is_over:
+            entries.append(e.LaunchEnded(launch_id, silence.reason, now_wall_ms(catalog, stamp)))
+            actions += order_end(seen.launch, settings)
+        elif silence.reason and seen.task_state != UNREACHABLE and seen.shutdown_next_ms <= stamp.now_ms:
+            actions.append(ShutdownExecutor(seen.launch.task_id, seen.launch.agent_id, launch_id))
     if not entries:
         entries += _mark_slots(catalog, fleet, stamp, settings)
-    actions += _repeated_kills(fleet, stamp)
     return Frame(tuple(entries), tuple(actions))
 
 
@@ -91,13 +105,16 @@ def task_updated(
     entries: list[e.Entry] = []
     actions: list[Action] = []
     is_told = status.state != "TASK_UNKNOWN" or not fleet.newer_journal
+    is_told = is_told and fleet.believes(status, catalog, stamp.now_ms)
     if launch is not None and status.state in TERMINAL_STATES and is_told:
         reason = clip(_task_end(status), settings.error_bytes_max)
         entries.append(e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp)))
+        if status.reason == AGENT_DRAINING:
+            entries += released(catalog, launch, "Mesos drains its agent")
         if status.state == "TASK_UNKNOWN":
-            actions += _end(launch)  # the master cannot tell whether it lives
+            actions += order_end(launch, settings)  # the master cannot tell whether it lives
     elif launch is None and _is_stray(catalog, fleet, status):
-        actions += _order_end(status.task_id, status.agent_id)
+        actions += _order_end(status.task_id, status.agent_id, settings)
     if status.uuid:
         actions.append(Acknowledge(status.task_id, status.agent_id, status.uuid))
     return Frame(tuple(entries), tuple(actions))
@@ -112,14 +129,16 @@ def executor_ended(catalog: Catalog, stamp: ev.Stamp, event: ev.ExecutorEnded) -
     return Frame((e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp)),))
 
 
-def agent_removed(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.AgentRemoved) -> Frame:
+def agent_removed(
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.AgentRemoved, settings: Settings
+) -> Frame:
     """End the launch that never came up there. A heard executor may live on behind a partition: heartbeats decide."""
     launch = catalog.launch_on_agent(event.agent_id)
     if launch is None or launch.launch_id in fleet.executors or fleet.newer_journal:
         return Frame()
     reason = f"the master removed agent {launch.hostname} before the executor answered"
     entry = e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp))
-    return Frame((entry,), tuple(_end(launch)))
+    return Frame((entry,), tuple(order_end(launch, settings)))
 
 
 def subscribed(
@@ -197,20 +216,13 @@ def _fleet_refusal(catalog: Catalog, spec: FleetSpec, settings: Settings) -> Ref
         )
     if spec.cpus_milli <= 0:
         return Refusal(400, "bad_request", f"cpus_milli is {spec.cpus_milli}", "it must be above 0")
-    if catalog.fleet is not None and spec.role != catalog.fleet.role:
-        return Refusal(
-            400,
-            "bad_request",
-            f"the role is {catalog.fleet.role!r} and cannot become {spec.role!r}",
-            "leave the role out; a cluster keeps the role it was made with",
-        )
-    return None
+    return wish_refusal(catalog, spec, settings)
 
 
 def _missing_slots(catalog: Catalog, spec: FleetSpec, settings: Settings) -> list[e.Entry]:
     count = min(spec.instances - len(catalog.slots), settings.slots_frame_max)
     first = catalog.slot_id_next
-    return [e.SlotAdded(slot_id, spec.mem_bytes) for slot_id in range(first, first + count)]
+    return [e.SlotAdded(i, spec.mem_bytes, spec.disk_bytes) for i in range(first, first + count)]
 
 
 def _resize(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, spec: FleetSpec, settings: Settings) -> Frame:
@@ -225,13 +237,21 @@ def _resize(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, spec: FleetSpec, se
             if slot.launch_id:
                 reason = f"the fleet was set to {spec.instances} instances"
                 entries.append(e.LaunchEnded(slot.launch_id, reason, now_wall_ms(catalog, stamp)))
-                actions += _end(catalog.launches[slot.launch_id])
+                actions += order_end(catalog.launches[slot.launch_id], fleet.settings)
+            volume = catalog.volumes.of_slot(slot.slot_id)
+            if volume is not None:
+                reason = f"the fleet was set to {spec.instances} instances"
+                entries.append(e.VolumeDoomed(volume.volume_id, reason))
             entries.append(e.SlotRemoved(slot.slot_id))
         return Frame(tuple(entries), tuple(actions))
-    other = [s for s in catalog.slots.values() if s.mem_bytes != spec.mem_bytes]
+    size = (spec.mem_bytes, spec.disk_bytes)
+    other = [s for s in catalog.slots.values() if (s.mem_bytes, s.disk_bytes) != size]
     if other:
-        sized = [e.SlotResized(s.slot_id, spec.mem_bytes) for s in other[: settings.slots_frame_max]]
+        sized = [e.SlotResized(s.slot_id, *size) for s in other[: settings.slots_frame_max]]
         return Frame(tuple(sized))
+    doomed = unwanted_volumes(catalog, spec)
+    if doomed:
+        return Frame(tuple(doomed[: settings.slots_frame_max]))
     return _replace_misfit(catalog, fleet, stamp)
 
 
@@ -240,49 +260,73 @@ def _least_needed(catalog: Catalog) -> list[Slot]:
 
 
 def _replace_misfit(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp) -> Frame:
-    """End one executor that has another size than its slot, while all the others run."""
+    """End one executor that has another size than its slot, while all the others in placement run."""
     if not fleet.subscribed:
         return Frame()
     slots = catalog.slots.values()
     for slot in slots:
         launch = catalog.launches.get(slot.launch_id)
-        if launch is None or launch.mem_bytes == slot.mem_bytes:
+        if launch is None or (launch.mem_bytes, launch.disk_bytes) == (slot.mem_bytes, slot.disk_bytes):
             continue
-        if any(s.launch_id not in fleet.executors for s in slots if s.slot_id != slot.slot_id):
+        others = (s for s in slots if s.slot_id != slot.slot_id and not catalog.is_out(s.slot_id))
+        if any(s.launch_id not in fleet.executors for s in others):
             return Frame()
-        reason = f"its slot has {slot.mem_bytes} bytes now, the executor {launch.mem_bytes}"
+        reason = (
+            f"its slot has {slot.mem_bytes} bytes memory and {slot.disk_bytes} bytes disk now, the executor "
+            f"{launch.mem_bytes} and {launch.disk_bytes}"
+        )
         entry = e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp))
-        return Frame((entry,), tuple(_end(launch)))
+        return Frame((entry,), tuple(order_end(launch, fleet.settings)))
     return Frame()
 
 
-def _overdue(fleet: Fleet, seen: LaunchSeen, now_ms: int, settings: Settings) -> str:
-    """Return why the launch is given up, or nothing. Without Mesos nothing is: its executor could not be ended."""
+class _Silence(NamedTuple):
+    """Why something must be done about a launch's executor, if so; `is_over`: the launch is given up."""
+
+    reason: str = ""
+    is_over: bool = False
+
+
+def _silence(fleet: Fleet, seen: LaunchSeen, now_ms: int, settings: Settings) -> _Silence:
+    """Look how long nobody heard the launch's executor. Without Mesos it could not be ended: then nothing is done."""
     if not fleet.subscribed:
-        return ""
+        return _Silence()
     executor = fleet.executors.get(seen.launch.launch_id)
-    if executor is not None:
-        silent_ms = fleet.silent_ms(executor, now_ms)
-        if silent_ms <= settings.heartbeat_timeout_ms:
-            return ""
-        return f"its executor on {seen.launch.hostname} was silent for {silent_ms} ms"
-    waited_ms = fleet.waited_ms(seen, now_ms)
-    limit_ms = settings.register_timeout_ms
-    if seen.is_inherited and seen.task_state not in STAGING_STATES:
-        limit_ms = max(settings.heartbeat_timeout_ms, settings.residency_grace_ms)
-    if waited_ms <= limit_ms:
-        return ""
     state = f", its task is {seen.task_state}" if seen.task_state else ""
-    return f"its executor on {seen.launch.hostname} was not heard within {limit_ms} ms{state}"
+    if executor is None and (not seen.is_inherited or seen.task_state in STAGING_STATES[1:]):
+        waited_ms, limit_ms = fleet.waited_ms(seen, now_ms), settings.register_timeout_ms
+        if waited_ms <= limit_ms:
+            return _Silence()
+        reason = f"its executor on {seen.launch.hostname} was not heard within {limit_ms} ms{state}"
+        return _Silence(reason, is_over=True)
+    if executor is None:
+        silent_ms = fleet.waited_ms(seen, now_ms)
+        limit_ms = max(settings.heartbeat_timeout_ms, settings.residency_grace_ms)
+        if not seen.task_state:  # Mesos may not know its agent again yet
+            limit_ms = max(limit_ms, settings.register_timeout_ms)
+    else:
+        silent_ms, limit_ms = fleet.silent_ms(executor, now_ms), settings.heartbeat_timeout_ms
+    if silent_ms <= limit_ms:
+        return _Silence()
+    reason = f"its executor on {seen.launch.hostname} was silent for {silent_ms} ms{state}"
+    return _Silence(reason, is_over=silent_ms > max(limit_ms, settings.unreachable_delay_ms))
 
 
-def _end(launch: Launch) -> list[Action]:
-    return _order_end(launch.task_id, launch.agent_id)
+def order_end(launch: Launch, settings: Settings) -> list[Action]:
+    """Return what ends the executor of a launch that is over."""
+    return _order_end(launch.task_id, launch.agent_id, settings)
 
 
-def _order_end(task_id: str, agent_id: str) -> list[Action]:
+def _order_end(task_id: str, agent_id: str, settings: Settings) -> list[Action]:
     # KILL reaches the executor, which may hang; SHUTDOWN makes the agent kill it. Both are unreliable.
-    return [ShutdownExecutor(task_id, agent_id), Kill(task_id, agent_id)]
+    return [ShutdownExecutor(task_id, agent_id), Kill(task_id, agent_id, settings.kill_grace_ms)]
+
+
+def released(catalog: Catalog, launch: Launch, reason: str) -> list[e.Entry]:
+    """Return what frees the launch's slot from its volume's agent; the volume is kept."""
+    volume = catalog.volumes.of_slot(launch.slot_id)
+    is_ready = volume is not None and volume.volume_id == launch.volume_id and volume.state is VolumeState.READY
+    return [e.VolumeReleased(launch.volume_id, reason)] if is_ready else []
 
 
 def _mark_slots(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> list[e.Entry]:
@@ -291,18 +335,23 @@ def _mark_slots(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Setti
     marks: list[e.Entry] = []
     for slot_id in sorted((fleet.empty_since_ms.keys() | catalog.slots_out.keys()) & catalog.slots.keys()):
         empty_ms = fleet.empty_ms(slot_id, stamp.now_ms)
-        if catalog.is_out(slot_id) and catalog.slots[slot_id].launch_id in fleet.executors:
+        launch = catalog.launches.get(catalog.slots[slot_id].launch_id)
+        is_drained = launch is not None and launch.agent_id in catalog.drains
+        if catalog.is_out(slot_id) and launch is not None and launch.launch_id in fleet.executors:
+            if is_drained:
+                continue
             marks.append(e.SlotMarked(slot_id, True, "its executor answers", wall_ms))
         elif not catalog.is_out(slot_id) and fleet.subscribed and empty_ms > settings.slot_out_ms:
             marks.append(e.SlotMarked(slot_id, False, f"no executor for {empty_ms} ms", wall_ms))
     return marks[: settings.slots_frame_max]
 
 
-def _repeated_kills(fleet: Fleet, stamp: ev.Stamp) -> list[Action]:
-    if not fleet.subscribed:
-        return []
+def repeat_kills(fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
+    """On a tick: kill what was to die and is not known to be dead."""
+    if not fleet.subscribed or fleet.newer_journal:
+        return Frame()
     due = sorted((i, x.agent_id) for i, x in fleet.endings.items() if x.next_ms <= stamp.now_ms)
-    return [action for task_id, agent_id in due for action in _order_end(task_id, agent_id)]
+    return Frame(actions=tuple(call for pair in due for call in _order_end(*pair, settings)))
 
 
 def _is_stray(catalog: Catalog, fleet: Fleet, status: TaskStatus) -> bool:
@@ -312,7 +361,7 @@ def _is_stray(catalog: Catalog, fleet: Fleet, status: TaskStatus) -> bool:
     """
     return (
         status.state not in TERMINAL_STATES
-        and status.state != "TASK_UNREACHABLE"
+        and status.state != UNREACHABLE
         and bool(catalog.cluster)
         and status.task_id.startswith(task_prefix(catalog.cluster))
         and not fleet.newer_journal

@@ -53,6 +53,10 @@ class SlotProgress(NamedTuple):
 
 def job_progress(catalog: Catalog, fleet: Fleet, job: Job) -> JobProgress:
     """Return how far an active job is; nothing done if its dataset is gone."""
+    if job.kind == JobKind.DRAIN:
+        move = fleet.moves.by_agent.get(job.paths[0])
+        is_known = move is not None and move.is_counted
+        return JobProgress(max(0, job.bytes_total - move.bytes) if is_known and move is not None else 0, 0)
     dataset = catalog.datasets.get(job.dataset_id)
     if dataset is None or dataset.current is None:
         return JobProgress(0, 0)

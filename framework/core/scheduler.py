@@ -7,7 +7,18 @@ left is found again at the next tick, from the difference of catalog and fleet.
 
 from __future__ import annotations
 
-from stoker.framework.core import datasets, executors, jobs, launches, matching, publishing
+from stoker.framework.core import (
+    datasets,
+    draining,
+    executors,
+    jobs,
+    launches,
+    maintenance,
+    matching,
+    operations,
+    publishing,
+    uninstalling,
+)
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import Frame
 from stoker.framework.core.catalog import Catalog
@@ -28,11 +39,14 @@ def decide(  # noqa: C901 (one flat match, a line an event)
         case ev.OffersReceived():
             return matching.match_offers(catalog, fleet, stamp, settings)
         case ev.TaskUpdated():
-            return launches.task_updated(catalog, fleet, stamp, event, settings)
+            told = operations.task_updated(catalog, fleet, event)
+            return join(told, launches.task_updated(catalog, fleet, stamp, event, settings))
+        case ev.OperationUpdated():
+            return operations.operation_updated(catalog, fleet, event, settings)
         case ev.ExecutorEnded():
             return launches.executor_ended(catalog, stamp, event)
         case ev.AgentRemoved():
-            return launches.agent_removed(catalog, fleet, stamp, event)
+            return launches.agent_removed(catalog, fleet, stamp, event, settings)
         case ev.Ticked():
             return _ticked(catalog, fleet, stamp, settings)
         case ev.LeadershipBegan():
@@ -55,21 +69,45 @@ def decide(  # noqa: C901 (one flat match, a line an event)
             return jobs.job_requested(catalog, fleet, stamp, event, settings)
         case ev.JobCancelRequested():
             return jobs.cancel_requested(catalog, fleet, stamp, event)
-        case ev.Disconnected() | ev.OfferRescinded() | ev.ListingProgressed():
+        case ev.InverseOffersReceived():
+            return maintenance.converge(catalog, fleet, stamp, settings)
+        case ev.DrainRequested():
+            return draining.drain_requested(catalog, fleet, stamp, event, settings)
+        case ev.DrainUndoRequested():
+            return draining.undo_requested(catalog, fleet, stamp, event)
+        case ev.UninstallRequested():
+            return uninstalling.uninstall_requested(catalog, fleet, stamp, event)
+        case ev.FrameworkRemoved():
+            return uninstalling.framework_removed(catalog, stamp, settings)
+        case ev.TornDown():
+            return uninstalling.torn_down(catalog, stamp)
+        case ev.Disconnected() | ev.OfferRescinded() | ev.InverseOfferRescinded() | ev.ListingProgressed():
             return Frame()
 
 
 def _ticked(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
-    frame = launches.converge(catalog, fleet, stamp, settings)
+    frame = _converged(catalog, fleet, stamp, settings)
     if not frame.entries:  # matching sees the slots and launches as they will be
         frame = join(frame, matching.match_offers(catalog, fleet, stamp, settings))
     return join(
         frame,
+        launches.repeat_kills(fleet, stamp, settings),
+        matching.introduce(catalog, fleet),
         launches.reconcile(fleet, stamp, settings),
         datasets.converge(catalog, fleet, settings),
         publishing.publish(catalog, fleet, stamp),
         jobs.converge(catalog, fleet, stamp, settings),
     )
+
+
+def _converged(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
+    """Bring slots, launches and volumes towards what is wanted: one concern's entries a tick, since they share those."""
+    wishes = (launches.converge, operations.converge, maintenance.converge, draining.converge)
+    frame = Frame()
+    for converge in (uninstalling.converge, *(wishes if catalog.uninstall is None else (operations.converge,))):
+        if not frame.entries:
+            frame = join(frame, converge(catalog, fleet, stamp, settings))
+    return frame
 
 
 def join(*frames: Frame) -> Frame:

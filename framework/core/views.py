@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from stoker.framework.core import publishing
+from stoker.executor.messages import Heartbeat
+from stoker.framework.core import moves, publishing
 from stoker.framework.core.catalog import Catalog, Dataset, Job, Slot
+from stoker.framework.core.explanations import fleet_json, waiting_reason
 from stoker.framework.core.fleet import ExecutorSeen, Fleet, Held, popcount
 from stoker.framework.core.progress import JobProgress, SlotProgress, job_progress, slot_progress
-from stoker.framework.model import FleetSpec, JobKind, Manifested
+from stoker.framework.model import JobKind, Manifested
 
 SILENT_MS = 3_000  # three heartbeats: shown as LOST before it is given up
 
@@ -72,12 +74,17 @@ def job_view(catalog: Catalog, fleet: Fleet, job: Job, now_ms: int) -> dict[str,
         slots = slot_progress(catalog, fleet, job)
         rate = fleet.rate_bytes_per_s(job.job_id)
         eta = -(-(job.bytes_total - progress.bytes) // rate) if rate else None
-        message = _waiting_for(catalog, fleet, progress, slots, now_ms)
+        message = (
+            moves.waits_for(fleet, job.paths[0])
+            if job.kind == JobKind.DRAIN
+            else _waiting_for(catalog, fleet, progress, slots, now_ms)
+        )
     return {
         "id": job.job_id,
         "kind": job.kind,
-        "dataset": job.dataset,
-        "paths": list(job.paths),
+        "dataset": job.dataset or None,
+        "agent": job.paths[0] if job.kind == JobKind.DRAIN else None,
+        "paths": [] if job.kind == JobKind.DRAIN else list(job.paths),
         "state": job.state.value,
         "message": message or None,
         "progress": {
@@ -103,54 +110,45 @@ def executor_views(catalog: Catalog, fleet: Fleet, now_ms: int) -> list[dict[str
 
 
 def agent_views(catalog: Catalog, fleet: Fleet) -> list[dict[str, Any]]:
-    """Return the agents that made offers or have executors, by id."""
-    rows: dict[str, dict[str, Any]] = {}
-    for agent in fleet.agents.values():
-        attributes = dict(agent.attributes)
-        rows[agent.agent_id] = {
-            "id": agent.agent_id,
-            "hostname": agent.hostname,
-            "attributes": attributes,
-            "executors": [],
-        }
-    for launch in catalog.launches.values():
-        row = rows.setdefault(
-            launch.agent_id,
-            {"id": launch.agent_id, "hostname": launch.hostname, "attributes": {}, "executors": []},
-        )
-        row["executors"].append(launch.slot_id)
-    return [rows[agent_id] for agent_id in sorted(rows)]
+    """Return the agents that made offers, have executors or are drained, by id."""
+    names = {drain.agent_id: drain.hostname for drain in catalog.drains.values()}
+    names |= {launch.agent_id: launch.hostname for launch in catalog.launches.values()}
+    names |= {agent.agent_id: agent.hostname for agent in fleet.agents.values()}
+    return [agent_view(catalog, fleet, agent_id, names[agent_id]) for agent_id in sorted(names)]
 
 
-def offer_views(fleet: Fleet) -> list[dict[str, Any]]:
-    """Return the last decisions about offers, the newest first."""
-    return [
-        {
-            "offer_id": decided.offer.offer_id,
-            "agent_id": decided.offer.agent_id,
-            "hostname": decided.offer.hostname,
-            "cpus": decided.offer.resources.cpus_milli / 1000,
-            "mem_bytes": decided.offer.resources.mem_bytes,
-            "decision": decided.decision,
-            "reason": decided.reason,
-            "wall_ms": decided.wall_ms,
-        }
-        for decided in reversed(fleet.decisions)
-    ]
+def agent_view(catalog: Catalog, fleet: Fleet, agent_id: str, hostname: str) -> dict[str, Any]:
+    agent, launch = fleet.agents.get(agent_id), catalog.launch_on_agent(agent_id)
+    return {
+        "id": agent_id,
+        "hostname": hostname,
+        "attributes": {} if agent is None else dict(agent.attributes),
+        "executors": [] if launch is None else [launch.slot_id],
+        "drain": _drain_json(catalog, fleet, agent_id),
+    }
+
+
+def _drain_json(catalog: Catalog, fleet: Fleet, agent_id: str) -> dict[str, Any] | None:
+    drain = catalog.drains.get(agent_id)
+    if drain is None:
+        return None
+    move = fleet.moves.by_agent.get(agent_id)
+    is_over = catalog.launch_on_agent(agent_id) is None
+    is_known = is_over or (move is not None and move.is_counted)
+    return {
+        "state": "DRAINED" if is_over else "DRAINING",
+        "cause": drain.cause,
+        "reason": drain.reason,
+        "until_ms": drain.until_wall_ms or None,
+        "blocks_left": (0 if is_over or move is None else move.blocks) if is_known else None,
+        "bytes_left": (0 if is_over or move is None else move.bytes) if is_known else None,
+        "message": None if is_over else moves.waits_for(fleet, agent_id) or None,
+    }
 
 
 def fleet_view(catalog: Catalog, fleet: Fleet, now_ms: int) -> dict[str, Any]:
     assert catalog.fleet is not None, "LeadershipBegan sets it"
-    return fleet_json(catalog, fleet, catalog.fleet)
-
-
-def fleet_json(catalog: Catalog, fleet: Fleet, spec: FleetSpec) -> dict[str, Any]:
-    return {
-        "instances": spec.instances,
-        "mem_bytes": spec.mem_bytes,
-        "role": spec.role,
-        "running": sum(slot.launch_id in fleet.executors for slot in catalog.slots.values()),
-    }
+    return fleet_json(catalog, fleet, catalog.fleet, now_ms)
 
 
 def placement_view(catalog: Catalog, fleet: Fleet, dataset: Dataset) -> dict[str, Any]:
@@ -173,20 +171,6 @@ def placement_view(catalog: Catalog, fleet: Fleet, dataset: Dataset) -> dict[str
     }
 
 
-def waiting_reason(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> str:
-    """Return why a slot has no launch now."""
-    ended = f"; its last executor ended: {slot.ended_reason}" if slot.ended_reason else ""
-    if not fleet.subscribed:
-        return "there is no connection to a Mesos master" + ended
-    backoff_ms = fleet.backoff_ms(slot.slot_id, now_ms)
-    if backoff_ms:
-        return f"it may be launched again in {backoff_ms} ms{ended}"
-    for decided in reversed(fleet.decisions):
-        if decided.decision == "declined":
-            return f"no offer fits; the last, of {decided.offer.hostname}: {decided.reason}{ended}"
-    return "no offer came yet" + ended
-
-
 def _executor_view(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> dict[str, Any]:
     launch = catalog.launches.get(slot.launch_id)
     seen = fleet.executors.get(slot.launch_id)
@@ -205,10 +189,24 @@ def _executor_view(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> d
         "capacity_bytes": slot.mem_bytes if heartbeat is None else heartbeat.capacity_bytes,
         "used_bytes": None if heartbeat is None else heartbeat.used_bytes,
         "lent_bytes": None if heartbeat is None else heartbeat.lent_bytes,
+        "disk": _disk_json(slot, heartbeat),
         "pid": None if heartbeat is None else heartbeat.pid,
         "heartbeat_age_ms": None if seen is None else max(0, now_ms - seen.heard_ms),
         "datasets": [] if seen is None else _held_json(catalog, seen),
     }
+
+
+def _disk_json(slot: Slot, heartbeat: Heartbeat | None) -> dict[str, Any] | None:
+    """Return how an executor's SSD tier does; null: it has none."""
+    disk = None if heartbeat is None else heartbeat.disk
+    if disk is None:
+        is_awaited = heartbeat is None and slot.disk_bytes > 0
+        return {"capacity_bytes": slot.disk_bytes, **dict.fromkeys(_DISK)} if is_awaited else None
+    told = {name: getattr(disk, name) for name in ("capacity_bytes", *_DISK)}
+    return told | {"last_error": disk.last_error or None}
+
+
+_DISK = ("used_bytes", "lent_bytes", "unknown_bytes", "error_count", "last_error")
 
 
 def _executor_state(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> tuple[str, str]:

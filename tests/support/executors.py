@@ -80,6 +80,7 @@ class TestDataset:
         homes: list[list[int]] | None = None,
         policy: str = "keep",
         priority: int = 0,
+        tier: str = "mem",
     ) -> DatasetAssignment:
         """Return the dataset's assignment; `homes` is a list of slot positions a placement group, by default all at slot 0."""
         manifest = self.manifest
@@ -101,6 +102,7 @@ class TestDataset:
             wanted=wanted,
             wanted_version=wanted_version,
             allotment_bytes=0,
+            tier=tier,
         )
 
     def ranges(self, path: str, start: int = 0, stop: int | None = None) -> list[tuple[int, int, int]]:
@@ -129,6 +131,7 @@ class FakeScheduler:
         self.complete = True
         self.status = "ok"
         self.want_whole = False
+        self.removed: tuple[tuple[int, int], ...] = ()
         self.bundles: dict[tuple[str, int], bytes] = {}
         self.heartbeats: dict[int, list[Heartbeat]] = {}
         self.held: dict[int, dict[tuple[int, int], tuple[set[int], Residency]]] = {}
@@ -208,8 +211,15 @@ class FakeScheduler:
                 assignment = Assignment(
                     self.epoch, self._version, placement, self.complete, self._slots, self._datasets
                 )
+            removed = tuple(key for key in beat.unknown if key in self.removed)
             return HeartbeatAnswer(
-                self.status, self.epoch, beat.sequence, self.want_whole, (self.url,), assignment
+                self.status,
+                self.epoch,
+                beat.sequence,
+                self.want_whole,
+                (self.url,),
+                assignment,
+                removed=removed,
             )
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
@@ -352,6 +362,13 @@ class RunningExecutor:
 
         return wait_until(connected, "the executor to know the dataset")  # type: ignore[return-value]
 
+    def kill(self) -> None:
+        """End its keeper with SIGKILL, and see its children end."""
+        children = [pid for pids in self.children().values() for pid in pids]
+        self.process.kill()
+        self.process.wait()
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in children), "its children's end")
+
     def close(self) -> int:
         """End it as an agent would; return the exit code."""
         try:
@@ -372,6 +389,7 @@ class RunningExecutor:
 def make_files(root: Path, count: int = 60, *, seed: int = 1, big: int = 0) -> TestDataset:
     """Write `count` small files in two directories, and one of `big` bytes; return the dataset."""
     chance = random.Random(seed)
+    root.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         path = root / ("a" if number % 2 else "b") / f"{number:04}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)

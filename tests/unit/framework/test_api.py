@@ -413,13 +413,42 @@ def test_followers_are_bounded(scheduler: InProcess, source: str, monkeypatch: p
 # --- fleet and executors
 
 
-def test_the_fleet_can_be_set_but_not_its_role(scheduler: InProcess) -> None:
+def test_the_fleet_can_be_set(scheduler: InProcess) -> None:
     status, view = scheduler.call("PUT", "/v1/fleet", {"instances": 3, "mem_bytes": 64 << 20})
     assert (status, view["instances"]) == (200, 3)
     assert len(scheduler.call("GET", "/v1/executors")[1]["executors"]) == 3
-    assert code_of(
-        scheduler.call("PUT", "/v1/fleet", {"instances": 3, "mem_bytes": 64 << 20, "role": "x"})
-    ) == (400, "bad_request")
+    wanted = {"instances": 0, "mem_bytes": 64 << 20, "disk_bytes": 128 << 20, "roles": ["a", "b"]}
+    status, view = scheduler.call("PUT", "/v1/fleet", wanted | {"constraints": ["rack:group_by:3"]})
+    assert status == 200 and view | wanted == view and view["role"] == "a"
+    status, again = scheduler.call("PUT", "/v1/fleet", {"instances": 0, "mem_bytes": 64 << 20})
+    assert wish_of(again) == wish_of(view) == wish_of(scheduler.call("GET", "/v1/fleet")[1])
+    assert again["constraints"] == ["rack:GROUP_BY:3"], "what is not named stays"
+
+
+def wish_of(view: dict[str, Any]) -> dict[str, Any]:
+    return {name: view[name] for name in ("instances", "mem_bytes", "disk_bytes", "roles", "constraints")}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"role": ".x"},
+        {"roles": []},
+        {"roles": ["a", "a"]},
+        {"roles": ["a"], "role": "b"},
+        {"disk_bytes": 1},
+        {"disk_bytes": 128 << 20, "role": "*"},
+        {"constraints": ["rack"]},
+        {"constraints": ["rack:NEAR"]},
+        {"constraints": ["rack:LIKE:("]},
+    ],
+    ids=str,
+)
+def test_a_fleet_that_cannot_be_is_refused(scheduler: InProcess, wrong: dict[str, Any]) -> None:
+    before = wish_of(scheduler.call("GET", "/v1/fleet")[1])
+    wanted = {"instances": 0, "mem_bytes": 64 << 20, **wrong}
+    assert code_of(scheduler.call("PUT", "/v1/fleet", wanted)) == (400, "bad_request")
+    assert wish_of(scheduler.call("GET", "/v1/fleet")[1]) == before
 
 
 def launched(scheduler: InProcess) -> Heartbeat:

@@ -20,6 +20,7 @@ from stoker.framework.loop import Core, Loop
 from stoker.framework.mesos_shell import MesosShell
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Settings
+from stoker.framework.translate import LaunchValues
 from stoker.zk.errors import Fenced, Unavailable
 from support.schedulers import FakeDriver, MemoryJournal
 from support.waiting import DEADLINE_S
@@ -177,7 +178,9 @@ def test_calls_to_mesos_end_with_the_leadership(make: Any) -> None:
         rig.loop.put,
         spawn=rig.loop.spawn,
         check=rig.loop.check,
-        launch_values=lambda launch: (0, "", {}),
+        launch_values=lambda launch: LaunchValues(0, "", {}),
+        framework=dict,
+        identity=lambda: (bytes(16), ""),
         on_error=lambda message: None,
         metrics=Metrics(),
     )

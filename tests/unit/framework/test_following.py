@@ -131,7 +131,7 @@ def test_a_record_that_cannot_be_applied_ends_it_and_is_named(
         raise failures[0]
     with pytest.raises(kind):
         follower.stop()
-    assert follower.replica.next_index == 4 and not follower.caught_up.is_set()
+    assert not follower.caught_up.is_set()
 
 
 def test_the_end_of_the_session_is_told(follow: Any) -> None:
@@ -233,7 +233,6 @@ def test_the_journal_of_the_own_cluster_is_followed() -> None:
     ("fields", "says"),
     [
         ({"name": "other"}, "--name 'other', not 'stoker'; nothing was changed$"),
-        ({"fleet": FleetSpec(0, 2**30, 100, "cache")}, r"--role 'cache', not '\*'"),
         ({"master": "n:5050"}, "--master 'n:5050', not 'm:5050'.*--new-master"),
         ({"name": "x", "master": "n:5050"}, "--name .* and --master"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from stoker.framework.daemon import Daemon
 from stoker.framework.errors import Fatal, NotLeading
 from stoker.zk.errors import Corrupt, Denied, Fenced, TooNew, Unavailable
 from support.memberships import MemoryHome, Place
-from support.schedulers import Api, FakeDriver
+from support.schedulers import Api, FakeDriver, MemoryJournal
 from support.waiting import DEADLINE_S
 
 
@@ -101,7 +102,8 @@ def pair(make: Any) -> tuple[Scheduler, Scheduler]:
 def test_a_follower_says_how_far_it_is_and_sends_everybody_else_on(pair: tuple[Scheduler, Scheduler]) -> None:
     leader, follower = pair
     about = follower.wait_state("following")
-    assert about == leader.about() | {"self": follower.url, "state": "following"}
+    led = {key: value for key, value in leader.about().items() if key != "mesos"}
+    assert about == led | {"self": follower.url, "state": "following"}
     assert about["schedulers"] == [leader.url, follower.url] and about["next_index"] > 0 and about["cluster"]
     status, body = follower.call("GET", "/health")
     assert (status, body["error"]["code"]) == (503, "not_leading") and leader.url in body["error"]["message"]
@@ -157,7 +159,7 @@ def test_whoever_speaks_to_mesos_for_the_framework_now_leads(pair: tuple[Schedul
     follower.wait_state("leading")
     until(lambda: leader.about()["leader"] == follower.url)
     follower.drivers[0].scheduler.error(follower.drivers[0], "Framework has been removed")
-    with pytest.raises(Fatal, match="Framework has been removed"), gevent.Timeout(DEADLINE_S):
+    with pytest.raises(Fatal, match="Mesos has removed this framework"), gevent.Timeout(DEADLINE_S):
         follower.greenlet.get()
 
 
@@ -231,10 +233,85 @@ def test_a_place_that_goes_away_is_waited_for(make: Any) -> None:
     assert scheduler.wait_state("leading")["epoch"] == 2
 
 
-def test_a_journal_that_cannot_be_trusted_later_ends_the_process(pair: tuple[Scheduler, Scheduler]) -> None:
+@pytest.mark.parametrize(
+    ("record", "says"), [(b"\xc1", "not msgpack"), (b"\x92\xabFutureEntry\x90", "FutureEntry.*newer")]
+)
+def test_a_journal_that_cannot_be_trusted_later_is_waited_for(
+    pair: tuple[Scheduler, Scheduler], record: bytes, says: str
+) -> None:
     leader, follower = pair
-    leader.place.journal.records.append(b"\xc1")
+    journal = leader.place.journal
+    journal.records.append(record)
     leader.place.tell()
-    with pytest.raises(Fatal, match="record .* not msgpack"):
-        follower.greenlet.get(timeout=DEADLINE_S)
-    assert leader.wait_state("leading")["epoch"] == 1
+    until(lambda: re.search(says, follower.daemon._reason))
+    leader.stop()
+    until(lambda: len(follower.homes) >= 4)
+    about = follower.about()
+    assert (about["state"], about["leader"]) == ("waiting", "") and re.search(says, about["reason"])
+    assert follower.call("GET", "/alive")[0] == 200
+    status, body = follower.call("GET", "/health")
+    assert status == 503 and re.search(says, body["error"]["message"])
+    assert len(leader.place.led_from) == 1 and leader.place.candidates == []
+    journal.records.pop()  # as one who mends it does
+    assert follower.wait_state("leading")["epoch"] == 2
+
+
+def test_a_place_that_shuts_us_out_later_is_waited_for(pair: tuple[Scheduler, Scheduler]) -> None:
+    leader, follower = pair
+    for scheduler in pair:
+        scheduler.start_error = Denied("no right to read")
+        scheduler.homes[-1].fail(Denied("no right to write"))
+    for scheduler in pair:
+        until(lambda scheduler=scheduler: "no right to read" in scheduler.about()["reason"])
+    assert leader.place.candidates == []
+    leader.start_error = follower.start_error = None
+    until(lambda: any(scheduler.about()["state"] == "leading" for scheduler in pair))
+    assert leader.place.journal.epoch == 2
+
+
+def wipe(place: Place) -> MemoryJournal:
+    """Take all that there is away, and make it anew; return what it was."""
+    before, place.journal = place.journal, MemoryJournal()
+    for home in list(place.candidates):
+        home.fail(Unavailable("the election node was deleted"))
+    return before
+
+
+def test_a_place_that_was_wiped_is_led_by_nobody_who_knew_it(pair: tuple[Scheduler, Scheduler]) -> None:
+    leader, follower = pair
+    before = wipe(leader.place)
+    for scheduler in pair:
+        until(lambda scheduler=scheduler: "empty now" in scheduler.about()["reason"])
+        assert scheduler.about()["state"] == "waiting" and scheduler.call("GET", "/health")[0] == 503
+    assert leader.place.journal.epoch == 0 and leader.place.candidates == []
+    leader.place.journal = before
+    until(lambda: any(scheduler.about()["state"] == "leading" for scheduler in pair))
+
+
+def test_another_clusters_journal_in_its_place_is_not_led(
+    pair: tuple[Scheduler, Scheduler], make: Any
+) -> None:
+    leader, follower = pair
+    wipe(leader.place)
+    for scheduler in pair:
+        until(lambda scheduler=scheduler: scheduler.about()["state"] == "waiting")
+    other = make(leader.place)  # it knows nothing of the old one, and was told to begin anew
+    cluster = other.wait_state("leading")["cluster"]
+    for scheduler in pair:
+        until(lambda scheduler=scheduler: f"that of cluster {cluster}" in scheduler.daemon._reason)
+    assert [home.member for home in leader.place.candidates] == [other.url]
+
+
+def test_an_older_copy_of_the_journal_is_not_led(pair: tuple[Scheduler, Scheduler]) -> None:
+    leader, follower = pair
+    older = MemoryJournal()
+    older.records, older.epoch = list(leader.place.journal.records), 1
+    leader.homes[-1].fail(Unavailable("expired"))
+    follower.wait_state("leading")
+    until(lambda: leader.about()["leader"] == follower.url)
+    leader.place.journal = older
+    follower.homes[-1].fail(Unavailable("expired"))
+    leader.homes[-1].fail(Unavailable("expired"))
+    for scheduler in pair:
+        until(lambda scheduler=scheduler: "there has been epoch 2" in scheduler.daemon._reason)
+    assert leader.place.candidates == [] and older.epoch == 1

@@ -11,9 +11,10 @@ import pytest
 from stoker.framework import mesos_shell
 from stoker.framework.core import actions as a
 from stoker.framework.core import events as ev
-from stoker.framework.core.entries import LaunchPlanned
+from stoker.framework.core.entries import LaunchPlanned, VolumePlanned
 from stoker.framework.mesos_shell import MesosShell
 from stoker.framework.metrics import Metrics
+from stoker.framework.translate import LaunchValues
 from stoker.mesos.errors import CallFailed, Disconnected
 from support.greenlets import settle
 from support.schedulers import FakeDriver, raw_offer
@@ -31,7 +32,9 @@ class Rig:
             lambda scheduler: FakeDriver(scheduler, {}),
             self._put,
             spawn=gevent.spawn,
-            launch_values=lambda launch: (launch.mem_bytes, "exec true", {"A": "1"}),
+            launch_values=lambda launch: LaunchValues(launch.mem_bytes, "exec true", {"A": "1"}),
+            framework=lambda: {"name": "stoker"},
+            identity=lambda: (bytes(16), "p"),
             on_error=self.errors.append,
             metrics=Metrics(),
         )
@@ -160,7 +163,7 @@ def test_every_action_is_a_call(rig: Rig) -> None:
     calls = rig.perform(
         a.Decline(("O1",), 300_000, "too small"),
         a.Acknowledge("task", "A1", b"\x00\xff"),
-        a.Kill("task", "A1"),
+        a.Kill("task", "A1", 5_000),
         a.Kill("task", ""),
         a.ShutdownExecutor("task", "A1"),
         a.Reconcile((("t1", "A1"), ("t2", ""))),
@@ -174,8 +177,8 @@ def test_every_action_is_a_call(rig: Rig) -> None:
             "acknowledgeStatusUpdate",
             ({"task_id": {"value": "task"}, "agent_id": {"value": "A1"}, "uuid": "AP8="},),
         ),
-        ("killTask", ({"value": "task"}, {"value": "A1"})),
-        ("killTask", ({"value": "task"}, None)),
+        ("killTask", ({"value": "task"}, {"value": "A1"}, 5000)),
+        ("killTask", ({"value": "task"}, None, None)),
         ("shutdownExecutor", ({"value": "task"}, {"value": "A1"})),
         (
             "reconcileTasks",
@@ -203,3 +206,80 @@ def test_a_full_outbox_drops_and_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPat
 def test_what_mesos_refuses_for_good_is_reported(rig: Rig) -> None:
     rig.shell.error(rig.driver, "Framework has been removed")
     assert rig.errors == ["Framework has been removed"]
+
+
+def raw_volume(volume_id: int = 7) -> dict[str, Any]:
+    pairs = {"stoker_cluster": bytes(16).hex(), "stoker_volume": str(volume_id)}
+    labels = {"labels": [{"key": key, "value": value} for key, value in pairs.items()]}
+    return {
+        "name": "disk",
+        "type": "SCALAR",
+        "scalar": {"value": 64.0},
+        "allocation_info": {"role": "r"},
+        "reservations": [{"type": "DYNAMIC", "role": "r", "labels": labels}],
+        "disk": {"persistence": {"id": f"stoker-00000000-v{volume_id}"}, "volume": {"container_path": "ssd"}},
+    }
+
+
+def test_a_launch_makes_its_volume_in_the_same_accept(rig: Rig) -> None:
+    raw = raw_offer(1, role="r")
+    raw["resources"].append({"name": "disk", "type": "SCALAR", "scalar": {"value": 900.0}})
+    rig.shell.resourceOffers(rig.driver, [raw])
+    launch = LAUNCH._replace(volume_id=7, disk_bytes=64 << 20, role="r")
+    planned = VolumePlanned(7, 2, "A1", "host1", "r", 64 << 20, 0)
+    ((name, arguments),) = rig.perform(a.Accept(("O1",), launch, 5_000, "r", planned))
+    assert name == "acceptOffers"
+    assert [operation["type"] for operation in arguments[1]] == ["RESERVE", "CREATE", "LAUNCH"]
+    (volume,) = arguments[1][1]["create"]["volumes"]
+    assert volume in arguments[1][2]["launch"]["task_infos"][0]["executor"]["resources"]
+
+
+def test_a_launch_that_was_surely_not_sent_made_no_volume_either(rig: Rig) -> None:
+    planned = VolumePlanned(7, 2, "A1", "host1", "r", 64 << 20, 0)
+    launch = LAUNCH._replace(volume_id=7, disk_bytes=64 << 20)
+    rig.perform(a.Accept(("gone",), launch, 5_000, "r", planned))
+    operation, task = rig.events
+    assert operation.status.operation_id == "stoker-00000000-v7-create"
+    assert operation.status.state == "OPERATION_DROPPED" and not operation.status.uuid
+    assert task.status.state == "TASK_DROPPED"
+
+
+def test_a_volume_is_destroyed_out_of_the_offers_that_hold_it(rig: Rig) -> None:
+    raw = raw_offer(1, role="r")
+    raw["resources"] += [raw_volume(), raw_volume(8)]
+    rig.shell.resourceOffers(rig.driver, [raw])
+    ((name, arguments),) = rig.perform(a.DestroyVolume(("O1",), 7, "A1", "r", "e1-1", 0))
+    assert name == "acceptOffers"
+    assert [operation["type"] for operation in arguments[1]] == ["DESTROY", "UNRESERVE"]
+    assert arguments[1][0]["destroy"]["volumes"] == [raw_volume()]
+    assert rig.perform(a.DestroyVolume(("O1",), 7, "A1", "r", "e1-2", 0)) == [], "the offer was spent"
+
+
+def test_operations_are_acknowledged_asked_for_and_told_of(rig: Rig) -> None:
+    calls = rig.perform(
+        a.AcknowledgeOperation("op", "A1", b"u" * 16), a.ReconcileOperations((("op", "A1"), ("op2", "A2")))
+    )
+    acknowledged, reconciled = calls
+    assert acknowledged[0] == "acknowledgeOperationStatusUpdate"
+    assert acknowledged[1][0]["uuid"] == {"value": "dXV1dXV1dXV1dXV1dXV1dQ=="}
+    assert [x["operation_id"]["value"] for x in reconciled[1][0]] == ["op", "op2"]
+    rig.shell.operationStatusUpdate(rig.driver, {"operation_id": {"value": "op"}, "state": "OPERATION_ERROR"})
+    rig.shell.operationStatusUpdate(rig.driver, {"operation_id": {"value": "op"}})
+    assert [event.status.state for event in rig.events] == ["OPERATION_ERROR"]
+
+
+def test_inverse_offers_are_told_of_and_answered(rig: Rig) -> None:
+    asked = {"id": {"value": "I1"}, "agent_id": {"value": "A1"}}
+    window = {"unavailability": {"start": {"nanoseconds": 1_000_000}}}
+    rig.shell.inverseOffers(rig.driver, [asked | window, asked])
+    rig.shell.inverseOfferRescinded(rig.driver, {"value": "I1"})
+    received, rescinded = rig.events
+    assert [offer.agent_id for offer in received.offers] == ["A1"] and rescinded.offer_id == "I1"
+    (declined,) = rig.perform(a.DeclineInverse(("I1",), 2_000))
+    assert declined == ("declineInverseOffer", ([{"value": "I1"}], {"refuse_seconds": 2.0}))
+
+
+def test_changed_roles_keep_who_we_are(rig: Rig) -> None:
+    ((name, arguments),) = rig.perform(a.UpdateFramework(("x", "y"), 0, True))
+    assert name == "updateFramework"
+    assert arguments == ({"name": "stoker", "roles": ["x", "y"]}, ("x", "y"))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.model import EXECUTOR_OVERHEAD_BYTES, Resources
 from stoker.framework.translate import (
+    LaunchValues,
     TASK_CPUS_MILLI,
     Untranslatable,
     framework_to_mesos,
@@ -45,13 +46,8 @@ def launch(**fields: Any) -> LaunchPlanned:
 
 
 def task_of(plan: LaunchPlanned, *offers: dict[str, Any]) -> dict[str, Any]:
-    return task_to_mesos(
-        plan,
-        offers,
-        mem_bytes=plan.mem_bytes + EXECUTOR_OVERHEAD_BYTES,
-        command="exec true",
-        environment={"B": "2", "A": "1"},
-    )
+    mem_bytes = plan.mem_bytes + EXECUTOR_OVERHEAD_BYTES
+    return task_to_mesos(plan, offers, LaunchValues(mem_bytes, "exec true", {"B": "2", "A": "1"}))
 
 
 def test_an_offer_becomes_integers() -> None:
@@ -164,7 +160,7 @@ def test_the_framework_keeps_its_id_and_asks_for_no_gpus_unless_told() -> None:
     common: dict[str, Any] = {
         "name": "stoker",
         "user": "nobody",
-        "role": "cache",
+        "roles": ["cache"],
         "principal": "",
         "failover_timeout_ms": 1_209_600_000,
         "webui_url": "http://h:1",

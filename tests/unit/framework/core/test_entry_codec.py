@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from stoker.framework.core import entries as e
 from stoker.framework.core.catalog import Dataset, Job, Slot
 from stoker.framework.core.codec import CodecError, decode_entry, encode_entry, named, plain, reader
-from stoker.framework.model import FileError, FleetSpec, JobState, Manifested
+from stoker.framework.core.departures import Uninstall
+from stoker.framework.core.volumes import Volume
+from stoker.framework.model import Constraint, FileError, FleetSpec, JobState, Manifested
 
 INTS = st.integers(-(2**63), 2**64 - 1)  # what msgpack holds
 KINDS: tuple[type[Any], ...] = typing.get_args(e.Entry)
@@ -41,9 +43,11 @@ def test_each_kind_of_entry_comes_back_equal(kind: type[Any], data: st.DataObjec
 
 
 def test_bytes_of_an_entry_are_for_ever() -> None:
-    stored = bytes.fromhex("92a9536c6f7441646465649203ce40000000")
-    assert encode_entry(e.SlotAdded(3, 2**30)) == stored
-    assert decode_entry(stored) == e.SlotAdded(3, 2**30)
+    stored = bytes.fromhex("92a9536c6f7441646465649303ce4000000007")
+    assert encode_entry(e.SlotAdded(3, 2**30, 7)) == stored
+    assert decode_entry(stored) == e.SlotAdded(3, 2**30, 7)
+    without_disk = bytes.fromhex("92a9536c6f7441646465649203ce40000000")  # before there was an SSD tier
+    assert decode_entry(without_disk) == e.SlotAdded(3, 2**30)
 
 
 FIELDS_EVER = {
@@ -51,12 +55,25 @@ FIELDS_EVER = {
     "EpochBegan": "epoch wall_ms master",
     "FrameworkRegistered": "framework_id",
     "FleetSet": "spec",
-    "SlotAdded": "slot_id mem_bytes",
-    "SlotResized": "slot_id mem_bytes",
+    "SlotAdded": "slot_id mem_bytes disk_bytes",
+    "SlotResized": "slot_id mem_bytes disk_bytes",
     "SlotMarked": "slot_id is_in reason wall_ms",
     "SlotRemoved": "slot_id",
-    "LaunchPlanned": "launch_id slot_id task_id agent_id hostname port secret mem_bytes cpus_milli epoch wall_ms",
+    "LaunchPlanned": "launch_id slot_id task_id agent_id hostname port secret mem_bytes cpus_milli epoch wall_ms"
+    " volume_id disk_bytes role attributes",
     "LaunchEnded": "launch_id reason wall_ms",
+    "VolumePlanned": "volume_id slot_id agent_id hostname role disk_bytes wall_ms",
+    "VolumeReady": "volume_id",
+    "VolumeFailed": "volume_id reason",
+    "VolumeReleased": "volume_id reason",
+    "VolumeAdopted": "volume_id slot_id",
+    "VolumeDoomed": "volume_id reason",
+    "VolumeRemoved": "volume_id",
+    "AgentDrainSet": "agent_id hostname reason until_wall_ms cause",
+    "AgentDrainCleared": "agent_id",
+    "UninstallBegan": "keep_volumes wall_ms",
+    "TeardownPlanned": "left wall_ms",
+    "UninstallFinished": "wall_ms",
     "DatasetAdded": "dataset_id name source options replicas policy tier priority wall_ms",
     "ListingBegan": "dataset_id attempt",
     "DatasetListed": "dataset_id manifested wall_ms versions_kept",
@@ -70,16 +87,19 @@ FIELDS_EVER = {
     "JobFinished": "job_id state bytes files error_count errors message wall_ms",
     "JobsForgotten": "job_ids",
     "JournalRestored": "epoch ids_ahead generation_min wall_ms",
-    "FleetSpec": "instances mem_bytes cpus_milli role",
+    "FleetSpec": "instances mem_bytes cpus_milli role disk_bytes constraints roles_more",
+    "Constraint": "field operator value",
     "FileError": "path code message",
     "Manifested": "generation version digest files bytes address_bytes block_bytes block_count pg_count",
-    "Slot": "slot_id mem_bytes launch_id last_agent_id ended_count ended_reason ended_wall_ms",
+    "Slot": "slot_id mem_bytes launch_id last_agent_id ended_count ended_reason ended_wall_ms disk_bytes",
+    "Volume": "volume_id slot_id agent_id hostname role disk_bytes state reason",
+    "Uninstall": "keep_volumes began_ms state left finished_ms",
     "Dataset": "dataset_id name source options replicas policy tier priority created_ms state error attempt"
     " is_listing versions wanted_version rules wanted_block_count base_rules",
     "Job": "job_id kind dataset_id dataset paths key body fit wanted_version bytes_total files_total block_count"
     " created_ms state started_ms finished_ms bytes files error_count errors message",
 }
-WRITTEN = (*KINDS, FleetSpec, FileError, Manifested, Slot, Dataset, Job)
+WRITTEN = (*KINDS, FleetSpec, Constraint, FileError, Manifested, Slot, Volume, Uninstall, Dataset, Job)
 
 
 @pytest.mark.parametrize("written", WRITTEN, ids=lambda kind: kind.__name__)

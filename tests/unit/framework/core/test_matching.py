@@ -5,13 +5,16 @@ import pytest
 from stoker.framework.core import actions as a
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
-from stoker.framework.core.matching import choose_port, merge_resources, shortfall
-from stoker.framework.model import FleetSpec, Resources
+from stoker.framework.core.catalog import Slot
+from stoker.framework.core.matching import choose_port
+from stoker.framework.core.requirements import Requirements, merge_offers, merge_resources, reason_text
+from stoker.framework.model import FleetSpec, Offer, Resources
 from support.core_stage import MIB, Stage, actions_of, entries_of
 
 
-def led(**fields: int) -> Stage:
+def led(spec: FleetSpec | None = None, **fields: int) -> Stage:
     stage = Stage(**fields)
+    stage.spec = spec or stage.spec
     stage.lead()
     stage.subscribe()
     return stage
@@ -42,7 +45,7 @@ def test_merges_an_agents_offers_of_one_role() -> None:
 
 
 def test_does_not_mix_roles_in_one_accept() -> None:
-    stage = led(instances=1)
+    stage = led(FleetSpec(1, 64 * MIB, role="x", roles_more=("y",)))
     offers = (stage.make_offer("agent-1", role="x"), stage.make_offer("agent-1", role="y"))
     frame = stage.do(ev.OffersReceived(offers))
     (accept,) = actions_of(frame, a.Accept)
@@ -56,13 +59,16 @@ def test_does_not_mix_roles_in_one_accept() -> None:
     [
         (Resources(2000, 100 * MIB, 0, ((1, 2),)), "100.0 MiB of 320.0 MiB memory"),
         (Resources(100, 1024 * MIB, 0, ((1, 2),)), "0.1 of 0.5 cpus"),
-        (Resources(2000, 1024 * MIB), "no port"),
+        (Resources(2000, 1024 * MIB), "0 of 1 ports"),
         (Resources(500, 320 * MIB, 0, ((1, 1),)), ""),
     ],
 )
 def test_says_in_numbers_what_an_offer_lacks(offered: Resources, says: str) -> None:
-    assert says in shortfall(FleetSpec(1, 64 * MIB), offered)
-    assert bool(shortfall(FleetSpec(1, 64 * MIB), offered)) == bool(says)
+    stage = led(instances=1)
+    wanted = Requirements(stage.catalog, FleetSpec(1, 64 * MIB), stage.settings, 0)
+    agent = merge_offers([Offer("o1", "agent-1", "host-1", offered)], "")
+    reason = reason_text(wanted.evaluate(Slot(1, 64 * MIB), agent))
+    assert says in reason and bool(reason) == bool(says)
 
 
 def test_declines_a_small_offer_for_a_short_time_and_keeps_the_reason() -> None:
@@ -95,7 +101,8 @@ def test_fewer_agents_than_instances_wait_with_a_reason() -> None:
     frame = stage.offer("agent-1", "agent-2")
     assert not frame.entries
     declines = actions_of(frame, a.Decline)
-    assert {d.reason for d in declines} == {f"one executor an agent: slot {s} is on this one" for s in (1, 2)}
+    reasons = {x.reason for d in declines for x in d.explained}
+    assert reasons == {f"one executor an agent: slot {s} is on this one" for s in (1, 2)}
     assert {d.refuse_ms for d in declines} == {stage.settings.decline_ms}
 
 

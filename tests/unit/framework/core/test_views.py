@@ -9,16 +9,19 @@ import numpy as np
 
 from stoker.framework.core import views
 from stoker.framework.core.catalog import Dataset
+from stoker.framework.core.explanations import offer_views
 from support.core_stage import BLOCK_BYTES, MIB, Stage
 
 DATASET = (
     "name id source options state error message files bytes cached_bytes cached_ratio version generation residency replicas "
     "replicas_actual policy tier priority wanted block_bytes blocks listing created_ms"
 )
-JOB = "id kind dataset paths state message progress error_count errors created_ms started_ms finished_ms"
+JOB = (
+    "id kind dataset agent paths state message progress error_count errors created_ms started_ms finished_ms"
+)
 PROGRESS = "bytes bytes_total files files_total rate_bytes_per_s eta_seconds executors"
 EXECUTOR = (
-    "slot state reason launch task_id agent_id hostname host port capacity_bytes used_bytes lent_bytes pid "
+    "slot state reason launch task_id agent_id hostname host port capacity_bytes used_bytes lent_bytes disk pid "
     "heartbeat_age_ms datasets"
 )
 PLACEMENT = "name dataset_id cluster version generation digest block_bytes pg_count replicas placement_version homes slots"
@@ -36,9 +39,13 @@ def test_all_views_have_their_fields_and_are_json() -> None:
         JOB: views.job_view(catalog, fleet, stage.only_job(), now_ms),
         PROGRESS: views.job_view(catalog, fleet, stage.only_job(), now_ms)["progress"],
         EXECUTOR: views.executor_views(catalog, fleet, now_ms)[0],
-        "instances mem_bytes role running": views.fleet_view(catalog, fleet, now_ms),
-        "id hostname attributes executors": views.agent_views(catalog, fleet)[0],
-        "offer_id agent_id hostname cpus mem_bytes decision reason wall_ms": views.offer_views(fleet)[0],
+        "instances mem_bytes disk_bytes role roles constraints running volumes waiting_count waiting": views.fleet_view(
+            catalog, fleet, now_ms
+        ),
+        "id hostname attributes executors drain": views.agent_views(catalog, fleet)[0],
+        "offer_id agent_id hostname role cpus mem_bytes disk_bytes decision reason checks wall_ms": offer_views(
+            fleet
+        )[0],
         PLACEMENT: views.placement_view(catalog, fleet, stage.dataset()),
     }
     for names, row in rows.items():

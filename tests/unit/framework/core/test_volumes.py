@@ -1,0 +1,385 @@
+"""Persistent volumes: planned before they are made, found again, given up after patience, destroyed only when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from stoker.framework.core import actions as a
+from stoker.framework.core import entries as e
+from stoker.framework.core import events as ev
+from stoker.framework.core.explanations import fleet_json
+from stoker.framework.core.operations import CREATE, DESTROY, RESERVE, UNRESERVE, operation_id
+from stoker.framework.core.volumes import VolumeState
+from stoker.framework.model import FleetSpec, Offer, OfferedReservation, OfferedVolume, OperationStatus
+from support.core_stage import CLUSTER, MIB, Stage, actions_of, entries_of
+
+DISK = 1024 * MIB
+ROLE = "stoker"
+
+
+class Disks(Stage):
+    """A stage whose fleet has an SSD tier; agents offer what their volumes leave."""
+
+    def __init__(self, *, instances: int = 1, disk_bytes: int = DISK, **settings: int) -> None:
+        super().__init__(instances=instances, **settings)
+        self.spec = FleetSpec(instances, 64 * MIB, role=ROLE, disk_bytes=disk_bytes)
+
+    def led(self) -> Disks:
+        self.lead()
+        self.subscribe()
+        return self
+
+    def disk_offer(self, agent_id: str, *, disk_bytes: int = 4 * DISK, **fields: Any) -> Offer:
+        made = self.make_offer(agent_id, role=ROLE, **fields)
+        return replace(made, resources=replace(made.resources, disk_bytes=disk_bytes))
+
+    def bring(self, agent_id: str, **fields: Any) -> a.Frame:
+        return self.do(ev.OffersReceived((self.disk_offer(agent_id, **fields),)))
+
+    def operated(
+        self, volume_id: int, kind: str, state: str, *, uuid: bytes = b"", attempt: str = ""
+    ) -> a.Frame:
+        name = operation_id(CLUSTER, volume_id, kind, attempt)
+        return self.do(ev.OperationUpdated(OperationStatus(name, state, "agent-1", "because", uuid)))
+
+    def end(self, slot_id: int = 1) -> None:
+        """The slot's executor ends, and its back-off passes."""
+        launch = self.launch(slot_id)
+        self.status(launch.task_id, "TASK_FAILED", agent_id=launch.agent_id)
+        self.tick(self.settings.relaunch_delay_ms_min)
+
+    def with_volume(self) -> Disks:
+        """Slot 1 runs on agent-1 with volume 1."""
+        self.led()
+        self.bring("agent-1")
+        self.operated(1, CREATE, "OPERATION_FINISHED")
+        self.beat(self.launch(1), whole=True)
+        self.tick()
+        return self
+
+    def miss(self, agent_id: str = "agent-1", times: int = 4) -> list[a.Frame]:
+        """The agent offers what it has, without volumes, every few seconds."""
+        frames = []
+        for _ in range(times):
+            frames += [self.bring(agent_id), self.tick(2_500)]
+        return frames
+
+    def fleet_set(self, **changes: Any) -> a.Answer:
+        assert self.catalog.fleet is not None
+        answer = self.ask(ev.FleetRequested(7, replace(self.catalog.fleet, **changes)))
+        return answer
+
+
+def offered(volume_id: int, *, disk_bytes: int = DISK, cluster: bytes = CLUSTER) -> OfferedVolume:
+    return OfferedVolume(cluster.hex(), volume_id, ROLE, disk_bytes)
+
+
+def reserved(volume_id: int, *, disk_bytes: int = DISK) -> OfferedReservation:
+    return OfferedReservation(CLUSTER.hex(), volume_id, ROLE, disk_bytes)
+
+
+def test_a_first_launch_plans_its_volume_in_the_same_frame_before_the_accept() -> None:
+    stage = Disks().led()
+    frame = stage.bring("agent-1")
+    planned, launch = frame.entries
+    assert planned == e.VolumePlanned(1, 1, "agent-1", "agent-1", ROLE, DISK, launch.wall_ms)
+    assert isinstance(launch, e.LaunchPlanned)
+    assert (launch.volume_id, launch.disk_bytes, launch.role) == (1, DISK, ROLE)
+    (accept,) = actions_of(frame, a.Accept)
+    assert (accept.volume, accept.reserved_volume_id, accept.launch) == (planned, 0, launch)
+    assert stage.catalog.volumes[1].state is VolumeState.PLANNED
+
+
+def test_an_operation_that_finished_makes_it_ready_and_is_acknowledged_after_the_entry() -> None:
+    stage = Disks().led()
+    stage.bring("agent-1")
+    frame = stage.operated(1, CREATE, "OPERATION_FINISHED", uuid=b"u" * 16)
+    assert frame.entries == (e.VolumeReady(1),)
+    assert frame.actions == (a.AcknowledgeOperation(operation_id(CLUSTER, 1, CREATE), "agent-1", b"u" * 16),)
+    again = stage.operated(1, CREATE, "OPERATION_FINISHED", uuid=b"u" * 16)
+    assert not again.entries and again.actions == frame.actions, "it comes until it is acknowledged"
+
+
+@pytest.mark.parametrize("kind", [RESERVE, CREATE])
+@pytest.mark.parametrize("state", ["OPERATION_ERROR", "OPERATION_FAILED", "OPERATION_DROPPED"])
+def test_a_refused_operation_forgets_the_volume_and_the_slot_gets_another(kind: str, state: str) -> None:
+    stage = Disks().led()
+    stage.bring("agent-1")
+    (failed,) = stage.operated(1, kind, state).entries
+    assert isinstance(failed, e.VolumeFailed) and "because" in failed.reason
+    stage.operated(1, CREATE, state)  # the rest of the same ACCEPT
+    stage.end()
+    frame = stage.bring("agent-1")
+    assert [x.volume_id for x in entries_of(frame, e.VolumePlanned)] == [2], "no id is used again"
+
+
+def test_unknown_says_nothing_of_a_volume() -> None:
+    """An older leader may have acknowledged it; a new master may not know it yet."""
+    stage = Disks().led()
+    stage.bring("agent-1")
+    assert not stage.operated(1, CREATE, "OPERATION_UNKNOWN").entries
+
+
+def test_somebody_elses_operation_is_acknowledged_and_changes_nothing() -> None:
+    stage = Disks().with_volume()
+    status = OperationStatus("v1-create", "OPERATION_ERROR", "agent-1", "", b"u" * 16)
+    frame = stage.do(ev.OperationUpdated(status))
+    assert not frame.entries and len(frame.actions) == 1
+
+
+def test_planned_volumes_are_asked_for_after_a_take_over_ever_more_rarely() -> None:
+    stage = Disks().led()
+    stage.bring("agent-1")
+    stage.lead()
+    stage.subscribe()
+    asked = []
+    for frame in stage.pass_time(60_000, beating=False):
+        asked += [(stage.now_ms, x) for x in actions_of(frame, a.ReconcileOperations)]
+    assert 3 <= len(asked) <= 7
+    assert asked[0][1].operations == ((operation_id(CLUSTER, 1, CREATE), "agent-1"),)
+    stage.operated(1, CREATE, "OPERATION_FINISHED")
+    assert not any(actions_of(f, a.ReconcileOperations) for f in stage.pass_time(700_000, beating=False))
+
+
+def test_a_running_task_has_its_volume() -> None:
+    """The operation's own update may be lost with its agent."""
+    stage = Disks().led()
+    stage.bring("agent-1")
+    frame = stage.status(stage.launch(1).task_id, "TASK_RUNNING")
+    assert frame.entries == (e.VolumeReady(1),)
+
+
+def test_a_slot_is_launched_where_its_volume_is_and_nowhere_else() -> None:
+    stage = Disks(instances=2).led()
+    stage.bring("agent-1")
+    stage.bring("agent-2")
+    for volume_id in (1, 2):
+        stage.operated(volume_id, CREATE, "OPERATION_FINISHED")
+    stage.end(2)
+    assert not stage.bring("agent-9").entries, "another agent is none of its concern"
+    waiting = fleet_json(stage.catalog, stage.fleet, stage.spec, stage.now_ms)["waiting"]
+    assert "its volume is on agent-2" in waiting[0]["reason"]
+    frame = stage.bring("agent-2", volumes=(offered(2),))
+    (launch,) = entries_of(frame, e.LaunchPlanned)
+    assert (launch.slot_id, launch.agent_id, launch.volume_id) == (2, "agent-2", 2)
+    (accept,) = actions_of(frame, a.Accept)
+    assert accept.volume is None and len(frame.entries) == 1
+
+
+def test_fragments_of_an_agents_offer_are_put_together() -> None:
+    stage = Disks().with_volume()
+    stage.end()
+    only_volume = replace(
+        stage.disk_offer("agent-1", disk_bytes=0, mem_bytes=0, cpus_milli=0, ports=()), volumes=(offered(1),)
+    )
+    frame = stage.do(ev.OffersReceived((only_volume, stage.disk_offer("agent-1"))))
+    (accept,) = actions_of(frame, a.Accept)
+    assert len(accept.offer_ids) == 2 and accept.launch.volume_id == 1
+
+
+def test_an_agent_without_room_is_waited_for_and_told_of() -> None:
+    stage = Disks().with_volume()
+    stage.end()
+    frame = stage.bring("agent-1", volumes=(offered(1),), cpus_milli=100)
+    assert not frame.entries
+    (row,) = fleet_json(stage.catalog, stage.fleet, stage.spec, stage.now_ms)["waiting"]
+    assert "0.1 of 0.5 cpus" in row["reason"] and row["nearest"]["agent_id"] == "agent-1"
+    failed = [c for c in row["nearest"]["checks"] if not c["passed"]]
+    assert failed == [{"requirement": "cpus", "passed": False, "wanted": "0.5", "offered": "0.1"}]
+
+
+def test_a_volume_is_given_up_after_patience_and_kept_for_who_comes_there() -> None:
+    stage = Disks(volume_patience_ms=60_000).with_volume()
+    stage.end()
+    frames = stage.pass_time(61_000, beating=False)
+    (released,) = [x for f in frames for x in entries_of(f, e.VolumeReleased)]
+    assert "agent-1" in released.reason
+    frame = stage.bring("agent-2")
+    assert [x.volume_id for x in entries_of(frame, e.VolumePlanned)] == [2]
+    stage.beat(stage.launch(1), whole=True)
+    assert stage.catalog.volumes[1].slot_id == 0
+    stage.fleet_set(instances=2)
+    frame = stage.bring("agent-1", volumes=(offered(1),))
+    assert frame.entries[0] == e.VolumeAdopted(1, 2)
+    (launch,) = entries_of(frame, e.LaunchPlanned)
+    assert (launch.slot_id, launch.volume_id) == (2, 1)
+
+
+def test_an_agent_with_a_volume_to_adopt_is_taken_before_others() -> None:
+    stage = Disks(volume_patience_ms=10_000).with_volume()
+    stage.end()
+    stage.pass_time(11_000, beating=False)
+    frame = stage.do(
+        ev.OffersReceived((stage.disk_offer("agent-0"), stage.disk_offer("agent-1", volumes=(offered(1),))))
+    )
+    (launch,) = entries_of(frame, e.LaunchPlanned)
+    assert (launch.agent_id, launch.volume_id) == ("agent-1", 1)
+
+
+def test_a_slot_does_not_wait_for_a_volume_on_a_drained_agent() -> None:
+    stage = Disks().with_volume()
+    stage.end()
+    stage.catalog.apply(e.AgentDrainSet("agent-1", "agent-1", "an operator asked for it"))
+    (released,) = entries_of(stage.tick(), e.VolumeReleased)
+    assert "drained" in released.reason
+    assert entries_of(stage.bring("agent-2"), e.LaunchPlanned)
+
+
+def test_a_volume_that_vanished_is_forgotten_once_its_agent_has_offered_without_it_again_and_again() -> None:
+    stage = Disks().with_volume()
+    stage.end()
+    first = stage.bring("agent-1")
+    assert not first.entries and not stage.tick(6_000).entries, "once is not enough"
+    (failed,) = [x for f in stage.miss() for x in entries_of(f, e.VolumeFailed)]
+    assert "it is gone" in failed.reason
+    assert [x.volume_id for x in stage.catalog.volumes.values()] == [2], "the slot has another"
+
+
+def test_a_volume_in_use_is_not_missed() -> None:
+    stage = Disks(instances=2).with_volume()
+    stage.miss()
+    assert 1 in stage.catalog.volumes
+    stage.end()
+    for frame in [stage.bring("agent-1", executor_ids=("stoker-x",)) for _ in range(5) if stage.tick(2_500)]:
+        assert not entries_of(frame, e.VolumeFailed), "an executor that is there yet has it"
+
+
+def test_a_volume_in_another_roles_offer_is_not_missed() -> None:
+    stage = Disks()
+    stage.spec = replace(stage.spec, roles_more=("other",))
+    stage.with_volume().end()
+    for _ in range(6):
+        offer = replace(stage.disk_offer("agent-1"), role="other")
+        assert not stage.do(ev.OffersReceived((offer,))).entries
+        stage.tick(2_500)
+    assert 1 in stage.catalog.volumes
+
+
+def test_disk_reserved_for_a_volume_that_was_never_made_is_used_for_the_next() -> None:
+    stage = Disks().led()
+    stage.bring("agent-1")
+    stage.operated(1, CREATE, "OPERATION_ERROR")
+    stage.end()
+    frame = stage.bring("agent-1", disk_bytes=0, reserved_disk=(reserved(1),))
+    (accept,) = actions_of(frame, a.Accept)
+    assert accept.reserved_volume_id == 1 and accept.volume is not None and accept.volume.volume_id == 2
+
+
+def test_too_little_reserved_disk_is_not_used() -> None:
+    stage = Disks().led()
+    stage.bring("agent-1")
+    stage.operated(1, CREATE, "OPERATION_ERROR")
+    stage.end()
+    assert not stage.bring("agent-1", disk_bytes=0, reserved_disk=(reserved(1, disk_bytes=DISK - 1),)).entries
+
+
+def test_volumes_of_another_cluster_are_nobodys_business() -> None:
+    stage = Disks().led()
+    other = offered(1, cluster=bytes(16))
+    frame = stage.bring("agent-1", volumes=(other,))
+    assert [x.volume_id for x in entries_of(frame, e.VolumePlanned)] == [1]
+    assert not stage.fleet.sightings.unknown and not actions_of(frame, a.DestroyVolume)
+
+
+def test_a_volume_that_the_journal_does_not_know_is_kept_and_told_of() -> None:
+    stage = Disks(instances=0).led()
+    stage.catalog.apply(e.JournalRestored(9, 100, 2, 0))
+    frame = stage.bring("agent-1", volumes=(offered(5),))
+    assert not actions_of(frame, a.DestroyVolume) and not frame.entries
+    volumes = fleet_json(stage.catalog, stage.fleet, stage.spec, stage.now_ms)["volumes"]
+    assert volumes["unknown"] == [{"agent_id": "agent-1", "volume": 5, "role": ROLE, "disk_bytes": DISK}]
+    stage.fleet_set(disk_bytes=0)
+    assert not actions_of(stage.bring("agent-1", volumes=(offered(5),)), a.DestroyVolume)
+
+
+def test_a_volume_of_a_later_journal_stops_everything() -> None:
+    stage = Disks().led()
+    frame = stage.bring("agent-1", volumes=(offered(5),))
+    assert not frame.entries and "volume 5, this journal knows none after 0" in stage.fleet.newer_journal
+
+
+# --- destruction, only when somebody asked for less
+
+
+def doomed(stage: Stage) -> list[int]:
+    return [v.volume_id for v in stage.catalog.volumes.values() if v.state is VolumeState.DOOMED]
+
+
+@pytest.mark.parametrize("changes", [{"disk_bytes": 0}, {"disk_bytes": 2 * DISK}, {"instances": 0}], ids=str)
+def test_less_or_other_disk_dooms_volumes_which_are_destroyed_once_free(changes: dict[str, Any]) -> None:
+    stage = Disks().with_volume()
+    assert stage.fleet_set(**changes).refusal is None
+    stage.pass_time(3_000)
+    assert doomed(stage) == [1]
+    task_id = next(iter(stage.fleet.endings), "")
+    assert task_id, "its executor ends first"
+    stage.status(task_id, "TASK_KILLED")
+    frame = stage.bring("agent-1", volumes=(offered(1),))
+    (destroy,) = actions_of(frame, a.DestroyVolume)
+    assert (destroy.volume_id, destroy.agent_id, destroy.role) == (1, "agent-1", ROLE)
+    stage.operated(1, DESTROY, "OPERATION_FINISHED", attempt=destroy.attempt)
+    assert 1 in stage.catalog.volumes, "its disk is not given back yet"
+    frame = stage.operated(1, UNRESERVE, "OPERATION_FINISHED", attempt=destroy.attempt)
+    assert frame.entries == (e.VolumeRemoved(1),)
+
+
+def test_a_doomed_volume_is_tried_again_until_nothing_of_it_is_left() -> None:
+    stage = Disks().with_volume()
+    stage.fleet_set(instances=0)
+    attempts = set()
+    stage.status(next(iter(stage.fleet.endings)), "TASK_KILLED")
+    for _ in range(3):
+        (destroy,) = actions_of(stage.bring("agent-1", volumes=(offered(1),)), a.DestroyVolume)
+        attempts.add(destroy.attempt)
+        stage.tick()
+    assert len(attempts) == 3, "operations are told apart"
+    (rest,) = actions_of(stage.bring("agent-1", reserved_disk=(reserved(1),)), a.DestroyVolume)
+    assert rest.volume_id == 1
+    assert [x for f in stage.miss() for x in f.entries] == [e.VolumeRemoved(1)], "no answer, but it is gone"
+
+
+def test_offers_are_wanted_while_a_volume_is_to_be_destroyed_and_then_no_more() -> None:
+    stage = Disks().with_volume()
+    stage.pass_time(10_000)
+    assert stage.fleet.suppressed
+    stage.fleet_set(instances=0)
+    frames = stage.pass_time(6_000)
+    assert any(actions_of(frame, a.Revive) for frame in frames)
+    stage.catalog.apply(e.VolumeRemoved(1))
+    assert any(actions_of(frame, a.Suppress) for frame in stage.pass_time(2_000))
+
+
+def test_what_was_reserved_without_a_volume_is_given_back_when_there_is_no_ssd_tier() -> None:
+    stage = Disks().led()
+    stage.bring("agent-1")
+    stage.operated(1, CREATE, "OPERATION_ERROR")
+    stage.fleet_set(disk_bytes=0, instances=1)
+    frame = stage.bring("agent-2", reserved_disk=(reserved(1),))
+    assert [x.volume_id for x in actions_of(frame, a.DestroyVolume)] == [1]
+
+
+def test_a_role_that_volumes_are_reserved_for_is_not_dropped() -> None:
+    stage = Disks().with_volume()
+    refused = stage.fleet_set(role="other").refusal
+    assert refused is not None and refused.code == "role_in_use" and "1 volumes" in refused.message
+    assert stage.fleet_set(role="other", roles_more=(ROLE,)).refusal is None
+
+
+def test_an_agent_that_is_gone_for_good_takes_its_volume_with_it() -> None:
+    stage = Disks().with_volume()
+    frame = stage.status(stage.launch(1).task_id, "TASK_GONE_BY_OPERATOR")
+    assert entries_of(frame, e.VolumeFailed) and not stage.catalog.volumes
+
+
+def test_a_take_over_knows_all_volumes() -> None:
+    stage = Disks(instances=2).with_volume()
+    before = dict(stage.catalog.volumes)
+    stage.lead()
+    assert stage.catalog.volumes == before and stage.catalog.volumes.of_slot(1) is not None
+    assert [v.volume_id for v in stage.catalog.volumes.on_agent("agent-1")] == [1]
+    twin = stage.catalog.copy()
+    twin.volumes.apply(e.VolumeReleased(1, "why"))
+    assert stage.catalog.volumes.of_slot(1) is not None, "a copy is its own"
