@@ -439,6 +439,7 @@ class Fills:
         else:
             self._take_failures(job, message["failed"])
             self.check_waiters(block)
+        self._fill_padding(block)
         self.finish(block)
         self.update_busy(block)
         if block.is_leaving:
@@ -457,6 +458,21 @@ class Fills:
             waiter.done.set()
         block.waiters.clear()
         block.queued.clear()
+
+    def _fill_padding(self, block: Block) -> None:
+        """All bytes of files are there: what is missing lies between them, and is the zeros that a new file is made of."""
+        manifest = block.view.manifest
+        if block.is_scratch or block.is_leaving or block.is_full or manifest is None or block.jobs:
+            return
+        number, state = block.name.block_index, block.state
+        is_current = state.version == manifest.version and number < manifest.block_count
+        if not is_current or block.cached_bytes < manifest.file_bytes_in_block(number):
+            return
+        padding = state.missing(state.needed)
+        for start, stop in padding:
+            state.valid.add(start, stop)
+        if padding:
+            self._holdings.mark_filled(block, padding)
 
     def _take_failures(self, job: Job, failed: list[Any]) -> None:
         state = job.block.state

@@ -12,7 +12,6 @@ Unknown fields are ignored, known ones never change meaning. Values only: no soc
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -230,7 +229,7 @@ def decode_heartbeat(data: bytes) -> Heartbeat:
         Heartbeat,
         fields,
         datasets=residencies,
-        disk=None if disk is None else _make(DiskReport, dict(disk)),
+        disk=None if disk is None else _disk(disk),
         unknown=_keys(fields.pop("unknown", ())),
     )
 
@@ -265,8 +264,21 @@ def assignment_from(raw: dict[str, Any]) -> Assignment:
     return _make(Assignment, raw, slots=slots, datasets=datasets)
 
 
-def _keys(raw: Iterable[Iterable[int]]) -> tuple[tuple[int, int], ...]:
-    return tuple((int(dataset_id), int(generation)) for dataset_id, generation in raw)
+def _disk(raw: Any) -> DiskReport:
+    if not isinstance(raw, dict):
+        raise ValueError("expected a map of the SSD tier")
+    return _make(DiskReport, raw)
+
+
+def _keys(raw: Any) -> tuple[tuple[int, int], ...]:
+    """:raises ValueError: not a list of pairs of whole numbers."""
+    try:
+        keys = tuple((dataset_id, generation) for dataset_id, generation in raw)
+    except TypeError as error:
+        raise ValueError(f"expected pairs of numbers: {error}") from error
+    if not all(type(number) is int for key in keys for number in key):
+        raise ValueError("expected pairs of whole numbers")
+    return keys
 
 
 def _unpack(data: bytes) -> dict[str, Any]:

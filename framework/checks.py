@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
-from stoker.executor.messages import HEARTBEAT_BYTES_MAX, Heartbeat
+from stoker.executor.messages import HEARTBEAT_BYTES_MAX, UNKNOWN_MAX, Heartbeat
 from stoker.framework.errors import Refused
 from stoker.framework.model import NAME, NAME_RULE, PATH_BYTES_MAX, Refusal, Settings
 
@@ -330,7 +330,16 @@ def check_heartbeat(heartbeat: Heartbeat) -> None:
 def _check_message(message: Any, where: str) -> None:
     for field in dataclasses.fields(message):
         value, kind, what = getattr(message, field.name), str(field.type), f"{where}.{field.name}"
-        if not kind.startswith("tuple["):
+        if kind == "DiskReport | None":
+            if value is not None:
+                _check_message(value, what)
+        elif kind == "tuple[tuple[int, int], ...]":
+            if len(value) > UNKNOWN_MAX:
+                refuse(f"{what} has {len(value)} items", f"at most {UNKNOWN_MAX}")
+            for number in (number for pair in value for number in pair):
+                if not 0 <= number <= NUMBER_MAX:
+                    refuse(f"{what} holds {_shown(number)}", f"whole numbers, 0 to {NUMBER_MAX}")
+        elif not kind.startswith("tuple["):
             if (type(value).__name__ if value is not None else "None") not in kind.split(" | "):
                 refuse(f"{what} must be {kind}, not {type(value).__name__}")
             if type(value) is int and not 0 <= value <= NUMBER_MAX:

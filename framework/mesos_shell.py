@@ -52,7 +52,7 @@ from stoker.framework.core.events import (
     TaskUpdated,
     TornDown,
 )
-from stoker.framework.core.operations import CREATE, operation_id
+from stoker.framework.core.operations import CREATE, REFUSED_STATES, operation_id
 from stoker.framework.errors import NotLeading
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import InverseOffer, Offer, OperationStatus, TaskStatus
@@ -231,9 +231,13 @@ class MesosShell:
 
     def operationStatusUpdate(self, driver: Any, status: Json) -> None:
         try:
-            self._put(OperationUpdated(operation_from_mesos(status)))  # refused: as in statusUpdate
+            told = operation_from_mesos(status)
         except Untranslatable as error:
             log.warning("ignored: %s", error)
+            return
+        if told.state in REFUSED_STATES:
+            log.warning("operation %s: %s: %s", told.operation_id, told.state, told.message)
+        self._put(OperationUpdated(told))  # refused: as in statusUpdate
 
     def inverseOffers(self, driver: Any, offers: list[Json]) -> None:
         asked: list[InverseOffer] = []
@@ -294,6 +298,13 @@ class MesosShell:
             except (MesosError, OSError, Untranslatable) as error:
                 self._metrics.mesos_calls.labels(kind, "failed").inc()
                 log.warning("event=%d %s failed: %s", event_id, kind, error)
+                if isinstance(action, UpdateFramework) and isinstance(error, HttpError):
+                    roles = ", ".join(action.roles)
+                    log.error(
+                        "Mesos refuses the roles %s: its ACLs must let this principal register for them, or set others with "
+                        "`stoker fleet set --role`",
+                        roles,
+                    )
                 if isinstance(action, Accept) and isinstance(error, SURELY_NOT_SENT):
                     if action.volume is not None:
                         self._put(OperationUpdated(self._not_created(action.volume.volume_id, str(error))))

@@ -11,7 +11,8 @@ from stoker.framework.core.events import Event, HeartbeatReceived, OffersReceive
 
 LINE_CHARS_MAX = 400
 VALUE_CHARS_MAX = 160
-HIDDEN = frozenset({"secret", "seed", "options", "requested_blocks", "wanted_blocks"})
+HIDDEN = frozenset({"secret", "seed", "options"})
+TOO_LONG = frozenset({"requested_blocks", "wanted_blocks", "explained"})  # GET /v1/offers tells the last
 
 
 def describe(value: Any) -> str:
@@ -24,7 +25,7 @@ def describe(value: Any) -> str:
     parts = [type(value).__name__]
     for name in _names(value):
         held = getattr(value, name)
-        if name in HIDDEN:
+        if name in HIDDEN or name in TOO_LONG:
             continue
         if _names(held):
             parts.append(f"{name}=({describe(held)})")

@@ -190,6 +190,14 @@ def require_cluster_extra() -> None:
     help="how long a finished job is remembered",
 )
 @click.option(
+    "--unreachable-delay",
+    "unreachable_delay_ms",
+    default="5m",
+    show_default=True,
+    type=DURATION,
+    help="how long an executor that nobody can reach is waited for before its slot is launched elsewhere",
+)
+@click.option(
     "--scratch-dir",
     default="",
     metavar="DIR",
@@ -201,6 +209,7 @@ def scheduler(
     journal: str | None,
     jobs_kept_max: int,
     jobs_kept_ms: int,
+    unreachable_delay_ms: int,
     roles: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -217,7 +226,11 @@ def scheduler(
     if zk and not zk.startswith("zk://"):
         raise click.UsageError(f"--zk {zk!r}: write zk://HOST:PORT,HOST:PORT/PATH")
     try:
-        settings = {"jobs_kept_max": jobs_kept_max, "jobs_kept_ms": jobs_kept_ms}
+        settings = {
+            "jobs_kept_max": jobs_kept_max,
+            "jobs_kept_ms": jobs_kept_ms,
+            "unreachable_delay_ms": unreachable_delay_ms,
+        }
         options |= {"role": roles[0], "roles_more": roles[1:]}
         config = Config(journal=zk or journal or "", settings=settings, **options)
         config.check()

@@ -15,6 +15,7 @@ from stoker.framework.model import DatasetState, JobKind, JobState
 def check(catalog: Catalog, fleet: Fleet) -> None:
     """:raises AssertionError: an invariant does not hold; the message says which and where."""
     _check_slots(catalog)
+    _check_volumes(catalog)
     _check_datasets(catalog)
     _check_jobs(catalog)
     _check_fleet(catalog, fleet)
@@ -34,6 +35,21 @@ def _check_slots(catalog: Catalog) -> None:
     for slot in catalog.slots.values():
         assert slot.launch_id == 0 or slot.launch_id in catalog.launches, f"slot {slot.slot_id}"
         assert slot.slot_id < catalog.slot_id_next, f"slot {slot.slot_id} may be used again"
+
+
+def _check_volumes(catalog: Catalog) -> None:
+    for volume in catalog.volumes.values():
+        where = f"volume {volume.volume_id}"
+        assert volume.volume_id < catalog.volume_id_next, f"{where} may be used again"
+        assert volume in catalog.volumes.on_agent(volume.agent_id), where
+        if volume.slot_id:
+            assert volume.slot_id in catalog.slots, f"{where} is of slot {volume.slot_id}, which is gone"
+            assert catalog.volumes.of_slot(volume.slot_id) == volume, f"slot {volume.slot_id} has two volumes"
+    for launch in catalog.launches.values():
+        of_launch = catalog.volumes.get(launch.volume_id)
+        assert of_launch is None or of_launch.agent_id == launch.agent_id, f"launch {launch.launch_id}"
+        own = catalog.volumes.of_slot(launch.slot_id)
+        assert own is None or own.volume_id == launch.volume_id, f"slot {launch.slot_id} is not on its volume"
 
 
 def _check_datasets(catalog: Catalog) -> None:

@@ -266,7 +266,7 @@ def _replace_misfit(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp) -> Frame:
     slots = catalog.slots.values()
     for slot in slots:
         launch = catalog.launches.get(slot.launch_id)
-        if launch is None or (launch.mem_bytes, launch.disk_bytes) == (slot.mem_bytes, slot.disk_bytes):
+        if launch is None or _fits(catalog, slot, launch):
             continue
         others = (s for s in slots if s.slot_id != slot.slot_id and not catalog.is_out(s.slot_id))
         if any(s.launch_id not in fleet.executors for s in others):
@@ -278,6 +278,13 @@ def _replace_misfit(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp) -> Frame:
         entry = e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp))
         return Frame((entry,), tuple(order_end(launch, fleet.settings)))
     return Frame()
+
+
+def _fits(catalog: Catalog, slot: Slot, launch: Launch) -> bool:
+    """Return whether the executor is as its slot; on a doomed volume it is not, whatever its size."""
+    volume = catalog.volumes.get(launch.volume_id)
+    is_doomed = volume is not None and volume.state is VolumeState.DOOMED
+    return not is_doomed and (launch.mem_bytes, launch.disk_bytes) == (slot.mem_bytes, slot.disk_bytes)
 
 
 class _Silence(NamedTuple):

@@ -252,7 +252,8 @@ class _Matching:
             known = self.catalog.volumes.get(volume_id)
             is_doomed = known is not None and known.state is VolumeState.DOOMED
             is_left = known is None and self.spec.disk_bytes == 0 and not agent.has_volume(volume_id)
-            if is_doomed or is_left:
+            may = self.fleet.sightings.may_destroy(volume_id, self.stamp.now_ms)
+            if may and (is_doomed or is_left):
                 attempt = f"e{self.catalog.epoch}-{self.stamp.event_id}"
                 self.destroys.append(
                     DestroyVolume(

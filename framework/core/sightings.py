@@ -21,6 +21,8 @@ UNKNOWN_MAX = 10_000
 NEAREST_MS = 30_000  # that a nearer agent's checks stand before newer ones of a worse one
 MISSING_GAP_MS = 2_000  # offers of one agent that come closer together are one sighting: they fragment
 MISSING_COUNT = 2
+FORGOTTEN_MAX = 1_000  # volumes that are gone, and still noted here
+DESTROY_RETRY_MS, DESTROY_RETRY_MS_MAX = 3_000, 600_000
 ONE_AN_AGENT = "one executor an agent"
 
 
@@ -58,6 +60,7 @@ class Sightings:
         self.decisions: deque[OfferDecision] = deque(maxlen=settings.offers_kept_max)
         self.unknown: dict[tuple[str, int], OfferedVolume] = {}  # by (agent id, volume id)
         self.missing: dict[int, Missing] = {}
+        self.destroys: dict[int, tuple[int, int]] = {}  # tries, and when the next may be, by volume id
         self.nearest: dict[int, Nearest] = {}  # by slot id; 0: for those that may go anywhere
         self.told: tuple[tuple[str, ...], int] | None = None  # roles and disk that the master knows of us
         self._began_with: tuple[tuple[str, ...], int] | None = None
@@ -86,6 +89,9 @@ class Sightings:
                 explained = a.Explained("", "", 0, f"launches slot {action.launch.slot_id}", checks)
                 self._spend(stamp, offers, action.offer_ids, "accepted", {}, explained)
             case a.DestroyVolume():
+                tries, _ = self.destroys.get(action.volume_id, (0, 0))
+                delay_ms = min(DESTROY_RETRY_MS * 2**tries, DESTROY_RETRY_MS_MAX)
+                self.destroys[action.volume_id] = (min(tries + 1, 30), stamp.now_ms + delay_ms)
                 explained = a.Explained("", "", 0, f"clears the agent of volume {action.volume_id}", ())
                 self._spend(stamp, offers, action.offer_ids, "accepted", {}, explained)
             case a.Decline():
@@ -139,6 +145,10 @@ class Sightings:
 
         Return what tells that this journal is not the newest, or nothing.
         """
+        for table in (self.missing, self.destroys):
+            if len(table) > len(catalog.volumes) + FORGOTTEN_MAX:
+                for volume_id in [i for i in table if i not in catalog.volumes]:
+                    del table[volume_id]
         proof = ""
         cluster = catalog.cluster.hex()
         by_agent: dict[str, list[Offer]] = defaultdict(list)
@@ -155,6 +165,7 @@ class Sightings:
                     )
                 elif volume_id not in catalog.volumes and len(self.unknown) < UNKNOWN_MAX:
                     self.unknown[agent_id, volume_id] = volume
+
             for known in catalog.volumes.on_agent(agent_id):
                 self._look_for(now_ms, known, offers, catalog, is_busy=agent_id in ending)
         return proof
@@ -176,6 +187,10 @@ class Sightings:
         if of_role and now_ms - missing.last_ms >= MISSING_GAP_MS:
             missing.count += 1
             missing.last_ms = now_ms
+
+    def may_destroy(self, volume_id: int, now_ms: int) -> bool:
+        """Return whether it was not tried just now: what cannot be destroyed keeps nobody from the rest of its agent."""
+        return now_ms >= self.destroys.get(volume_id, (0, 0))[1]
 
     def is_gone(self, volume_id: int, now_ms: int) -> bool:
         """Return whether the volume's agent has offered what it has without it, and not only once."""

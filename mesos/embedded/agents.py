@@ -78,9 +78,8 @@ class AgentSeat:
         port = self._kept.get("port", 0)
         if port and avoid(port):
             port = 0
-        with contextlib.ExitStack() as stack:
-            if port:
-                stack.enter_context(contextlib.suppress(OSError))
+        if port:
+            with contextlib.suppress(OSError):
                 self._listener = _listen_again(self._host, port)
         if self._listener is None:
             self._listener = listen_steadily(self._host, avoid=avoid)

@@ -7,7 +7,6 @@ names any; and a framework belongs to the principal that subscribed it.
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import os
 from collections.abc import Mapping
@@ -41,7 +40,7 @@ class Authenticator:
         scheme, _, encoded = headers.get("authorization", "").partition(" ")
         try:
             principal, _, secret = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             principal = secret = ""
         known = self.secrets.get(principal)
         if scheme != "Basic" or known is None or not hmac.compare_digest(known.encode(), secret.encode()):

@@ -112,24 +112,20 @@ def listen_steadily(host: str, *, avoid: Callable[[int], bool]) -> socket.socket
     raise OSError(f"no free port on {host} between {_STEADY_PORTS[0]} and {_STEADY_PORTS[-1]}")
 
 
-def listen(host: str, port: int, *, avoid: Callable[[int], bool] = lambda port: False) -> socket.socket:
-    """Return a listening socket; with `port` 0 any free one for which `avoid` is false.
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; `port` 0 is any free one.
 
     :raises OSError: the address is not ours, or the port is taken.
     """
-    for _ in range(100):
-        sock = socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
-            sock.bind((host, port))
-            sock.listen(256)
-        except OSError:
-            sock.close()
-            raise
-        if port or not avoid(sock.getsockname()[1]):
-            return sock
+    sock = socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(256)
+    except OSError:
         sock.close()
-    raise OSError(f"no free port on {host} outside the port ranges that the agents offer")
+        raise
+    return sock
 
 
 class Server:

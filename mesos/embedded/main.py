@@ -103,7 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells defaults where there are any."""
+    """Begins as all of Stoker's help does, and tells defaults where there are any."""
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, prefix or "Usage: ")
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, "") or action.default == []:
@@ -236,7 +239,12 @@ def _parser() -> argparse.ArgumentParser:
     defaults = Settings()
     for name, (field, text) in _TIMINGS.items():
         add(f"--{name}", type=float, default=getattr(defaults, field) / 1000, metavar="SECONDS", help=text)
-    add("--offer-timeout", type=float, metavar="SECONDS", help="after which an offer is rescinded (never if not given)")
+    add(
+        "--offer-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="after which an offer is rescinded (never if not given)",
+    )
     add(
         "--max-agent-ping-timeouts",
         type=int,

@@ -102,7 +102,7 @@ class Runner:
         return None
 
     def adopt(self, container_id: str) -> int | None:
-        """Watch over a process that a predecessor started; return its pid, or None: it is gone."""
+        """Take over a process that a predecessor started; return its pid, or None: it is gone. `watch` follows."""
         path = self._records / f"{container_id}.json"
         record = _read_record(path)
         if record is None:
@@ -113,8 +113,13 @@ class Runner:
             path.unlink()
             return None
         self._containers[container_id] = _Container(sandbox, Event(), pid, start_ticks)
-        gevent.spawn(self._wait, container_id)
         return pid
+
+    def watch(self) -> None:
+        """Begin to tell of the ends of what was adopted."""
+        for container_id, container in self._containers.items():
+            if container.process is None and container.pid is not None:
+                gevent.spawn(self._wait, container_id)
 
     def kill(self, container_id: str) -> None:
         """SIGKILL a process; what it started is ended as soon as its own end is seen. Nothing if it is gone."""
@@ -127,8 +132,10 @@ class Runner:
                 # Not reaped before it leaves `_containers`, so the pid is surely its own.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
-        if container.process is None and container.pid is not None:
-            kill_tree(container.pid, container.sandbox)
+        adopted = container.pid if container.process is None else None
+        if adopted is not None and _start_ticks(adopted) == container.start_ticks:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(adopted, signal.SIGKILL)
 
     def end_others(self) -> int:
         """SIGKILL every process that a predecessor left behind and nobody adopted; return how many executors there were."""

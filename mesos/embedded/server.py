@@ -27,6 +27,7 @@ from stoker.mesos.embedded.authentication import Authenticator
 from stoker.mesos.embedded.config import Config, ConfigError
 from stoker.mesos.embedded.core.calls import Answer
 from stoker.mesos.embedded.core.cluster import Cluster
+from stoker.mesos.embedded.core.containers import Life
 from stoker.mesos.embedded.core.recovery import AgentCheckpoint
 from stoker.mesos.embedded.core.values import (
     Abort,
@@ -108,6 +109,7 @@ class EmbeddedMesos:
         if config.zk is not None:
             self.cluster.stop_master(now_ms)
         self.step(lambda now_ms: self._report_dead(kept, now_ms))
+        self.runner.watch()
         for agent in self.agents:
             agent.open(self.agent_handler(agent.number))
         for seat, listener in zip(self.masters, listeners, strict=True):
@@ -150,6 +152,7 @@ class EmbeddedMesos:
         with gevent.Timeout(STOP_SECONDS_MAX, False):
             if self._error is None:
                 self.step(lambda now_ms: self.cluster.shutdown(now_ms))
+                self._kill_forgotten()
                 while self.runner.containers:
                     gevent.sleep(0.02)
         while self.runner.containers:
@@ -296,6 +299,13 @@ class EmbeddedMesos:
         if agent is not None:
             self.step(lambda now_ms: agent.process_exited(container_id, status, now_ms))
 
+    def _kill_forgotten(self) -> None:
+        """Kill what no agent shuts down: the agent is not up, or knows it no more."""
+        for container_id in self.runner.containers:
+            agent = self.cluster.agent_of_container(container_id)
+            if agent is None or agent.life is not Life.UP or not agent.has_container(container_id):
+                self.runner.kill(container_id)
+
     def _kill_all(self) -> None:
         for container_id in self.runner.containers:
             self.runner.kill(container_id)
@@ -345,11 +355,16 @@ class EmbeddedMesos:
         """Return what agents find of their predecessors, whose living executors are adopted."""
         found: dict[int, AgentCheckpoint] = {}
         for seat in self.agents:
-            value = seat.read_checkpoint() if self.config.recovers else None
-            if value is not None and value["agent_id"] == seat.agent_id:
-                found[seat.number] = AgentCheckpoint.from_message(value)
-                for container_id in sorted(found[seat.number].container_ids()):
-                    self.runner.adopt(container_id)
+            value = seat.read_checkpoint()
+            if value is None or value["agent_id"] != seat.agent_id:
+                continue
+            kept = AgentCheckpoint.from_message(value)
+            if not self.config.recovers:
+                kept = replace(kept, frameworks=())  # what is reserved and created on an agent stays
+            if kept.frameworks or any(kept.estate.values()):
+                found[seat.number] = kept
+            for container_id in sorted(kept.container_ids()):
+                self.runner.adopt(container_id)
         return found
 
     def _report_dead(self, kept: dict[int, AgentCheckpoint], now_ms: int) -> None:

@@ -52,13 +52,20 @@ def cluster(
         local.add("d", store.url)
         assert local.load("d")["state"] == "SUCCEEDED"
         local.add("unwanted", store.url)
-        check_all(local.client, root, "unwanted")  # read through the cache, and loaded by nobody
+        wait_until(lambda: is_whole_by_reading(local.client, root), "readers to have brought all of it in")
         yield local
 
 
 def check_all(client: Client, root: pathlib.Path, name: str = "d") -> None:
     dataset = client.dataset(name)
     assert {p: hashlib.sha256(dataset.read(p)).hexdigest() for p in dataset.paths} == digests(root)
+
+
+def is_whole_by_reading(client: Client, root: pathlib.Path) -> bool:
+    """Read a dataset that nobody loaded through the cache; return whether all its blocks are full."""
+    check_all(client, root, "unwanted")
+    held = [d["blocks"] for e in client.executors() for d in e["datasets"] if d["name"] == "unwanted"]
+    return bool(sum(held) == client.dataset_info("unwanted")["blocks"])
 
 
 def reads(store: HttpStore) -> list[str]:
@@ -85,7 +92,6 @@ def test_a_drained_agent_loses_nothing_and_its_slot_finds_everything_again(
     cluster: Local, root: pathlib.Path, store: HttpStore
 ) -> None:
     client = cluster.client
-    wait_cached(client, "unwanted")
     victim = max(client.executors(), key=lambda e: e["used_bytes"])
     with Watcher(cluster.url, "d", root, transport="auto", seed=1) as watcher:
         store.forget_requests()

@@ -71,7 +71,9 @@ def _drop(
             state, reason = framework.lost_state, "REASON_INVALID_OFFERS"
             _refuse_task(master, framework, task, state, reason, text, now_ms)
         if operation.get("type") not in ("LAUNCH", "LAUNCH_GROUP"):
-            operating.refuse(master, framework, operation, f"Operation attempted with invalid offers: {error}")
+            operating.refuse(
+                master, framework, operation, f"Operation attempted with invalid offers: {error}"
+            )
 
 
 def _launch(master: Master, framework: Framework, given: Message, offered: Grant, now_ms: int) -> Resources:
@@ -97,4 +99,3 @@ def _refuse_task(
 ) -> None:
     status = master.status(task["task_id"], state, reason, text, now_ms, agent_id=task["agent_id"])
     master.send_update(framework, status)
-

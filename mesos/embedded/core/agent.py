@@ -139,6 +139,8 @@ class Agent(Containers):
         self._now_ms = now_ms
         framework_id, task_id = framework["id"]["value"], task["task_id"]["value"]
         known = self.frameworks.setdefault(framework_id, FrameworkOnAgent(framework))
+        if known.terminating:
+            return  # as a real one, it says nothing of a framework that it was told to end
         info = task.get("executor")
         executor = known.executors.get(task_id if info is None else info["executor_id"]["value"])
         if executor is None:
@@ -157,6 +159,8 @@ class Agent(Containers):
             return
         self._now_ms = now_ms
         known = self.frameworks.setdefault(framework["id"]["value"], FrameworkOnAgent(framework))
+        if known.terminating:
+            return
         there = known.executors.get(executor["executor_id"]["value"])
         if there is None:
             if executor.get("type") == "DEFAULT":

@@ -29,6 +29,7 @@ from stoker.mesos.embedded.core.resources import EMPTY, Quantities, Resources
 MINIMUM: tuple[Quantities, ...] = ({"cpus": 10}, {"mem": 32_000})
 REFUSE_MS_DEFAULT = 5000
 REFUSE_MS_MAX = 365 * 86_400_000
+EXPIRIES_MIN = 10_000  # ends of filters that are remembered before those of forgotten filters are looked for
 FILTERS_MAX = 1000  # per framework, role and agent; the oldest goes first
 
 
@@ -125,8 +126,12 @@ class Allocator:
             str, Quantities
         ] = {}  # what is reserved for a role and those below it, held or not
         self._quotas: dict[str, Quota] = {}
+        self._headroom: Quantities | None = (
+            None  # what is free and unreserved, kept while anything is guaranteed
+        )
         self._weights: dict[str, float] = {}
         self._expiries: list[tuple[int, str]] = []
+        self._expiries_max = EXPIRIES_MIN
         self._candidates: set[str] = set()
         self._everywhere = False  # all agents are candidates
 
@@ -135,14 +140,16 @@ class Allocator:
     def add_agent(self, agent_id: str, total: Resources, facts: Facts = _NO_FACTS) -> None:
         """Know an agent, all of whose resources are free."""
         assert agent_id not in self._agents, agent_id
-        agent = _Agent(next(self._numbers), total, total, facts, "gpus" in total.quantities())
+        agent = _Agent(next(self._numbers), total, EMPTY, facts, "gpus" in total.quantities())
         self._agents[agent_id] = agent
+        self._set_free(agent, total)
         self._count_total(total, 1)
         self._candidates.add(agent_id)
 
     def remove_agent(self, agent_id: str) -> None:
         """Forget an agent with all that is held of it; later `recover`s of it do nothing."""
         agent = self._agents.pop(agent_id)
+        self._set_free(agent, EMPTY)
         for (framework_id, role), resources in agent.held.items():
             self._count_held(Grant(framework_id, role, agent_id, resources), -1)
         self._count_total(agent.total, -1)
@@ -169,7 +176,8 @@ class Allocator:
         rest = total
         for resources in agent.held.values():
             rest = rest - resources
-        agent.total, agent.free, agent.withheld = total, rest, EMPTY
+        agent.total, agent.withheld = total, EMPTY
+        self._set_free(agent, rest)
         agent.has_gpus = "gpus" in total.quantities()
         if facts is not None:
             agent.facts = facts
@@ -186,7 +194,7 @@ class Allocator:
         agent.total = agent.total - consumed + converted
         self._count_total(agent.total, 1)
         if holder is None:
-            agent.free = agent.free - consumed + converted
+            self._set_free(agent, agent.free - consumed + converted)
             self._candidates.add(agent_id)
             return
         key = (holder.framework_id, holder.role)
@@ -197,7 +205,8 @@ class Allocator:
     def withhold(self, agent_id: str, resources: Resources) -> None:
         """Offer `resources`, which are free, to nobody until `update_agent`."""
         agent = self._agents[agent_id]
-        agent.free, agent.withheld = agent.free - resources, agent.withheld + resources
+        agent.withheld = agent.withheld + resources
+        self._set_free(agent, agent.free - resources)
 
     def free(self, agent_id: str) -> Resources:
         """Return what nobody holds, and nobody will be offered for the time being."""
@@ -271,6 +280,11 @@ class Allocator:
     def filter_count(self, framework_id: str, role: str, agent_id: str) -> int:
         return len(self._frameworks[framework_id].filters.get((role, agent_id), ()))
 
+    @property
+    def expiry_count(self) -> int:
+        """How many ends of filters are remembered."""
+        return len(self._expiries)
+
     # Quotas and weights.
 
     def set_quota(self, role: str, quota: Quota) -> None:
@@ -279,6 +293,10 @@ class Allocator:
             self._quotas[role] = quota
         else:
             self._quotas.pop(role, None)
+        self._headroom = None
+        if any(item.guarantees for item in self._quotas.values()):
+            free = (agent.free.unreserved().quantities() for agent in self._agents.values())
+            self._headroom = quotas.total_of(free)
         self._everywhere = True
 
     def set_weight(self, role: str, weight: float) -> None:
@@ -318,7 +336,7 @@ class Allocator:
         returned = grant.resources
         if returned.has_reserved:  # a task may have named a volume with another path
             returned = returned.spelled_as(agent.total)
-        agent.free = agent.free + returned
+        self._set_free(agent, agent.free + returned)
         self._count_held(grant, -1)
         self._candidates.add(grant.agent_id)
         framework = self._frameworks.get(grant.framework_id)
@@ -329,17 +347,18 @@ class Allocator:
         filters.append(_Filter(grant.resources, expires_ms))
         del filters[:-FILTERS_MAX]
         heapq.heappush(self._expiries, (expires_ms, grant.agent_id))
+        if len(self._expiries) > self._expiries_max:
+            self._forget_expiries()
 
     def allocate(self, now_ms: int, only: str | None = None) -> list[Grant]:
         """Grant what is free and wanted, of all agents or of `only` one."""
         while self._expiries and self._expiries[0][0] <= now_ms:
             self._candidates.add(heapq.heappop(self._expiries)[1])
         pairs = self._pairs()
-        headroom = self._headroom()
         grants: list[Grant] = []
         for agent_id, agent in list(self._walk(only)):
             if pairs and agent.active and agent.free:
-                grants += self._allocate_agent(agent_id, agent, pairs, headroom, now_ms)
+                grants += self._allocate_agent(agent_id, agent, pairs, now_ms)
         return grants
 
     def _walk(self, only: str | None) -> Iterator[tuple[str, _Agent]]:
@@ -364,22 +383,18 @@ class Allocator:
             if role not in framework.suppressed
         ]
 
-    def _allocate_agent(
-        self, agent_id: str, agent: _Agent, pairs: list[_Pair], headroom: Quantities | None, now_ms: int
-    ) -> list[Grant]:
+    def _allocate_agent(self, agent_id: str, agent: _Agent, pairs: list[_Pair], now_ms: int) -> list[Grant]:
         grants = []
         for pair in sorted(pairs, key=self._precedence) if len(pairs) > 1 else pairs:
             if not agent.free:
                 break
-            offered = self._offerable(agent_id, agent, pair, headroom)
+            offered = self._offerable(agent_id, agent, pair)
             if not offered or not _reaches(pair.minimum, offered):
                 continue
             if self._is_filtered(pair, agent_id, offered, now_ms):
                 continue
             grant = Grant(pair.framework_id, pair.role, agent_id, offered)
             self._take(agent, grant)
-            if headroom is not None:
-                quotas.add(headroom, offered.unreserved().quantities(), -1)
             grants.append(grant)
         return grants
 
@@ -404,9 +419,7 @@ class Allocator:
         share = self._share(self._by_framework.get(key, {}))
         return not unsatisfied, path, share, self._counts.get(key, 0), pair.rank
 
-    def _offerable(
-        self, agent_id: str, agent: _Agent, pair: _Pair, headroom: Quantities | None
-    ) -> Resources | None:
+    def _offerable(self, agent_id: str, agent: _Agent, pair: _Pair) -> Resources | None:
         framework, role = pair.framework, pair.role
         capabilities = framework.demand.capabilities
         if agent.has_gpus and "GPU_RESOURCES" not in capabilities:
@@ -425,10 +438,10 @@ class Allocator:
         if agent.free.has_reserved and "RESERVATION_REFINEMENT" not in capabilities:
             offered = offered.select(lambda key: len(key.stack) <= 1)
         if self._quotas:
-            offered = self._within_quota(role, offered, headroom)
+            offered = self._within_quota(role, offered)
         return offered
 
-    def _within_quota(self, role: str, offered: Resources, headroom: Quantities | None) -> Resources:
+    def _within_quota(self, role: str, offered: Resources) -> Resources:
         """Chop what is above a limit, and what would leave less free than is guaranteed to other roles."""
         for name in _lineage(role):
             quota = self._quotas.get(name)
@@ -437,7 +450,7 @@ class Allocator:
                 offered = offered.chopped(
                     {item: limit - consumed.get(item, 0) for item, limit in quota.limits.items()}
                 )
-        if headroom is None:
+        if self._headroom is None:
             return offered
         top = role.split("/", 1)[0]
         others = quotas.total_of(
@@ -445,13 +458,8 @@ class Allocator:
             for name, quota in self._quotas.items()
             if name != top
         )
-        return offered.chopped({item: headroom.get(item, 0) - amount for item, amount in others.items()})
-
-    def _headroom(self) -> Quantities | None:
-        """Return what is free and unreserved on all agents, if there are guarantees for which it matters."""
-        if not any(quota.guarantees for quota in self._quotas.values()):
-            return None
-        return quotas.total_of(agent.free.unreserved().quantities() for agent in self._agents.values())
+        free = self._headroom
+        return offered.chopped({item: free.get(item, 0) - amount for item, amount in others.items()})
 
     def _is_filtered(self, pair: _Pair, agent_id: str, offered: Resources, now_ms: int) -> bool:
         filters = pair.framework.filters.get((pair.role, agent_id))
@@ -460,11 +468,28 @@ class Allocator:
         filters[:] = [item for item in filters if now_ms < item.expires_ms]
         return any(item.refused.contains(offered) for item in filters)
 
+    def _forget_expiries(self) -> None:
+        """Drop the ends of filters that were revived away: with filters of a year they would pile up."""
+        self._expiries = [
+            (item.expires_ms, agent_id)
+            for framework in self._frameworks.values()
+            for (_, agent_id), filters in framework.filters.items()
+            for item in filters
+        ]
+        heapq.heapify(self._expiries)
+        self._expiries_max = max(EXPIRIES_MIN, 2 * len(self._expiries))
+
     # Counts.
+
+    def _set_free(self, agent: _Agent, free: Resources) -> None:
+        if self._headroom is not None:
+            quotas.add(self._headroom, agent.free.unreserved().quantities(), -1)
+            quotas.add(self._headroom, free.unreserved().quantities())
+        agent.free = free
 
     def _take(self, agent: _Agent, grant: Grant) -> None:
         key = (grant.framework_id, grant.role)
-        agent.free = agent.free - grant.resources
+        self._set_free(agent, agent.free - grant.resources)
         agent.held[key] = agent.held.get(key, EMPTY) + grant.resources
         self._count_held(grant, 1)
         for name in (*_lineage(grant.role), grant.role + "/."):
@@ -479,7 +504,10 @@ class Allocator:
             quotas.add(self._unreserved.setdefault(name, {}), unreserved, sign)
         quotas.add(self._by_role.setdefault(grant.role + "/.", {}), amounts, sign)
         key = (grant.framework_id, grant.role)
-        quotas.add(self._by_framework.setdefault(key, {}), amounts, sign)
+        total = self._by_framework.setdefault(key, {})
+        quotas.add(total, amounts, sign)
+        if not any(total.values()):
+            del self._by_framework[key]
 
     def _count_total(self, total: Resources, sign: int) -> None:
         quotas.add(self._total, total.quantities(), sign)

@@ -29,7 +29,6 @@ class Site(Protocol):
     def out(self) -> Outbox: ...
 
 
-
 Links: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -52,9 +51,7 @@ class Estate:
             forward, arm, site.ids, retry_ms=retry_ms, retry_ms_max=retry_ms_max
         )
 
-    def apply(
-        self, framework_id: str, operation_id: str | None, conversion: Conversion, now_ms: int
-    ) -> None:
+    def apply(self, framework_id: str, operation_id: str | None, conversion: Conversion, now_ms: int) -> None:
         """Do an operation; it is told of if it has an id."""
         self.resources = self.resources - conversion.consumed + conversion.converted
         for key in conversion.removed.items:

@@ -448,10 +448,10 @@ class Master:
 
     # Offers and resources.
 
-    def allocate(self, now_ms: int) -> None:
-        """Offer what is free: one OFFERS event a framework, with all its agents."""
+    def allocate(self, now_ms: int, only: str | None = None) -> None:
+        """Offer what is free, of all agents or of `only` one: one OFFERS event a framework, with all its agents."""
         by_framework: dict[str, list[Message]] = {}
-        for grant in self.allocator.allocate(now_ms):
+        for grant in self.allocator.allocate(now_ms, only):
             offer = Offer(self.next_offer_id(), grant)
             agent = self.agents[grant.agent_id]
             self.offers[offer.offer_id] = agent.offers[offer.offer_id] = offer

@@ -22,6 +22,8 @@ from stoker.mesos.embedded.core.resources import EMPTY, Resources
 if TYPE_CHECKING:
     from stoker.mesos.embedded.core.master import Master
 
+OPERATIONS_MAX = 100_000  # that a framework has not acknowledged; the oldest is forgotten first
+
 
 class Holding(NamedTuple):
     """What an ACCEPT has left: `fresh` is the part of it that its own operations made."""
@@ -113,7 +115,7 @@ def take_status(master: Master, agent_id: str, operation: ReportedOperation) -> 
     """Forward the status of an operation that an agent has done."""
     framework = master.frameworks.get(operation.framework_id)
     if framework is not None and agent_id in master.agents:
-        framework.operations[operation.operation_id] = (agent_id, operation)
+        _remember(framework, agent_id, operation)
         master.send_operation_status(framework, operation_status(operation, agent_id, with_uuid=True))
 
 
@@ -122,7 +124,7 @@ def agent_registered(master: Master, agent_id: str, report: AgentReport) -> None
     for operation in report.operations:
         framework = master.frameworks.get(operation.framework_id)
         if framework is not None:
-            framework.operations[operation.operation_id] = (agent_id, operation)
+            _remember(framework, agent_id, operation)
 
 
 def agent_removed(master: Master, agent_id: str) -> None:
@@ -149,6 +151,12 @@ def answer(master: Master, framework: Framework, body: Message) -> None:
             if "agent_id" in item:
                 status["agent_id"] = item["agent_id"]
         master.send_operation_status(framework, status)
+
+
+def _remember(framework: Framework, agent_id: str, operation: ReportedOperation) -> None:
+    framework.operations[operation.operation_id] = (agent_id, operation)
+    while len(framework.operations) > OPERATIONS_MAX:
+        del framework.operations[next(iter(framework.operations))]
 
 
 def _unknown(master: Master, agent_id: str | None) -> tuple[str, str]:

@@ -243,7 +243,7 @@ class Registry:
             if task.framework_id in master.frameworks:
                 self._charge_task(record, task, text, now_ms)
         self._welcome(record, report, (), now_ms)
-        master.allocate(now_ms)
+        master.allocate(now_ms, agent_id)
 
     def _return(self, record: AgentRecord, report: AgentReport, port: AgentPort, now_ms: int) -> None:
         """Take an agent that was away for less than its pings allow."""

@@ -56,7 +56,9 @@ def update_weights(master: Master, infos: Iterable[Message], now_ms: int) -> Ans
             text = f"Invalid weight '{weight}' for role '{role}': Weights must be positive"
             return Answer(400, f"Failed to validate update weights request: {text}")
         given[role] = float(weight)
-    changed = {name: value for name, value in given.items() if master.allocator.weights.get(name, 1.0) != value}
+    changed = {
+        name: value for name, value in given.items() if master.allocator.weights.get(name, 1.0) != value
+    }
     for role, value in changed.items():
         master.allocator.set_weight(role, value)
     if changed:

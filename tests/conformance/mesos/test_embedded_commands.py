@@ -17,7 +17,16 @@ from typing import Any
 
 import pytest
 
-from support.embedded import EmbeddedProcess, Event, Scheduler, executor_pids, is_alive, make_task, scalar, scalars
+from support.embedded import (
+    EmbeddedProcess,
+    Event,
+    Scheduler,
+    executor_pids,
+    is_alive,
+    make_task,
+    scalar,
+    scalars,
+)
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -100,7 +109,12 @@ def test_the_task_runs_in_its_sandbox_with_its_variables_and_its_output_stays_th
 ) -> None:
     scheduler = Scheduler(mesos.address)
     variables = {"environment": {"variables": [{"name": "WORD", "value": "hello"}]}}
-    start(scheduler, "t1", "echo $WORD $MESOS_EXECUTOR_ID; pwd; echo bad >&2; echo ${HOME-none}", command=variables)
+    start(
+        scheduler,
+        "t1",
+        "echo $WORD $MESOS_EXECUTOR_ID; pwd; echo bad >&2; echo ${HOME-none}",
+        command=variables,
+    )
     scheduler.wait_state("t1", "TASK_FINISHED")
     place = sandbox(mesos, tmp_path, "t1")
     assert (place / "stdout").read_text().split() == ["hello", "t1", str(place.resolve()), "none"]
@@ -131,7 +145,9 @@ def test_kill_is_sigterm_and_after_the_grace_of_the_task_sigkill(mesos: Embedded
     wait_until(lambda: len(list(_session_members(pid))) >= 2, "its processes")
     children = list(_session_members(pid))
     before = time.monotonic()
-    scheduler.call("KILL", {"task_id": {"value": "deaf"}, "kill_policy": {"grace_period": {"nanoseconds": 0}}})
+    scheduler.call(
+        "KILL", {"task_id": {"value": "deaf"}, "kill_policy": {"grace_period": {"nanoseconds": 0}}}
+    )
     status = scheduler.wait_state("deaf", "TASK_KILLED")
     assert status["message"] == "Command terminated with signal Killed"
     assert time.monotonic() - before >= 0.4, "the policy of the KILL call has no effect on a command"
@@ -176,7 +192,12 @@ def _output(mesos: EmbeddedProcess) -> str:
 def test_checks_and_health_checks_are_told_and_sickness_ends_the_task(mesos: EmbeddedProcess) -> None:
     scheduler = Scheduler(mesos.address)
     often = {"interval_seconds": 0.1, "delay_seconds": 0.05, "timeout_seconds": 2}
-    sick = {"type": "COMMAND", "command": {"value": "false"}, "grace_period_seconds": 0.01, "consecutive_failures": 2}
+    sick = {
+        "type": "COMMAND",
+        "command": {"value": "false"},
+        "grace_period_seconds": 0.01,
+        "consecutive_failures": 2,
+    }
     start(scheduler, "sick", "sleep 60", health_check=sick | often)
     killed = scheduler.wait_state("sick", "TASK_KILLED")
     assert killed["healthy"] is False and killed["message"] == "Command terminated with signal Terminated"
@@ -188,7 +209,9 @@ def test_checks_and_health_checks_are_told_and_sickness_ends_the_task(mesos: Emb
     running = start(scheduler, "checked", "sleep 60", check=check | often)
     assert running["check_status"] == {"type": "COMMAND", "command": {}}
     event = scheduler.wait_for(
-        lambda event: event.get("update", {}).get("status", {}).get("reason") == "REASON_TASK_CHECK_STATUS_UPDATED",
+        lambda event: (
+            event.get("update", {}).get("status", {}).get("reason") == "REASON_TASK_CHECK_STATUS_UPDATED"
+        ),
         start=index,
     )
     assert event["update"]["status"]["check_status"] == {"type": "COMMAND", "command": {"exit_code": 4}}
@@ -280,7 +303,12 @@ def test_what_a_command_needs_is_fetched_before_it_starts(
         {"value": f"{url}/many.zip", "extract": False, "output_file": "kept.zip"},
     ]
     scheduler = Scheduler(mesos.address)
-    start(scheduler, "t1", "./tool; cat plain.txt in/side.txt packed inner/deep.txt zipped.txt", command={"uris": uris})
+    start(
+        scheduler,
+        "t1",
+        "./tool; cat plain.txt in/side.txt packed inner/deep.txt zipped.txt",
+        command={"uris": uris},
+    )
     scheduler.wait_state("t1", "TASK_FINISHED")
     place = sandbox(mesos, tmp_path, "t1")
     assert (place / "stdout").read_text() == "tool ran\nplainplainunpackeddeepzipped"
@@ -313,7 +341,9 @@ def test_a_task_fails_if_something_cannot_be_fetched(
     assert failure["status"] == 9 and failure["executor_id"] == {"value": "t1"}
     status = scheduler.wait_state("t1", "TASK_FAILED")
     assert status["reason"] == "REASON_CONTAINER_LAUNCH_FAILED" and status["source"] == "SOURCE_AGENT"
-    assert status["message"].startswith("Failed to launch container: Failed to fetch all URIs for container '")
+    assert status["message"].startswith(
+        "Failed to launch container: Failed to fetch all URIs for container '"
+    )
     assert status["message"].endswith("': exited with status 1")
     said = (sandbox(mesos, tmp_path, "t1") / "stderr").read_text()
     assert said.startswith("Failed to fetch '") and uri["value"] in said and said.count("\n") == 1

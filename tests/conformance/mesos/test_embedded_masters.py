@@ -22,7 +22,15 @@ __all__ = ["zookeeper"]  # a fixture
 
 pytestmark = pytest.mark.integration
 
-QUICK = ("--allocation-interval", "0.05", "--agent-ping-timeout", "0.2", "--registration-backoff", "0.01", "--faults")
+QUICK = (
+    "--allocation-interval",
+    "0.05",
+    "--agent-ping-timeout",
+    "0.2",
+    "--registration-backoff",
+    "0.01",
+    "--faults",
+)
 HEADERS = {"Content-Type": "application/json"}
 
 
@@ -69,7 +77,9 @@ def test_a_restarted_master_knows_nothing_or_what_its_registry_says(tmp_path: Pa
         state = mesos.state()
         if registry == "in_memory":
             assert len(state["recovered_slaves"]) == 0
-            back = again.wait_for(lambda event: task_update(event).get("reason") == "REASON_AGENT_REREGISTERED")
+            back = again.wait_for(
+                lambda event: task_update(event).get("reason") == "REASON_AGENT_REREGISTERED"
+            )
             assert task_update(back)["state"] == "TASK_RUNNING" and "uuid" not in task_update(back)
             assert again.states("t1")[0] == "TASK_UNKNOWN"
         else:
@@ -110,7 +120,9 @@ def test_a_frozen_master_says_nothing_and_goes_on_later(tmp_path: Path) -> None:
 
 
 def test_words_get_lost_on_order(tmp_path: Path) -> None:
-    with EmbeddedProcess(tmp_path / "work", *QUICK, "--update-retry", "0.2", "--heartbeat-interval", "0.1") as mesos:
+    with EmbeddedProcess(
+        tmp_path / "work", *QUICK, "--update-retry", "0.2", "--heartbeat-interval", "0.1"
+    ) as mesos:
         scheduler = Scheduler(mesos.address)
         offer = scheduler.wait_offers()[0]
         assert mesos.fault("drop-next", "UPDATE", "2").status == 200
@@ -273,7 +285,9 @@ def test_the_leader_is_told_in_zookeeper_and_the_others_send_there(
         new = infos(client, path)[0][1]
         address = f"127.0.0.1:{new['port']}"
         assert new["id"] != info["id"]
-        wait_until(lambda: request(address, "GET", "/state", "", {}).status == 200, "the new leader's recovery")
+        wait_until(
+            lambda: request(address, "GET", "/state", "", {}).status == 200, "the new leader's recovery"
+        )
         again = Scheduler(address, framework_id=scheduler.framework_id)
         assert again.framework_id == scheduler.framework_id
         again.wait_offers()
@@ -315,8 +329,14 @@ def test_a_master_ends_with_its_zookeeper(tmp_path: Path) -> None:
 
 
 def test_a_master_without_zookeeper_knows_no_leader(tmp_path: Path) -> None:
-    with EmbeddedProcess(tmp_path / "work", *QUICK, "--zk", f"zk://127.0.0.1:{reserve_port()}/mesos") as mesos:
-        for reply in (subscribe(mesos.address), mesos.request("GET", "/state"), mesos.request("GET", "/redirect")):
+    with EmbeddedProcess(
+        tmp_path / "work", *QUICK, "--zk", f"zk://127.0.0.1:{reserve_port()}/mesos"
+    ) as mesos:
+        for reply in (
+            subscribe(mesos.address),
+            mesos.request("GET", "/state"),
+            mesos.request("GET", "/redirect"),
+        ):
             assert (reply.status, reply.text) == (503, "No leader elected")
         assert mesos.request("GET", "/version").status == 200
         assert mesos.request("GET", "/health").status == 200

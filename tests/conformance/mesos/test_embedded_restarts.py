@@ -33,7 +33,9 @@ def work_dir(tmp_path: Path) -> Iterator[Path]:
     assert not left, "processes are left"
 
 
-def run(scheduler: Scheduler, task_id: str = "t1", value: str = "sleep 1000", **fields: Any) -> tuple[Event, int]:
+def run(
+    scheduler: Scheduler, task_id: str = "t1", value: str = "sleep 1000", **fields: Any
+) -> tuple[Event, int]:
     """Run a command task and return its TaskInfo and the pid of its executor."""
     offer = scheduler.wait_offers()[0]
     task = {
@@ -81,7 +83,9 @@ def test_executors_outlive_their_agent_and_come_back_to_it(work_dir: Path) -> No
         (offer,) = scheduler.wait_offers(start=count)
         assert offer["agent_id"] == task["agent_id"] and scalars(offer["resources"])["cpus"] == 3.5
         assert not [event for event in scheduler.events[count:] if event["type"] == "FAILURE"]
-        updates = [event["update"]["status"]["uuid"] for event in scheduler.events if event["type"] == "UPDATE"]
+        updates = [
+            event["update"]["status"]["uuid"] for event in scheduler.events if event["type"] == "UPDATE"
+        ]
         assert len(set(updates)) == 2, "nothing new is said of it"
         assert is_alive(pid) and agent_address(mesos) == address
         kill_task(scheduler)
@@ -204,7 +208,9 @@ def test_what_died_meanwhile_is_told_and_what_did_not_is_ended_at_the_end(work_d
     scheduler = Scheduler(first.address)
     _, dead = run(scheduler, "dead")
     offered = scheduler.wait_for(
-        lambda event: event["type"] == "OFFERS" and scalars(event["offers"]["offers"][0]["resources"])["cpus"] == 3.5
+        lambda event: (
+            event["type"] == "OFFERS" and scalars(event["offers"]["offers"][0]["resources"])["cpus"] == 3.5
+        )
     )
     (offer,) = offered["offers"]["offers"]
     alive = {
@@ -264,7 +270,9 @@ def test_a_volume_is_a_directory_that_the_next_process_has(work_dir: Path) -> No
     """As 10: the file outlives the task, the agent and the whole Mesos; DESTROY removes it."""
     reservation = {"type": "DYNAMIC", "role": "cache"}
     disk = {"name": "disk", "type": "SCALAR", "scalar": {"value": 64.0}, "reservations": [reservation]}
-    volume = disk | {"disk": {"persistence": {"id": "vol-1"}, "volume": {"container_path": "data", "mode": "RW"}}}
+    volume = disk | {
+        "disk": {"persistence": {"id": "vol-1"}, "volume": {"container_path": "data", "mode": "RW"}}
+    }
     first = EmbeddedProcess(work_dir, *QUICK)
     scheduler = Scheduler(first.address)
     offer = scheduler.wait_offers()[0]

@@ -15,7 +15,13 @@ pytestmark = pytest.mark.integration
 
 
 def test_16_master_restart_inmemory(play: Play) -> None:
-    play(Script("16-master-restart-inmemory", scale=1, options={"master-registry": "in_memory", "agent-ping-timeout": 1.0}))
+    play(
+        Script(
+            "16-master-restart-inmemory",
+            scale=1,
+            options={"master-registry": "in_memory", "agent-ping-timeout": 1.0},
+        )
+    )
 
 
 def test_16b_master_restart_replicated(play: Play) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from support.replay.bindings import Bindings
 from support.replay.offers import merge
 from support.replay.player import Player
 from support.replay.puppets import Puppets
-from support.replay.recording import Entry, Recording, load
+from support.replay.recording import TRANSCRIPTS, Entry, Recording, load
 from support.replay.report import report_lines
 from support.replay.script import Script
 from support.replay.targets import EmbeddedTarget
@@ -188,3 +189,11 @@ def test_the_report_lists_every_row() -> None:
         "2 rows of 2 transcripts: 1 passed, 1 failed, 0 skipped",
     ]
     assert len(report_lines(rows, whole=False)) == 2
+
+
+def test_every_recording_of_a_behaviour_has_a_script() -> None:
+    """30x are recordings of a client library; 05c kills the master that gets it."""
+    played = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    files = sorted(path.stem for path in TRANSCRIPTS.glob("*.jsonl"))
+    missing = [name for name in files if not name.startswith(("30", "05c")) and f'"{name}"' not in played]
+    assert not missing, f"recordings that no scenario plays: {missing}"

@@ -11,8 +11,15 @@ pytestmark = pytest.mark.integration
 
 def test_08_failover(play: Play) -> None:
     # the deposed instance has the name of the new one
-    former = frozenset({*range(129, 132), *range(140, 144), 150, 151, 160, 161, *range(170, 174), *range(188, 192)})
-    free = ("frameworks.role", "frameworks.roles", "frameworks.reregistered_time", "frameworks.tasks.statuses")
+    former = frozenset(
+        {*range(129, 132), *range(140, 144), 150, 151, 160, 161, *range(170, 174), *range(188, 192)}
+    )
+    free = (
+        "frameworks.role",
+        "frameworks.roles",
+        "frameworks.reregistered_time",
+        "frameworks.tasks.statuses",
+    )
     play(Script("08-failover", scale=2.5, former=former, free=free))
 
 

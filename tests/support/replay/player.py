@@ -302,7 +302,8 @@ class Player:
         deadline = time.monotonic() + self.script.patience_s
         is_subscribe = call.side == "executor" and _kind(call) == "SUBSCRIBE"
         while is_subscribe and entry.http["status"] == 200 and time.monotonic() < deadline:
-            self.timing.wait(lambda exchange=exchange: exchange.is_answered)
+            asked = exchange
+            self.timing.wait(lambda: asked.is_answered)  # noqa: B023 - it is called before the next round
             if exchange.status != 503:
                 break
             time.sleep(RETRY_S)

@@ -57,8 +57,12 @@ class Script:
     agent_calls: Mapping[int, int] = field(
         default_factory=dict
     )  # operator calls that go to an agent's own address
-    more_headers: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # of calls, that were not recorded
-    masters: Mapping[int, int] = field(default_factory=dict)  # calls that go to a master by its number, from 1
+    more_headers: Mapping[int, Mapping[str, str]] = field(
+        default_factory=dict
+    )  # of calls, that were not recorded
+    masters: Mapping[int, int] = field(
+        default_factory=dict
+    )  # calls that go to a master by its number, from 1
     recorded_executor: str = "exec /usr/bin/python3 /opt/test/exec_rec.py"
     heartbeat_s: float = 15.0
     patience_s: float = 20.0  # beyond the recorded time, for what must come on a busy machine

@@ -38,7 +38,9 @@ DEFAULT_TIMES = {
 }
 
 
-NO_OFFERS = AgentNeeds(1, 1024, 1024, (31000, 31099), "")  # where a recording does not say what its agents have
+NO_OFFERS = AgentNeeds(
+    1, 1024, 1024, (31000, 31099), ""
+)  # where a recording does not say what its agents have
 
 
 class MissingHook(Exception):

@@ -13,6 +13,7 @@ import pytest
 
 from stoker.framework.config import Config
 from stoker.framework.errors import ConfigError
+from stoker.framework.model import Constraint
 
 GOOD: dict[str, Any] = {"master": "127.0.0.1:5050", "journal": "file:/var/lib/stoker"}
 
@@ -47,6 +48,11 @@ def test_a_configuration_survives_the_way_to_the_process() -> None:
         ({"advertise": "here"}, "--advertise"),
         ({"name": "No Name"}, "--name"),
         ({"role": "../x"}, "--role"),
+        ({"role": "a", "roles_more": ["a"]}, "each once"),
+        ({"disk_bytes": 2**30}, "--role"),  # nothing can be reserved for *
+        ({"disk_bytes": 5, "role": "a"}, "--disk"),
+        ({"constraints": ["rack"]}, "--constraint"),
+        ({"constraints": ["rack:MAX_PER:x"]}, "MAX_PER is a number"),
         ({"principal": "p"}, "--secret"),
         ({"executor_environment": ["A=B"]}, "--executor-env"),
         ({"instances": -1}, "--instances"),
@@ -60,6 +66,13 @@ def test_a_configuration_survives_the_way_to_the_process() -> None:
 def test_what_is_wrong_is_named(fields: dict[str, Any], says: str) -> None:
     (problem,) = problems_of(**fields)
     assert says in problem
+
+
+def test_the_fleet_of_a_new_cluster_is_that_of_the_options() -> None:
+    wanted = {"role": "a", "roles_more": ["b"], "disk_bytes": 2**30, "constraints": ["rack:group_by:3"]}
+    fleet = Config.from_json(json.dumps(GOOD | wanted)).fleet
+    assert (fleet.roles, fleet.disk_bytes) == (("a", "b"), 2**30)
+    assert fleet.constraints == (Constraint("rack", "GROUP_BY", "3"),)
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from stoker.mesos.embedded.core.cluster import Refusal
 from stoker.mesos.embedded.core.codec import Message
+from stoker.mesos.embedded.core.recovery import AgentCheckpoint
 from stoker.mesos.embedded.core.resources import plain
 from support.embedded_bench import WALL_MS, Bench, cpus, executor, make_uuid, task
 
@@ -229,6 +231,21 @@ def test_updates_that_wait_come_twice_after_the_return() -> None:
     assert {status["uuid"] for status in bench.statuses(stream)[-2:]} == {make_uuid(2)}
     bench.acknowledge(stream, "t1", make_uuid(2))
     assert bench.states(stream)[-1] == "TASK_FINISHED"
+
+
+def test_a_checkpoint_is_found_again_as_it_was_written() -> None:
+    """The shell writes it as JSON; what an agent recovers from it is what it recovers from itself."""
+    bench, stream, _ = running()
+    bench.update("t1", "TASK_RUNNING", 2)
+    bench.launch(stream, task("t2"))
+    agent = bench.cluster.agents[0]
+    kept = agent.checkpoint()
+    assert kept.container_ids() == {bench.started[0].container_id}
+    bench.stop()
+    assert agent.checkpoint() == kept
+    bench.start(kept=AgentCheckpoint.from_message(json.loads(json.dumps(kept.as_message()))))
+    bench.advance(1100)
+    assert agent.checkpoint() == kept
 
 
 def test_an_executor_that_comes_too_late_is_killed() -> None:

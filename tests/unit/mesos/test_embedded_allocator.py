@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stoker.mesos.embedded.core.allocator import (
+    EXPIRIES_MIN,
     FILTERS_MAX,
     REFUSE_MS_DEFAULT,
     REFUSE_MS_MAX,
@@ -138,6 +139,19 @@ def test_a_crumb_is_not_offered() -> None:
     assert not allocator.allocate(1000)
     allocator.recover(grant._replace(resources=PART), 0)
     assert allocator.allocate(1000)[0].resources == PART + crumb
+
+
+def test_ends_of_filters_do_not_pile_up() -> None:
+    """A framework that declines for a year and revives, again and again, costs no more than one that does it once."""
+    allocator = make(agents=3)
+    for _ in range(EXPIRIES_MIN):
+        for grant in allocator.allocate(0):
+            allocator.recover(grant, 0, refuse_ms=REFUSE_MS_MAX)
+        allocator.revive("F0", ())
+    assert allocator.expiry_count <= EXPIRIES_MIN
+    for grant in allocator.allocate(0):
+        allocator.recover(grant, 0, refuse_ms=REFUSE_MS_MAX)
+    assert not allocator.allocate(1000) and len(allocator.allocate(REFUSE_MS_MAX)) == 3
 
 
 def test_filters_are_bounded_and_the_oldest_goes_first() -> None:

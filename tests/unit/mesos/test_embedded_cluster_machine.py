@@ -38,7 +38,8 @@ class ClusterMachine(RuleBasedStateMachine):
         self.stream = self.bench.subscribe()
         self.framework_id = "m-0000"
         self.tasks = self.uuids = self.masters = 0
-        self.dead: set[str] = set()
+        self.dead: set[str] = set()  # containers
+        self.ended: set[str] = set()  # frameworks; a new master without a registry would take their ids again
         for _ in range(AGENTS):
             self.launch(1, 0, True)
         self.all_subscribe()
@@ -91,13 +92,9 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule(checkpoint=st.booleans())
     def subscribe(self, checkpoint: bool) -> None:
         if self.bench.cluster.has_master:
-            known = None if self.has_ended() else self.framework_id
+            known = None if self.framework_id in self.ended else self.framework_id
             self.stream = self.bench.subscribe(known, checkpoint=checkpoint, failover_timeout=30.0)
             self.learn_id()
-
-    def has_ended(self) -> bool:
-        dead = {framework.framework_id for framework in self.bench.cluster.master.completed}
-        return self.framework_id in dead
 
     def learn_id(self) -> None:
         first = self.bench.events[self.stream][0]
@@ -215,6 +212,7 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule()
     def stop_master(self) -> None:
         if self.bench.cluster.has_master:
+            self.the_books_agree()
             self.bench.cluster.stop_master(self.bench.now_ms)
             self.bench.take()
 
@@ -278,6 +276,7 @@ class ClusterMachine(RuleBasedStateMachine):
         if not self.bench.cluster.has_master:
             return
         master = self.bench.cluster.master
+        self.ended.update(framework.framework_id for framework in master.completed)
         for agent_id, record in master.agents.items():
             mine = {
                 (name, task_id)

@@ -81,3 +81,43 @@ def test_by_default_any_number_of_agents_has_room(agents: int) -> None:
 def test_what_is_not_allowed_is_said(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Config(Path("w"), **options)
+
+
+def test_fault_domains_are_for_all_or_for_each() -> None:
+    def names(config: Config) -> list[Any]:
+        domains = (config.master_domain(), *(config.agent_domain(index) for index in range(config.agents)))
+        return [
+            d and (d["fault_domain"]["region"]["name"], d["fault_domain"]["zone"]["name"]) for d in domains
+        ]
+
+    assert names(Config(Path("w"), agents=2)) == [None, None, None]
+    assert names(Config(Path("w"), agents=2, domains=("r/a",))) == [("r", "a")] * 3
+    assert names(Config(Path("w"), agents=2, domains=("r/a", "s/b"))) == [("r", "a"), ("s", "b"), ("s", "b")]
+    each = Config(Path("w"), agents=2, domains=("r/a", "r/b", "s/c"))
+    assert names(each) == [("r", "a"), ("r", "b"), ("s", "c")]
+
+
+def test_resources_that_are_named_come_in_the_place_of_the_others() -> None:
+    config = Config(
+        Path("w"), cpus=2, mem_bytes=2**30, disk_bytes=2**30, resources=("cpus:8;disk(cache):64",)
+    )
+    assert config.agent_resources(0).quantities() == {"cpus": 8000, "mem": 1_024_000, "disk": 1_088_000}
+    assert config.agent_resources(0, "cpus:1").quantities()["cpus"] == 1000
+    assert "disk" not in Config(Path("w"), disk_bytes=0).agent_resources(0).quantities()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"masters": 0}, "masters is 0: allowed are 1 to 9"),
+        ({"masters": 3}, "3 masters find their leader in ZooKeeper: give --zk as well"),
+        ({"zk_session_timeout_ms": 1}, "must be 0.1 to 3600 seconds"),
+        ({"domains": ("r",)}, "'r' is no fault domain: write it as REGION/ZONE"),
+        ({"domains": ("r/a",) * 4}, "4 fault domains for the master and 1 agents"),
+        ({"resources": ("cpus:1", "cpus:2")}, "2 sets of resources for 1 agents"),
+        ({"resources": ("cpus",)}, "resources: resource 'cpus' must be NAME:VALUE"),
+    ],
+)
+def test_wrong_masters_domains_and_resources(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        Config(Path("w"), **given)

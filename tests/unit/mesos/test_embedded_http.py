@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import socket
 from collections.abc import Iterator
 
 import gevent
@@ -13,7 +12,7 @@ from gevent import socket as green
 
 from stoker.mesos.embedded import http as server_module
 from stoker.mesos.embedded.core.calls import Answer
-from stoker.mesos.embedded.http import Request, Server, Stream, listen
+from stoker.mesos.embedded.http import Request, Server, Stream, listen, listen_steadily
 from support.waiting import DEADLINE_S
 
 Address = tuple[str, int]
@@ -183,12 +182,42 @@ def test_a_reader_that_is_too_slow_is_cut_off(address: Address, echo: Echo) -> N
     sock.close()
 
 
-def test_listens_only_where_no_task_may(address: Address) -> None:
-    with pytest.raises(OSError, match="no free port on 127.0.0.1 outside"):
-        listen("127.0.0.1", 0, avoid=lambda port: True)
-    taken = socket.socket()
-    taken.bind(("127.0.0.1", 0))
-    taken.listen()
+def test_listens_only_where_no_task_may() -> None:
+    with pytest.raises(OSError, match="no free port on 127.0.0.1 between"):
+        listen_steadily("127.0.0.1", avoid=lambda port: True)
+    sock = listen_steadily("127.0.0.1", avoid=lambda port: port % 2 == 0)
+    port = sock.getsockname()[1]
+    assert port % 2 == 1 and port < 32_768, "below the ports that outgoing connections take"
     with pytest.raises(OSError):
-        listen("127.0.0.1", taken.getsockname()[1])
-    taken.close()
+        listen("127.0.0.1", port)
+    sock.close()
+    listen("127.0.0.1", port).close()
+
+
+def test_a_stream_can_break_off_after_what_was_said(address: Address, echo: Echo) -> None:
+    sock, stream = open_stream(address, echo)
+    stream.send(b"2\n{}")
+    stream.abort()
+    _, body = receive(sock, 1 << 20).split(b"\r\n\r\n", 1)
+    assert body == b"4\r\n2\n{}\r\n", "no final chunk"
+    assert echo.broken == [7]
+
+
+def test_a_frozen_server_keeps_its_connections_and_says_nothing(echo: Echo) -> None:
+    listener = listen("127.0.0.1", 0)
+    server = Server(listener, echo.handle)
+    server.start()
+    sock, stream = open_stream(listener.getsockname(), echo)
+    server.freeze()
+    stream.send(b"2\n{}")
+    asking = green.create_connection(listener.getsockname(), timeout=DEADLINE_S)
+    asking.sendall(b"GET /a HTTP/1.1\r\nConnection: close\r\n\r\n")
+    with pytest.raises(TimeoutError):
+        asking.settimeout(0.1)
+        asking.recv(1)
+    server.thaw()
+    asking.settimeout(DEADLINE_S)
+    assert body_of(receive(asking, 1 << 20)) == ["GET", "/a", 0]
+    stream.finish()
+    assert receive(sock, 1 << 20).endswith(b"4\r\n2\n{}\r\n0\r\n\r\n")
+    server.stop()

@@ -561,61 +561,83 @@ STEPS = st.lists(
             ),
             st.integers(0, 3),
         ),
-        st.sampled_from(["exit", "tick", "decline", "kill", "freeze", "start", "fail over", "teardown"]),
+        st.sampled_from(
+            ["end_executor", "wait", "decline", "kill", "freeze", "start", "fail_over", "teardown"]
+        ),
     ),
     max_size=14,
 )
+
+
+class Story:
+    """What happens to one framework and one agent, step by step."""
+
+    def __init__(self) -> None:
+        self.bench = Bench()
+        self.stream = self.bench.subscribe()
+
+    def do(self, step: Any) -> None:
+        if isinstance(step, str):
+            getattr(self, step)()
+            return
+        self.wait(1000)
+        body = {"offer_ids": self.held(), "operations": [step], "filters": {"refuse_seconds": 0}}
+        self.bench.call(self.stream, "ACCEPT", body, framework_id=self.framework_id)
+
+    @property
+    def framework_id(self) -> str:
+        return next(iter(self.bench.cluster.master.frameworks))
+
+    @property
+    def life(self) -> Life:
+        return self.bench.cluster.agents[0].life
+
+    def held(self) -> list[Message]:
+        return [{"value": name} for name in self.bench.cluster.master.offers]
+
+    def wait(self, duration_ms: int = 1000) -> None:
+        self.bench.advance(self.bench.now_ms + duration_ms)
+
+    def end_executor(self) -> None:
+        living = {item.container_id for agent in self.bench.cluster.agents for item in agent.executors}
+        if self.bench.started and self.bench.started[-1].container_id in living:
+            self.bench.exit(0)
+
+    def decline(self) -> None:
+        body = {"offer_ids": self.held(), "filters": {"refuse_seconds": 5}}
+        self.bench.call(self.stream, "DECLINE", body, framework_id=self.framework_id)
+
+    def kill(self) -> None:
+        if self.life is not Life.DOWN:
+            self.bench.stop()
+
+    def freeze(self) -> None:
+        if self.life is Life.UP:
+            self.bench.stop(how="freeze")
+
+    def start(self) -> None:
+        if self.life in (Life.DOWN, Life.FROZEN):
+            self.bench.start()
+        self.wait(5000)
+
+    def fail_over(self) -> None:
+        framework_id = self.framework_id
+        self.bench.fail_over(keeps_registry=True)
+        self.stream = self.bench.subscribe(framework_id)
+        self.wait(5000)
+
+    def teardown(self) -> None:
+        self.bench.call(self.stream, "TEARDOWN", framework_id=self.framework_id)
+        self.stream = self.bench.subscribe()
 
 
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
 def test_no_calls_make_or_lose_a_resource(steps: list[Any]) -> None:
     """The bench checks after each step that all of an agent is free, offered or used, once, as the agent itself sees it."""
-    bench = Bench()
-    stream = bench.subscribe()
-    total = bench.cluster.master.allocator.capacity
+    story = Story()
+    total = story.bench.cluster.master.allocator.capacity
     for step in steps:
-        life = bench.cluster.agents[0].life
-        match step:
-            case "exit":
-                if bench.started and bench.started[-1].container_id in living(bench):
-                    bench.exit(0)
-            case "tick":
-                bench.advance(bench.now_ms + 1000)
-            case "decline":
-                held = [{"value": name} for name in bench.cluster.master.offers]
-                body = {"offer_ids": held, "filters": {"refuse_seconds": 5}}
-                bench.call(stream, "DECLINE", body, framework_id=framework_of(bench))
-            case "kill":
-                if life is not Life.DOWN:
-                    bench.stop()
-            case "freeze":
-                if life is Life.UP:
-                    bench.stop(how="freeze")
-            case "start":
-                if life in (Life.DOWN, Life.FROZEN):
-                    bench.start()
-                bench.advance(bench.now_ms + 5000)
-            case "fail over":
-                framework_id = framework_of(bench)
-                bench.fail_over(keeps_registry=True)
-                stream = bench.subscribe(framework_id)
-                bench.advance(bench.now_ms + 5000)
-            case "teardown":
-                bench.call(stream, "TEARDOWN", framework_id=framework_of(bench))
-                stream = bench.subscribe()
-            case _:
-                bench.advance(bench.now_ms + 1000)
-                held = [{"value": name} for name in bench.cluster.master.offers]
-                body = {"offer_ids": held, "operations": [step], "filters": {"refuse_seconds": 0}}
-                bench.call(stream, "ACCEPT", body, framework_id=framework_of(bench))
-        if bench.cluster.master.agents:
-            assert bench.cluster.master.allocator.capacity == total
-
-
-def living(bench: Bench) -> set[str]:
-    return {item.container_id for agent in bench.cluster.agents for item in agent.executors}
-
-
-def framework_of(bench: Bench) -> str:
-    return next(iter(bench.cluster.master.frameworks))
+        story.do(step)
+        if story.bench.cluster.master.agents:
+            assert story.bench.cluster.master.allocator.capacity == total

@@ -92,8 +92,18 @@ def test_what_a_framework_uses_is_told_by_role_and_by_agent() -> None:
         (JSON, b"{}", 400, "Failed to validate master::Call: Expecting 'type' to be present"),
         (JSON, b'{"type":"REVIVE"}', 400, "Failed to validate master::Call: Expecting 'type' to be present"),
         (JSON, b'{"type":"GET_METRICS"}', 501, "The embedded Mesos does not have GET_METRICS"),
-        (JSON, b'{"type":"TEARDOWN"}', 400, "Failed to validate master::Call: Expecting 'teardown' to be present"),
-        (JSON, b'{"type":"DRAIN_AGENT","drain_agent":{}}', 400, "Failed to convert JSON into Call protobuf: Missing required"),
+        (
+            JSON,
+            b'{"type":"TEARDOWN"}',
+            400,
+            "Failed to validate master::Call: Expecting 'teardown' to be present",
+        ),
+        (
+            JSON,
+            b'{"type":"DRAIN_AGENT","drain_agent":{}}',
+            400,
+            "Failed to convert JSON into Call protobuf: Missing required",
+        ),
         ({"content-type": "text/plain"}, b"{}", 415, "Expecting 'Content-Type' of"),
     ],
 )
@@ -136,7 +146,9 @@ def test_an_order_reaches_the_part_that_does_it() -> None:
     assert not ask(bench, "GET_AGENTS")["agents"][0]["deactivated"]
     assert order(bench, "DRAIN_AGENT", agent_id=agent_id, max_grace_period={"seconds": 2}).status == 200
     info = ask(bench, "GET_AGENTS")["agents"][0]["drain_info"]
-    assert info["state"] == "DRAINING" and info["config"]["max_grace_period"] == {"nanoseconds": 2_000_000_000}
+    assert info["state"] == "DRAINING" and info["config"]["max_grace_period"] == {
+        "nanoseconds": 2_000_000_000
+    }
     assert order(bench, "MARK_AGENT_GONE", agent_id=agent_id).status == 200
     assert ask(bench, "GET_AGENTS")["agents"] == []
 

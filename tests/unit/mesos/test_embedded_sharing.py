@@ -296,6 +296,16 @@ def test_quotas_hold_whatever_happens() -> None:
                 allocator.recover(granted.pop(), now_ms, refuse_ms=rng.choice((0, 3000)))
 
 
+def change(allocator: Allocator, what: str, number: int, name: str, part: bool) -> None:
+    """Let something happen that concerns no grant."""
+    if what == "revive":
+        allocator.revive(name, ())
+    elif what == "suppress":
+        allocator.suppress(name, ())
+    elif what == "active":
+        allocator.set_agent_active(f"S{number}", part)
+
+
 def test_looking_at_what_changed_finds_what_looking_everywhere_finds() -> None:
     """An agent that nobody wanted is left alone until something changes: at random, the same is granted as without that."""
     rng = random.Random(4)
@@ -307,27 +317,18 @@ def test_looking_at_what_changed_finds_what_looking_everywhere_finds() -> None:
         granted: list[Grant] = []
         for now_ms in range(0, 20_000, 500):
             what = rng.choice(("recover", "recover", "revive", "suppress", "active", "nothing"))
-            number, name = rng.randrange(5), rng.choice(("F0", "F1"))
-            refuse_ms, part = rng.choice((0, 700, 3000, 6000)), rng.random() < 0.3
-            for allocator in (quick, slow):
-                if what == "recover" and granted:
-                    grant = granted[number % len(granted)]
-                    if part:
-                        grant = grant._replace(resources=grant.resources.chopped({"cpus": 1000}))
-                    allocator.recover(grant, now_ms, refuse_ms=refuse_ms)
-                elif what == "revive":
-                    allocator.revive(name, ())
-                elif what == "suppress":
-                    allocator.suppress(name, ())
-                elif what == "active":
-                    allocator.set_agent_active(f"S{number}", part)
+            number, name, part = rng.randrange(5), rng.choice(("F0", "F1")), rng.random() < 0.3
+            refuse_ms = rng.choice((0, 700, 3000, 6000))
             if what == "recover" and granted:
-                grant = granted.pop(number % len(granted))
-                rest = grant.resources - (
-                    grant.resources.chopped({"cpus": 1000}) if part else grant.resources
-                )
-                if rest:
-                    granted.append(grant._replace(resources=rest))
+                whole = granted.pop(number % len(granted))
+                limits = {"cpus": 1000} if part else {}
+                grant = whole._replace(resources=whole.resources.chopped(limits))
+                if grant != whole:
+                    granted.append(whole._replace(resources=whole.resources - grant.resources))
+                for allocator in (quick, slow):
+                    allocator.recover(grant, now_ms, refuse_ms=refuse_ms)
+            for allocator in (quick, slow):
+                change(allocator, what, number, name, part)
             slow.set_weight("nobody's", 1.0)  # which lets it look everywhere
             found = quick.allocate(now_ms)
             assert found == slow.allocate(now_ms)

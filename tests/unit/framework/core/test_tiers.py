@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker.executor.block import disk_memory_bytes
-from stoker.executor.messages import NO_HOME, DiskReport, decode_answer, decode_heartbeat, encode
+from stoker.executor.messages import NO_HOME, UNKNOWN_MAX, DiskReport, decode_answer, decode_heartbeat, encode
+from stoker.framework.checks import check_heartbeat
 from stoker.framework.core import actions as a
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
@@ -19,6 +22,7 @@ from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.datasets import start_listing
 from stoker.framework.core.executors import was_removed
 from stoker.framework.core.views import executor_views
+from stoker.framework.errors import Refused
 from stoker.framework.model import EXECUTOR_OVERHEAD_BYTES, FleetSpec, overhead_bytes
 from support.core_stage import BLOCK_BYTES, MIB, Stage, actions_of, heartbeat_of, manifested
 
@@ -143,6 +147,7 @@ def test_a_heartbeat_tells_of_the_disk_and_the_view_shows_it() -> None:
     said = DiskReport(DISK, 100, 5, 7, 2, "the disk is full")
     beat = heartbeat_of(stage.launch(1), 9, disk=said, unknown=((4, 1),))
     assert decode_heartbeat(encode(beat)) == beat
+    check_heartbeat(beat)
     stage.beat(stage.launch(1), disk=said)
     first, second = executor_views(stage.catalog, stage.fleet, stage.now_ms)
     assert first["disk"] == {
@@ -154,6 +159,32 @@ def test_a_heartbeat_tells_of_the_disk_and_the_view_shows_it() -> None:
         "last_error": "the disk is full",
     }
     assert second["disk"] is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"unknown": ((-1, 1),)},
+        {"unknown": ((1, 2**63),)},
+        {"unknown": ((1, 1),) * (UNKNOWN_MAX + 1)},
+        {"disk": DiskReport(-1)},
+        {"disk": DiskReport(1, last_error=None)},  # type: ignore[arg-type]
+    ],
+)
+def test_a_heartbeat_with_a_bad_field_is_refused(fields: dict[str, Any]) -> None:
+    stage = Stage(instances=1).start()
+    with pytest.raises(Refused):
+        check_heartbeat(heartbeat_of(stage.launch(1), 9, **fields))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"unknown": 5}, {"unknown": [5]}, {"unknown": [["a", 1]]}, {"disk": 5}, {"disk": {}}]
+)
+def test_a_heartbeat_of_another_shape_is_refused(fields: dict[str, Any]) -> None:
+    stage = Stage(instances=1).start()
+    raw = msgpack.unpackb(encode(heartbeat_of(stage.launch(1), 9)))
+    with pytest.raises(ValueError):
+        decode_heartbeat(msgpack.packb(raw | fields))
 
 
 def test_an_executor_hears_what_was_removed_and_nothing_of_what_is_not_known() -> None:

@@ -334,11 +334,21 @@ def test_a_doomed_volume_is_tried_again_until_nothing_of_it_is_left() -> None:
     for _ in range(3):
         (destroy,) = actions_of(stage.bring("agent-1", volumes=(offered(1),)), a.DestroyVolume)
         attempts.add(destroy.attempt)
-        stage.tick()
+        assert not actions_of(stage.bring("agent-1", volumes=(offered(1),)), a.DestroyVolume), "not at once"
+        stage.pass_time(20_000)
     assert len(attempts) == 3, "operations are told apart"
     (rest,) = actions_of(stage.bring("agent-1", reserved_disk=(reserved(1),)), a.DestroyVolume)
     assert rest.volume_id == 1
     assert [x for f in stage.miss() for x in f.entries] == [e.VolumeRemoved(1)], "no answer, but it is gone"
+
+
+def test_a_change_that_is_undone_soon_has_doomed_the_volume_all_the_same() -> None:
+    stage = Disks().with_volume()
+    stage.fleet_set(disk_bytes=2 * DISK)
+    stage.tick()
+    stage.fleet_set(disk_bytes=DISK)
+    stage.pass_time(3_000)
+    assert doomed(stage) == [1] and not stage.catalog.launches, "its executor makes room for it to go"
 
 
 def test_offers_are_wanted_while_a_volume_is_to_be_destroyed_and_then_no_more() -> None:
