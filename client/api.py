@@ -178,6 +178,7 @@ class Client:
         disk_bytes: int | None = None,
         roles: Sequence[str] | None = None,
         constraints: Sequence[str] | None = None,
+        executor: str | None = None,
     ) -> dict[str, Any]:
         """Change the wanted fleet; what is None stays as it is. Less disk, or fewer executors with any, destroys volumes."""
         wanted = {
@@ -186,6 +187,7 @@ class Client:
             "disk_bytes": disk_bytes,
             "roles": None if roles is None else list(roles),
             "constraints": None if constraints is None else list(constraints),
+            "executor": executor,
         }
         now = self.fleet()
         body = {key: now[key] if value is None else value for key, value in wanted.items()}

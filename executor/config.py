@@ -29,7 +29,7 @@ A Stoker scheduler has Mesos start it; it is not started by hand. It takes no ar
   STOKER_SECRET       what tells the scheduler that it is really this launch
   STOKER_EPOCH        the epoch of the leader that launched it; lower ones are refused
   STOKER_MEM_BYTES    the MEM tier, in bytes; never more than Mesos and the machine give is used
-  STOKER_DISK_BYTES   the SSD tier, in bytes (default 0: none); never more than the file system has room for
+  STOKER_DISK_BYTES   the SSD tier, in bytes, its index included (default 0: none); never more than there is room for
   STOKER_DISK_DIR     its directory, best on a persistent volume (default ssd; a relative one is in the sandbox)
   STOKER_HOST         the address to serve on, and to tell others
   STOKER_PORT         the port to serve on

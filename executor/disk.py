@@ -42,13 +42,25 @@ from stoker.executor.store import file_bytes
 
 FORMAT_VERSION = 1
 LOCK, FORMAT, BOOT, INDEX, BLOCKS = "lock", "format", "boot", "index", "blocks"
-RESERVE_BYTES = 16 * 1024 * 1024  # of the file system, for the index and what the file system itself needs
+RESERVE_BYTES_MAX = 16 * 1024 * 1024  # of the directory, for what is no block: a quota counts all of it
+RESERVE_SHARE = 16  # but no more than one part in so many
 _PARTIAL = ".partial"
 _INDEX_BYTES_MAX = 256 * 1024 * 1024
 _SMALL_BYTES_MAX = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Give a file its length, and its room where the file system knows how. :raises OSError: there is none."""
+    while _libc.fallocate(fd, 0, 0, size) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+            os.ftruncate(fd, size)
+            return
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
 
 
 class Disk:
@@ -58,11 +70,8 @@ class Disk:
         """Return a descriptor of a new file of `size` zeros whose room is reserved, as far as the file system does that."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            if size and _libc.fallocate(fd, 0, 0, size) != 0:
-                code = ctypes.get_errno()
-                if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise OSError(code, os.strerror(code), path)
-                os.ftruncate(fd, size)
+            if size:
+                _reserve(fd, size)
         except BaseException:
             os.close(fd)
             with contextlib.suppress(OSError):
@@ -147,7 +156,8 @@ def open_directory(directory: str, cluster: bytes, *, disk: Disk, boot_id: str, 
         seen = [file.serial for file in files] + list(said.held) + list(said.dropped)
         used = sum(file_bytes(record.data_bytes) for record in found.held)
         used += sum(file_bytes(data_bytes) for _, data_bytes in unrecorded)
-        free = max(0, disk.free_bytes(directory) - RESERVE_BYTES)
+        reserve = min(RESERVE_BYTES_MAX, asked_bytes // RESERVE_SHARE)
+        there = used + disk.free_bytes(directory)
         return Opened(
             lock_fd,
             index_fd,
@@ -157,7 +167,7 @@ def open_directory(directory: str, cluster: bytes, *, disk: Disk, boot_id: str, 
             max(seen, default=0) + 1,
             len(found.lost),
             said.bad_count,
-            min(asked_bytes, used + free),
+            max(0, min(asked_bytes, there) - reserve),
         )
     except BaseException:
         os.close(lock_fd)

@@ -44,7 +44,7 @@ OPEN_MAX = 256  # descriptors of block files in the keeper
 STEP_FILES_MAX = 64  # committed together
 STEP_UNLINKS_MAX = 256
 DISK_PAUSE_MS = 5_000  # after an error, until a file is made or an index written again
-INDEX_SLACK_BYTES = 4 * 1024 * 1024  # of records that say nothing any more, before the index is written anew
+INDEX_SLACK_BYTES = 1024 * 1024  # of records that say nothing any more, before the index is written anew
 ERROR_BYTES_MAX = 300
 
 InThread = Callable[..., Any]  # runs (function, *arguments) off the hub and returns what it returns

@@ -69,6 +69,7 @@ log = logging.getLogger(__name__)
 TIER_BYTES_MIN = 16 * 1024 * 1024
 DESCRIPTORS_RESERVED = 5_120  # of a process' limit, for what are no blocks: connections for the most part
 DESCRIPTORS_OTHER = 256  # of those, for what are no connections
+LAUNCH_TIMEOUT_S = 60.0  # an agent that restarts may have dropped the task: nobody else ends us then
 LISTEN_TIMEOUT_S = 20.0
 DIRECTORY_PATIENCE_MS = 15_000  # with an executor that has the SSD tier's directory yet, and is about to end
 DIRECTORY_ASK_MS = 200
@@ -217,7 +218,7 @@ class Keeper:
         try:
             config = self._config
             prepare_directory(config.socket_dir)
-            self._build(self._mem_bytes.get())
+            self._build(self._wait_launched())
             port = self._listening.get(timeout=LISTEN_TIMEOUT_S)
             if not self._fillers.wait_ready(LISTEN_TIMEOUT_S):
                 raise End(1, "TASK_FAILED", "the fillers did not start in time")
@@ -239,6 +240,15 @@ class Keeper:
             log.exception("the keeper failed")
             self.end(End(1, "TASK_FAILED", f"{type(error).__name__}: {error}"))
 
+    def _wait_launched(self) -> int | None:
+        """Return the memory that Mesos gives the task. :raises End: there is none."""
+        try:
+            mem_bytes: int | None = self._mem_bytes.get(timeout=LAUNCH_TIMEOUT_S)
+        except gevent.Timeout:
+            text = f"the agent launched no task here within {LAUNCH_TIMEOUT_S:.0f} s"
+            raise End(1, "TASK_FAILED", text) from None
+        return mem_bytes
+
     def _open_disk(self) -> Opened | None:
         """Take over the SSD tier's directory; None: there is to be none."""
         config = self._config
@@ -259,13 +269,12 @@ class Keeper:
                 gevent.sleep(DIRECTORY_ASK_MS / 1000)
             except (DirectoryRefused, OSError) as error:
                 raise End(1, "TASK_FAILED", f"the SSD tier: {error}") from error
-        if opened.capacity_bytes < config.disk_bytes:
-            log.warning(
-                "the SSD tier has %d bytes, not %d: the file system of %s has no more room",
-                opened.capacity_bytes,
-                config.disk_bytes,
-                config.disk_dir,
-            )
+        log.info(
+            "the SSD tier in %s has %d of %d bytes for blocks",
+            config.disk_dir,
+            opened.capacity_bytes,
+            config.disk_bytes,
+        )
         return opened
 
     def _build(self, mesos_bytes: int | None) -> None:

@@ -306,6 +306,7 @@ class Api:
             body.get("disk_bytes", now.disk_bytes),
             now.constraints if texts is None else tuple(map(_constraint, texts)),
             tuple(roles[1:]),
+            body.get("executor", now.executor),
         )
         return self._ask(lambda reply_id: FleetRequested(reply_id, spec))
 
@@ -508,3 +509,7 @@ def _gauge(metrics: Metrics, catalog: Catalog, fleet: Fleet) -> None:
     metrics.following.set(0)
     metrics.journal_behind_records.set(0)
     metrics.used_bytes.set(sum(e["used_bytes"] for e in heard))
+    disks = [e["disk"] for e in heard if e["disk"] is not None]
+    metrics.disk_capacity_bytes.set(sum(disk["capacity_bytes"] for disk in disks))
+    metrics.disk_used_bytes.set(sum(disk["used_bytes"] for disk in disks))
+    metrics.disk_errors.set(sum(disk["error_count"] for disk in disks))

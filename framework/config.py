@@ -12,7 +12,6 @@ import getpass
 import json
 import os
 import re
-import shlex
 import socket
 import ssl
 import sys
@@ -26,6 +25,7 @@ from stoker.framework.core.wishes import problem_of_wish
 from stoker.framework.errors import ConfigError
 from stoker.framework.model import EXECUTOR_CPUS_MILLI, NAME, NAME_RULE, FleetSpec, Settings
 from stoker.framework.scratch import public_path
+from stoker.framework.translate import python_command
 from stoker.mesos.detector import check_master, without_credentials
 from stoker.zk.paths import parse_journal_url
 
@@ -197,8 +197,7 @@ class Config:
     @property
     def command(self) -> str:
         """Return what an agent's shell runs to start an executor."""
-        python = shlex.quote(self.executor_python or sys.executable)
-        return self.executor_command or f"exec {python} -m stoker.executor"
+        return self.executor_command or python_command(self.executor_python or sys.executable)
 
     def decision_settings(self) -> Settings:
         return dataclasses.replace(Settings(), **self.settings)

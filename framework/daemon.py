@@ -261,6 +261,7 @@ class Daemon:
             "schedulers": [] if home is None else list(home.members()),
             "next_index": 0 if follower is None else follower.replica.next_index,
             "behind": 0 if follower is None else follower.behind_records,
+            "mesos": {"subscribed": False, "reason": "only the scheduler that leads speaks to Mesos"},
             "reason": "" if leader not in ("", self._url) else self._why_not(),
         }
 

@@ -27,6 +27,7 @@ from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.core.events import LeadershipBegan, Stamp
 from stoker.framework.core.explanations import unsatisfied
 from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.programs import parse_program
 from stoker.framework.core.scheduler import decide
 from stoker.framework.farewell import Farewell
 from stoker.framework.following import Replica, check_belongs, take_over
@@ -40,7 +41,14 @@ from stoker.framework.model import overhead_bytes
 from stoker.framework.scratch import Scratch
 from stoker.framework.snapshots import encode_snapshot
 from stoker.framework.summons import Summons
-from stoker.framework.translate import Json, LaunchValues, framework_to_mesos, launch_environment
+from stoker.framework.translate import (
+    Json,
+    LaunchValues,
+    container_to_mesos,
+    framework_to_mesos,
+    launch_environment,
+    python_command,
+)
 from stoker.zk.errors import Unavailable
 
 SEED_BYTES = 32
@@ -253,6 +261,11 @@ class Leadership:
             fillers=self._config.fillers,
         )
         mem_bytes = launch.mem_bytes + overhead_bytes(launch.disk_bytes)
+        kind, program = parse_program(self._catalog.fleet.executor if self._catalog.fleet else "")
+        if kind:
+            command = python_command(program if kind == "python" else "python3")
+            container = container_to_mesos(program, self._config.socket_dir) if kind == "image" else None
+            return LaunchValues(mem_bytes, command, environment, container=container)
         agent = self.loop.peek(lambda catalog, fleet: fleet.agents.get(launch.agent_id))
         bundle = self._bundles.choose(() if agent is None else agent.attributes)
         if bundle is None:

@@ -287,28 +287,37 @@ class MesosShell:
             ids = tuple(offer.offer_id for offer in offers)
             self.perform(Stamp(0, 0, 0), Decline(ids, OVERLOADED_REFUSE_MS, "the scheduler is overloaded"))
 
+    def send(self, event_id: int, action: Action) -> None:
+        """Send `action` to Mesos now, in the caller's greenlet; what does not leave is told in the log, and as an event."""
+        kind = type(action).__name__
+        try:
+            self._send(action)
+            self._metrics.mesos_calls.labels(kind, "sent").inc()
+        except (MesosError, OSError, Untranslatable) as error:
+            self.failed(event_id, action, error)
+
+    def failed(self, event_id: int, action: Action, error: Exception) -> None:
+        """Take in that Mesos did not take an action: of a launch nobody else would ever say so."""
+        kind = type(action).__name__
+        self._metrics.mesos_calls.labels(kind, "failed").inc()
+        log.warning("event=%d %s failed: %s", event_id, kind, error)
+        if isinstance(action, UpdateFramework) and isinstance(error, HttpError):
+            roles = ", ".join(action.roles)
+            log.error(
+                "Mesos refuses the roles %s: its ACLs must let this principal register for them, or set others with "
+                "`stoker fleet set --role`",
+                roles,
+            )
+        if isinstance(action, Accept) and isinstance(error, SURELY_NOT_SENT):
+            if action.volume is not None:
+                self._put(OperationUpdated(self._not_created(action.volume.volume_id, str(error))))
+            self._put(TaskUpdated(_dropped(action.launch, str(error))))
+
     def _send_forever(self) -> None:
         while True:
             event_id, action = self._outbox.get()
-            kind = type(action).__name__
             self._check()
-            try:
-                self._send(action)
-                self._metrics.mesos_calls.labels(kind, "sent").inc()
-            except (MesosError, OSError, Untranslatable) as error:
-                self._metrics.mesos_calls.labels(kind, "failed").inc()
-                log.warning("event=%d %s failed: %s", event_id, kind, error)
-                if isinstance(action, UpdateFramework) and isinstance(error, HttpError):
-                    roles = ", ".join(action.roles)
-                    log.error(
-                        "Mesos refuses the roles %s: its ACLs must let this principal register for them, or set others with "
-                        "`stoker fleet set --role`",
-                        roles,
-                    )
-                if isinstance(action, Accept) and isinstance(error, SURELY_NOT_SENT):
-                    if action.volume is not None:
-                        self._put(OperationUpdated(self._not_created(action.volume.volume_id, str(error))))
-                    self._put(TaskUpdated(_dropped(action.launch, str(error))))
+            self.send(event_id, action)
 
     def _send(self, action: Action) -> None:  # noqa: C901 - one branch a kind of action
         driver = self._driver

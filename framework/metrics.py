@@ -54,9 +54,16 @@ class Metrics:
         self.datasets = Gauge("stoker_datasets", "Datasets", ["state"], registry=registry)
         self.jobs = Gauge("stoker_jobs", "Jobs", ["state"], registry=registry)
         self.capacity_bytes = Gauge(
-            "stoker_capacity_bytes", "Tier bytes of running executors", registry=registry
+            "stoker_capacity_bytes", "MEM tier bytes of running executors", registry=registry
         )
-        self.used_bytes = Gauge("stoker_used_bytes", "Tier bytes in use", registry=registry)
+        self.used_bytes = Gauge("stoker_used_bytes", "MEM tier bytes in use", registry=registry)
+        self.disk_capacity_bytes = Gauge(
+            "stoker_disk_capacity_bytes", "SSD tier bytes of running executors", registry=registry
+        )
+        self.disk_used_bytes = Gauge("stoker_disk_used_bytes", "SSD tier bytes in use", registry=registry)
+        self.disk_errors = Gauge(
+            "stoker_disk_errors", "Errors of SSD tiers, since their executors began", registry=registry
+        )
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -137,6 +137,7 @@ class FleetSpec:
     disk_bytes: int = 0  # 0: no SSD tier
     constraints: tuple[Constraint, ...] = ()
     roles_more: tuple[str, ...] = ()
+    executor: str = ""  # what it is started from, see programs.py; empty: as the schedulers are told
 
     @property
     def roles(self) -> tuple[str, ...]:

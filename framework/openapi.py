@@ -157,6 +157,7 @@ SCHEMAS: dict[str, Any] = {
         role=TEXT,
         roles={"type": "array", "items": TEXT},
         constraints={"type": "array", "items": TEXT},
+        executor=TEXT,
         running=NUMBER,
         volumes=_object(
             planned=NUMBER,
@@ -184,6 +185,7 @@ SCHEMAS: dict[str, Any] = {
         schedulers={"type": "array", "items": TEXT},
         next_index=NUMBER,
         behind=NUMBER,
+        mesos=_object(subscribed=FLAG, reason=TEXT),
         reason=TEXT,
     ),
     "Placement": _object(

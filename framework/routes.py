@@ -12,6 +12,7 @@ from typing import Any
 from stoker.framework.checks import KEY_CHARS_MAX, OPTIONS_MAX, PATHS_MAX, SOURCE_BYTES_MAX
 from stoker.framework.config import INSTANCES_MAX, MEM_BYTES_MAX
 from stoker.framework.core.constraints import CONSTRAINTS_MAX, FIELD_BYTES_MAX, VALUE_BYTES_MAX
+from stoker.framework.core.programs import PROGRAM_BYTES_MAX, PROGRAM_RULE
 from stoker.framework.core.wishes import ROLES_MAX
 from stoker.framework.model import NAME_RULE, PATH_BYTES_MAX, JobKind, Policy, Settings, Tier
 
@@ -143,6 +144,11 @@ FLEET: Schema = {
             "maxItems": CONSTRAINTS_MAX,
             "items": {"type": "string", "maxLength": FIELD_BYTES_MAX + VALUE_BYTES_MAX + 16},
             "description": "FIELD:OPERATOR[:VALUE] each, Marathon's operators",
+        },
+        "executor": {
+            "type": "string",
+            "maxLength": PROGRAM_BYTES_MAX,
+            "description": f"{PROGRAM_RULE}; empty: as the schedulers are told. For launches from now on",
         },
     },
 }

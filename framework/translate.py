@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -198,6 +199,7 @@ class LaunchValues(NamedTuple):
     command: str
     environment: Mapping[str, str]
     uris: tuple[Json, ...] = ()  # brought into the sandbox first
+    container: Json | None = None
 
 
 def task_to_mesos(
@@ -241,6 +243,7 @@ def task_to_mesos(
                 },
                 "uris": list(values.uris),
             },
+            **({"container": values.container} if values.container else {}),
             "shutdown_grace_period": {"nanoseconds": SHUTDOWN_GRACE_MS * 1_000_000},
         },
         "labels": {"labels": [{"key": "stoker_slot", "value": str(launch.slot_id)}]},
@@ -313,6 +316,25 @@ def destruction_to_mesos(action: DestroyVolume, offers: Sequence[Json], *, clust
             reserved["disk"] = {"source": volume["disk"]["source"]}
         destroy = [{"type": "DESTROY", "id": called(DESTROY), "destroy": {"volumes": [volume]}}]
     return [*destroy, {"type": "UNRESERVE", "id": called(UNRESERVE), "unreserve": {"resources": [reserved]}}]
+
+
+def python_command(python: str) -> str:
+    """Return what an agent's shell runs to start an executor with the Python at that path."""
+    return f"exec {shlex.quote(python)} -m stoker.executor"
+
+
+def container_to_mesos(image: str, socket_dir: str) -> Json:
+    """Return the ContainerInfo of an executor in a container image; it keeps the agent's network.
+
+    Readers on the agent reach it through its abstract socket, and through `socket_dir` of the agent, where one is told.
+    """
+    container: Json = {
+        "type": "MESOS",
+        "mesos": {"image": {"type": "DOCKER", "docker": {"name": image}}},
+    }
+    if socket_dir:
+        container["volumes"] = [{"mode": "RW", "host_path": socket_dir, "container_path": socket_dir}]
+    return container
 
 
 def launch_environment(

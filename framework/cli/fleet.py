@@ -38,6 +38,8 @@ def fleet_lines(view: dict[str, Any]) -> list[str]:
     ]
     if view["constraints"]:
         lines.append(f"constraints: {', '.join(view['constraints'])}")
+    if view["executor"]:
+        lines.append(f"executors are started from {view['executor']}")
     volumes = view["volumes"]
     counts = [f"{volumes[s]} {s}" for s in ("ready", "planned", "released", "doomed") if volumes[s]]
     if counts:
@@ -115,7 +117,15 @@ def _disk(disk: dict[str, Any] | None) -> str:
     "UNLIKE, MAX_PER, IS, as Marathon knows them; such as rack:GROUP_BY:3. Repeatable: these replace those there are; '' "
     "is none. Executors that run stay where they are",
 )
-@click.option("--role", "roles", multiple=True, help="Mesos role whose offers are taken; repeatable: all of them")
+@click.option(
+    "--role", "roles", multiple=True, help="Mesos role whose offers are taken; repeatable: all of them"
+)
+@click.option(
+    "--executor",
+    metavar="python:PATH or image:NAME",
+    help="what executors are started from, from now on: a Python that has Stoker on every agent, or a container image; '' is "
+    "what the schedulers were told (--bundle, --executor-python)",
+)
 def set_fleet(
     client: Client,
     output: Output,
@@ -125,15 +135,20 @@ def set_fleet(
     disk_bytes: int | None,
     constraints: tuple[str, ...],
     roles: tuple[str, ...],
+    executor: str | None,
 ) -> None:
     """Change the wanted fleet; what is not named stays as it is."""
-    if instances is mem_bytes is disk_bytes is None and not constraints and not roles:
-        raise click.UsageError("nothing to change: pass --instances, --mem, --disk, --constraint or --role")
+    changed = (instances, mem_bytes, disk_bytes, executor)
+    if all(value is None for value in changed) and not constraints and not roles:
+        raise click.UsageError(
+            "nothing to change: pass --instances, --mem, --disk, --constraint, --role or --executor"
+        )
     view = client.set_fleet(
         instances=instances,
         mem_bytes=mem_bytes,
         disk_bytes=disk_bytes,
         constraints=[text for text in constraints if text] if constraints else None,
         roles=list(roles) or None,
+        executor=executor,
     )
     output.result(view, f"wanted: {_wanted(view)}")

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from stoker.client.api import Client
-from stoker.executor.units import format_bytes
 from stoker.framework.cli.common import api_command
 from stoker.framework.cli.jobs import finish
 from stoker.framework.cli.output import Output, fail
@@ -104,12 +103,3 @@ def _report(output: Output, view: dict[str, Any]) -> None:
             "Mesos ends executors when their agents come back; volumes keep the labels stoker_cluster and stoker_volume, "
             "an operator can destroy them",
         )
-
-
-def drain_text(drain: dict[str, Any]) -> str:
-    """Return how far an agent's drain is, in a few words."""
-    if drain["state"] == "DRAINED":
-        return "drained"
-    if drain["bytes_left"] is None:
-        return "draining"
-    return f"draining, {format_bytes(drain['bytes_left'])} only there"

@@ -61,6 +61,7 @@ def fleet_json(catalog: Catalog, fleet: Fleet, spec: FleetSpec, now_ms: int) -> 
         "role": spec.role,
         "roles": list(spec.roles),
         "constraints": list(map(constraint_text, spec.constraints)),
+        "executor": spec.executor,
         "running": sum(slot.launch_id in fleet.executors for slot in catalog.slots.values()),
         "volumes": _volumes_json(catalog, fleet),
         "waiting_count": len(waiting),
@@ -74,24 +75,23 @@ def volume_states(catalog: Catalog, fleet: Fleet) -> list[str]:
         "released" if v.state == "READY" and not v.slot_id else v.state.lower()
         for v in catalog.volumes.values()
     ]
-    return known + ["unknown"] * len(fleet.sightings.unknown)
+    return known + ["unknown"] * len(fleet.sightings.unknown_volumes())
 
 
 def _volumes_json(catalog: Catalog, fleet: Fleet) -> dict[str, Any]:
     """Return how many volumes there are, by state; RELEASED: nobody's; and those that the journal does not know."""
     counts = Counter(volume_states(catalog, fleet))
-    unknown = fleet.sightings.unknown
     return {
         **{state: counts[state] for state in ("planned", "ready", "released", "doomed")},
         "unknown_count": counts["unknown"],
         "unknown": [
             {
                 "agent_id": agent_id,
-                "volume": volume_id,
+                "volume": volume.volume_id,
                 "role": volume.role,
                 "disk_bytes": volume.disk_bytes,
             }
-            for (agent_id, volume_id), volume in islice(sorted(unknown.items()), UNKNOWN_SHOWN_MAX)
+            for agent_id, volume in fleet.sightings.unknown_volumes()[:UNKNOWN_SHOWN_MAX]
         ],
     }
 

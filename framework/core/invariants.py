@@ -49,7 +49,8 @@ def _check_volumes(catalog: Catalog) -> None:
         of_launch = catalog.volumes.get(launch.volume_id)
         assert of_launch is None or of_launch.agent_id == launch.agent_id, f"launch {launch.launch_id}"
         own = catalog.volumes.of_slot(launch.slot_id)
-        assert own is None or own.volume_id == launch.volume_id, f"slot {launch.slot_id} is not on its volume"
+        is_own = own is None or own.volume_id == launch.volume_id
+        assert is_own or not launch.volume_id, f"slot {launch.slot_id} is not on its volume"
 
 
 def _check_datasets(catalog: Catalog) -> None:

@@ -332,7 +332,9 @@ def _order_end(task_id: str, agent_id: str, settings: Settings) -> list[Action]:
 def released(catalog: Catalog, launch: Launch, reason: str) -> list[e.Entry]:
     """Return what frees the launch's slot from its volume's agent; the volume is kept."""
     volume = catalog.volumes.of_slot(launch.slot_id)
-    is_ready = volume is not None and volume.volume_id == launch.volume_id and volume.state is VolumeState.READY
+    is_ready = (
+        volume is not None and volume.volume_id == launch.volume_id and volume.state is VolumeState.READY
+    )
     return [e.VolumeReleased(launch.volume_id, reason)] if is_ready else []
 
 

@@ -45,7 +45,7 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: Stamp, settings: Settings) -
             given.append(offer_id)
         elif agent_id not in catalog.drains or not is_empty(fleet, launch):
             kept.append(offer_id)
-    for agent_id, drain in catalog.drains.items():
+    for drain in catalog.drains.values():
         is_over = drain.cause == CAUSE_MAINTENANCE and _is_over(catalog, fleet, stamp, drain, settings)
         if is_over and len(entries) < settings.launches_frame_max:
             entries += undo(catalog, fleet, stamp, drain, "the maintenance is over or withdrawn")

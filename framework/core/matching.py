@@ -95,8 +95,9 @@ class _Matching:
         self.free: list[Slot] = []  # due slots without one
         for slot in due:
             volume = catalog.volumes.of_slot(slot.slot_id)
-            if (slot.mem_bytes, slot.disk_bytes) != (spec.mem_bytes, spec.disk_bytes):
-                continue  # it is resized first
+            size = slot.disk_bytes if volume is None else volume.disk_bytes
+            if (slot.mem_bytes, slot.disk_bytes, size) != (spec.mem_bytes, spec.disk_bytes, spec.disk_bytes):
+                continue  # it is resized first, or its volume doomed
             if volume is None:
                 self.free.append(slot)
             else:
@@ -111,6 +112,8 @@ class _Matching:
         self.bytes = 0
         self.declines: dict[tuple[int, str], list[str]] = defaultdict(list)
         self.explained: list[tuple[int, Explained, AgentOffer]] = []
+        uninstall = catalog.uninstall
+        self.gives_disk_back = spec.disk_bytes == 0 or (uninstall is not None and not uninstall.keep_volumes)
         # What one of the slots that may go anywhere asks of an agent; all of them are of one size.
         self.any_slot = Slot(0, spec.mem_bytes, disk_bytes=spec.disk_bytes)
 
@@ -251,7 +254,7 @@ class _Matching:
         for volume_id in [v.volume_id for v in agent.volumes] + [r.volume_id for r in agent.reserved_disk]:
             known = self.catalog.volumes.get(volume_id)
             is_doomed = known is not None and known.state is VolumeState.DOOMED
-            is_left = known is None and self.spec.disk_bytes == 0 and not agent.has_volume(volume_id)
+            is_left = known is None and self.gives_disk_back and not agent.has_volume(volume_id)
             may = self.fleet.sightings.may_destroy(volume_id, self.stamp.now_ms)
             if may and (is_doomed or is_left):
                 attempt = f"e{self.catalog.epoch}-{self.stamp.event_id}"

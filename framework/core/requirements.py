@@ -128,14 +128,11 @@ class Requirements:
         is_planned = starts_ms > 0 and (lasts_ms == 0 or starts_ms + lasts_ms > self.wall_ms)
         ahead_ms = max(0, starts_ms - self.wall_ms) if is_planned else 0
         soon_ms = self.settings.maintenance_soon_ms
+        wanted = f"no maintenance within {soon_ms // 1000} s"
         if not is_planned:
-            return Check(AVAILABLE, True, "", "no maintenance planned")
-        return Check(
-            AVAILABLE,
-            ahead_ms > soon_ms,
-            f"no maintenance within {soon_ms // 1000} s",
-            f"maintenance in {ahead_ms // 1000} s" if ahead_ms else "maintenance now",
-        )
+            return Check(AVAILABLE, True, wanted, "none planned")
+        offered = f"maintenance in {ahead_ms // 1000} s" if ahead_ms else "maintenance now"
+        return Check(AVAILABLE, ahead_ms > soon_ms, wanted, offered)
 
     def _amounts(self, slot: Slot, agent: AgentOffer) -> list[Check]:
         offered, cpus_milli = agent.resources, self.spec.cpus_milli

@@ -17,7 +17,7 @@ from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.volumes import Volume
 from stoker.framework.model import FleetSpec, Offer, OfferedVolume, Settings
 
-UNKNOWN_MAX = 10_000
+UNKNOWN_MAX = 10_000  # agents with volumes that the catalog does not know
 NEAREST_MS = 30_000  # that a nearer agent's checks stand before newer ones of a worse one
 MISSING_GAP_MS = 2_000  # offers of one agent that come closer together are one sighting: they fragment
 MISSING_COUNT = 2
@@ -58,7 +58,7 @@ class Sightings:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.decisions: deque[OfferDecision] = deque(maxlen=settings.offers_kept_max)
-        self.unknown: dict[tuple[str, int], OfferedVolume] = {}  # by (agent id, volume id)
+        self.unknown: dict[str, dict[int, OfferedVolume]] = {}  # by agent id and volume id
         self.missing: dict[int, Missing] = {}
         self.destroys: dict[int, tuple[int, int]] = {}  # tries, and when the next may be, by volume id
         self.nearest: dict[int, Nearest] = {}  # by slot id; 0: for those that may go anywhere
@@ -153,18 +153,22 @@ class Sightings:
         cluster = catalog.cluster.hex()
         by_agent: dict[str, list[Offer]] = defaultdict(list)
         for offer in held.values():
-            if offer.volumes or catalog.volumes.on_agent(offer.agent_id):
+            if offer.volumes or offer.agent_id in self.unknown or catalog.volumes.on_agent(offer.agent_id):
                 by_agent[offer.agent_id].append(offer)
         for agent_id, offers in by_agent.items():
             volumes = {v.volume_id: v for offer in offers for v in offer.volumes if v.cluster == cluster}
+            roles = {offer.role for offer in offers}
+            unknown = {i: v for i, v in self.unknown.pop(agent_id, {}).items() if v.role not in roles}
             for volume_id, volume in volumes.items():
                 if volume_id >= catalog.volume_id_next:
                     proof = (
                         f"an offer of agent {agent_id} holds volume {volume_id}, this journal knows none after "
                         f"{catalog.volume_id_next - 1}"
                     )
-                elif volume_id not in catalog.volumes and len(self.unknown) < UNKNOWN_MAX:
-                    self.unknown[agent_id, volume_id] = volume
+                elif volume_id not in catalog.volumes:
+                    unknown[volume_id] = volume
+            if unknown and len(self.unknown) < UNKNOWN_MAX:
+                self.unknown[agent_id] = unknown
 
             for known in catalog.volumes.on_agent(agent_id):
                 self._look_for(now_ms, known, offers, catalog, is_busy=agent_id in ending)
@@ -187,6 +191,10 @@ class Sightings:
         if of_role and now_ms - missing.last_ms >= MISSING_GAP_MS:
             missing.count += 1
             missing.last_ms = now_ms
+
+    def unknown_volumes(self) -> list[tuple[str, OfferedVolume]]:
+        """Return the volumes that the catalog does not know, with their agents."""
+        return [(agent_id, v) for agent_id, table in sorted(self.unknown.items()) for v in table.values()]
 
     def may_destroy(self, volume_id: int, now_ms: int) -> bool:
         """Return whether it was not tried just now: what cannot be destroyed keeps nobody from the rest of its agent."""

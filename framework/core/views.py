@@ -219,8 +219,16 @@ def _executor_state(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> 
         return "LAUNCHING", f"its task is {task or 'not known to have started'}; it was not heard yet"
     silent_ms = fleet.silent_ms(seen, now_ms)
     if silent_ms > SILENT_MS:
-        return "LOST", f"silent for {silent_ms} ms"
+        return "LOST", _silence_text(fleet, silent_ms, task)
     return "RUNNING", "Mesos cannot reach its agent" if task == "TASK_UNREACHABLE" else ""
+
+
+def _silence_text(fleet: Fleet, silent_ms: int, task: str) -> str:
+    settings = fleet.settings
+    if silent_ms <= settings.heartbeat_timeout_ms:
+        return f"silent for {silent_ms} ms"
+    where = "Mesos cannot reach its agent" if task == "TASK_UNREACHABLE" else "its agent was told to end it"
+    return f"silent for {silent_ms} ms; {where}; without word of it, it is replaced after {settings.unreachable_delay_ms} ms"
 
 
 def _held_json(catalog: Catalog, seen: ExecutorSeen) -> list[dict[str, Any]]:

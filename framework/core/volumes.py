@@ -67,7 +67,8 @@ class Volumes(dict[int, Volume]):
         return None if volume_id is None else self[volume_id]
 
     def on_agent(self, agent_id: str) -> list[Volume]:
-        return [self[volume_id] for volume_id in self._on_agents.get(agent_id, ())]
+        volume_ids = self._on_agents.get(agent_id)
+        return [self[volume_id] for volume_id in volume_ids] if volume_ids else []
 
     def apply(self, entry: VolumeEntry) -> None:
         """Change the table as `entry` says."""

@@ -8,6 +8,7 @@ from stoker.executor.units import format_bytes
 from stoker.framework.core import entries as e
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.constraints import problems_of
+from stoker.framework.core.programs import parse_program
 from stoker.framework.core.volumes import VolumeState
 from stoker.framework.model import FleetSpec, Refusal, Settings
 
@@ -17,7 +18,7 @@ ROLES_MAX = 16
 
 
 def problem_of_wish(spec: FleetSpec, settings: Settings) -> tuple[str, str]:
-    """Return what is wrong with a spec's roles, disk or constraints, and what is allowed; two empty texts: nothing."""
+    """Return what is wrong with a spec's roles, disk, executor or constraints, and what is allowed; two empty texts: nothing."""
     bad = [role for role in spec.roles if not ROLE.fullmatch(role) or len(role.encode()) > 255]
     if bad:
         return f"the role is {bad[0]!r}", ROLE_RULE
@@ -34,6 +35,10 @@ def problem_of_wish(spec: FleetSpec, settings: Settings) -> tuple[str, str]:
             "an SSD tier is kept on reserved disk, and Mesos reserves nothing for the role *",
             "give the fleet a role of its own (--role stoker), or leave the disk out",
         )
+    try:
+        parse_program(spec.executor)
+    except ValueError as error:
+        return str(error), "see `stoker fleet set --help`"
     problems = problems_of(spec.constraints)
     return ("; ".join(problems), "see `stoker fleet set --help` for constraints") if problems else ("", "")
 
@@ -58,7 +63,7 @@ def wish_refusal(catalog: Catalog, spec: FleetSpec, settings: Settings) -> Refus
 
 
 def unwanted_volumes(catalog: Catalog, spec: FleetSpec) -> list[e.Entry]:
-    """Return what dooms the volumes that the fleet, as somebody set it, has no use for."""
+    """Return what dooms the volumes that the fleet, as somebody set it, has no use for; one that is in use is not doomed yet."""
     if spec.disk_bytes == 0:
         reason = "the fleet was set to have no SSD tier"
     elif spec.instances == 0:
@@ -70,4 +75,5 @@ def unwanted_volumes(catalog: Catalog, spec: FleetSpec) -> list[e.Entry]:
         for volume in catalog.volumes.values()
         if volume.state is not VolumeState.DOOMED
         and (volume.disk_bytes != spec.disk_bytes or spec.instances == 0)
+        and (volume.slot_id not in catalog.slots or not catalog.slots[volume.slot_id].launch_id)
     ]

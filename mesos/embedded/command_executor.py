@@ -87,6 +87,10 @@ class Stream:
         return True
 
 
+class Unknown(Exception):
+    """The agent is another one than that which started this executor, or has given it up."""
+
+
 class Agent:
     """The agent's executor API."""
 
@@ -96,7 +100,10 @@ class Agent:
         self._head = {"framework_id": {"value": framework_id}, "executor_id": {"value": executor_id}}
 
     def subscribe(self, tasks: list[dict[str, Any]], updates: list[dict[str, Any]]) -> Stream | None:
-        """Return the stream, or None: the agent is not there or not ready."""
+        """Return the stream, or None: the agent is not there or not ready.
+
+        :raises Unknown: the agent does not know this executor.
+        """
         body = {"unacknowledged_tasks": tasks, "unacknowledged_updates": [{"status": one} for one in updates]}
         try:
             sock, status, rest = self._request({"type": "SUBSCRIBE", **self._head, "subscribe": body})
@@ -104,6 +111,8 @@ class Agent:
             return None
         if status != 200:
             sock.close()
+            if 400 <= status < 500:
+                raise Unknown
             return None
         sock.setblocking(False)
         return Stream(sock, rest)
@@ -388,7 +397,11 @@ class Executor:
             self._agent.update(status)
 
     def _subscribe(self) -> None:
-        self._stream = self._agent.subscribe(list(self._unknown.values()), list(self._updates.values()))
+        try:
+            self._stream = self._agent.subscribe(list(self._unknown.values()), list(self._updates.values()))
+        except Unknown:
+            self._shut_down()
+            return
         if self._stream is not None:
             for event in self._stream.events():
                 self._handle(event)

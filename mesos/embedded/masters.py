@@ -167,7 +167,7 @@ class MasterSeat:
             self._recovery = gevent.spawn(self._recover)
         elif not is_me and self.is_leading:
             logger.warning("master=%d does not lead any more: it ends", self.number)
-            self._elections.ended(self)
+            gevent.spawn(self._elections.ended, self)  # not from the greenlet that its end kills
 
     def _session_ended(self) -> None:
         logger.warning("master=%d lost its session in ZooKeeper: it ends", self.number)

@@ -44,7 +44,7 @@ from stoker.mesos.embedded.core.values import (
 from stoker.mesos.embedded.faults import Faults
 from stoker.mesos.embedded.http import Request, Server, Stream, listen_steadily
 from stoker.mesos.embedded.masters import MasterSeat, Role
-from stoker.mesos.embedded.processes import LaunchError, Runner
+from stoker.mesos.embedded.processes import UNKNOWN_STATUS, LaunchError, Runner
 from stoker.mesos.embedded.routes import Routes
 
 logger = logging.getLogger(__name__)
@@ -374,7 +374,7 @@ class EmbeddedMesos:
             for container_id in checkpoint.container_ids() - alive:
                 agent = self.cluster.agent_of_container(container_id)
                 if agent is not None:
-                    agent.process_exited(container_id, -1, now_ms)
+                    agent.process_exited(container_id, UNKNOWN_STATUS, now_ms)
 
     def _is_offered(self, port: int) -> bool:
         """Whether an agent offers this port to tasks."""

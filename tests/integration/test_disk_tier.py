@@ -71,7 +71,7 @@ def test_a_relaunched_fleet_reads_nothing_of_the_under_store_again(
     local.add("d", str(root), tier="ssd")
     assert local.load("d")["state"] == "SUCCEEDED"
     shown = local.run("fleet", "show", check=True).stdout
-    assert "SSD" in shown and "of 256.0 MiB" in shown
+    assert "SSD" in shown and "of 240.0 MiB" in shown
     used = {e["slot"]: e["disk"]["used_bytes"] for e in local.client.executors()}
     assert all(used.values()) and not any(e["used_bytes"] for e in local.client.executors())
 

@@ -148,6 +148,7 @@ class Parts:
     """A Mesos whose agents come and go, and a scheduler, with real executors on two of three agents."""
 
     def __init__(self, directory: pathlib.Path) -> None:
+        self.volumes = directory / "mesos"
         hostnames = ",".join(agent_addresses(3, os.getpid()))
         options = ("--agents", "3", "--cpus", "2", "--mem", "1GiB", "--hostnames", hostnames)
         times = ("--agent-ping-timeout", "0.4", "--max-agent-ping-timeouts", "3")
@@ -158,6 +159,8 @@ class Parts:
             "journal": f"file:{directory / 'journal'}",
             "instances": 2,
             "mem_bytes": 48 * MEBIBYTE,
+            "disk_bytes": 64 * MEBIBYTE,
+            "role": "cache",
             "allow_sources": [""],
             "failover_timeout_ms": 600_000,
             "settings": {
@@ -199,6 +202,17 @@ def frameworks(parts: Parts) -> dict[str, Any]:
     return {framework["id"]: framework for framework in state["frameworks"]}
 
 
+def volumes(parts: Parts) -> list[str]:
+    """Return the names of the volumes that agents have on disk."""
+    return sorted(path.name for path in parts.volumes.rglob("volumes/roles/cache/*"))
+
+
+def reserved(parts: Parts) -> list[Any]:
+    return [
+        agent["reserved_resources"] for agent in parts.mesos.state()["slaves"] if agent["reserved_resources"]
+    ]
+
+
 def operate(parts: Parts, call: dict[str, Any]) -> Reply:
     """Make a call of Mesos' operator."""
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -208,19 +222,21 @@ def operate(parts: Parts, call: dict[str, Any]) -> Reply:
 def test_uninstall_ends_executors_and_framework_and_leaves_a_journal_that_says_so(parts: Parts) -> None:
     framework_id = parts.client.leader()["framework_id"]
     pids = [e["pid"] for e in parts.client.executors()]
+    assert len(volumes(parts)) == len(reserved(parts)) == 2
     ran = run_stoker("uninstall", "--yes", environment={"STOKER_URL": parts.scheduler.url})
     assert ran.returncode == 0, ran.stderr
     assert "uninstalled" in ran.stdout
     assert parts.scheduler.child.wait(30) == 0
     wait_until(lambda: not any(map(psutil.pid_exists, pids)), "the executors to be gone")
     assert framework_id not in frameworks(parts)
+    assert not volumes(parts) and not reserved(parts), "nothing of ours is left on Mesos"
     again = SchedulerProcess(parts.config, parts.log)
     assert again.child.wait(30) == 1
     assert "was uninstalled" in parts.log.read_text() and "--new-cluster" in parts.log.read_text()
 
 
 def test_a_framework_that_was_removed_is_said_and_begun_anew_only_when_told(parts: Parts) -> None:
-    dead = parts.client.leader()["framework_id"]
+    dead, before = parts.client.leader()["framework_id"], volumes(parts)
     call = {"type": "TEARDOWN", "teardown": {"framework_id": {"value": dead}}}
     reply = operate(parts, call)
     assert reply.status == 200, reply
@@ -230,6 +246,7 @@ def test_a_framework_that_was_removed_is_said_and_begun_anew_only_when_told(part
     parts.scheduler = parts.start(new_framework=True)
     wait_until(lambda: parts.client.leader()["framework_id"] not in ("", dead), "another framework id")
     wait_until(lambda: parts.client.fleet()["running"] == 2, "the fleet to run again")
+    assert volumes(parts) == before and len(reserved(parts)) == 2, "its volumes were found again"
     assert set(frameworks(parts)) == {parts.client.leader()["framework_id"]}
 
 

@@ -47,6 +47,11 @@ class Cluster(NamedTuple):
         """Return the volumes' directories by persistence id, wherever the agents have them."""
         return {path.name: path for path in self.work.glob(f"**/volumes/roles/{ROLE}/*")}
 
+    def roles(self) -> set[str]:
+        """Return the roles that the master knows us by."""
+        (framework,) = json.loads(self.mesos.request("GET", "/state").text)["frameworks"]
+        return set(framework["roles"])
+
     def reserved(self) -> dict[str, Any]:
         """Return what the master has reserved, by agent."""
         slaves = json.loads(self.mesos.request("GET", "/slaves").text)["slaves"]
@@ -101,7 +106,9 @@ def test_an_executor_launched_again_finds_its_volume_and_a_shrunk_fleet_leaves_n
 def test_a_next_leader_knows_the_volumes_and_says_why_an_executor_waits(cluster: Cluster) -> None:
     client, volumes = cluster.client, cluster.volumes()
     client.set_fleet(instances=3, constraints=["rack:UNIQUE"])
-    wait_until(lambda: client.fleet()["waiting"] and client.fleet()["waiting"][0]["nearest"], "a reason", WAIT_S)
+    wait_until(
+        lambda: client.fleet()["waiting"] and client.fleet()["waiting"][0]["nearest"], "a reason", WAIT_S
+    )
     (row,) = client.fleet()["waiting"]
     failed = {c["requirement"] for c in row["nearest"]["checks"] if not c["passed"]}
     assert "one executor an agent" in failed and "rack:UNIQUE" in failed
@@ -115,3 +122,6 @@ def test_a_next_leader_knows_the_volumes_and_says_why_an_executor_waits(cluster:
         assert api.fleet()["volumes"]["ready"] == 2 and cluster.volumes() == volumes
         api.set_fleet(instances=0)
         wait_until(lambda: not any(cluster.reserved().values()), "nothing reserved", WAIT_S)
+        api.set_fleet(instances=1, roles=["other", ROLE], constraints=[])
+        wait_until(lambda: cluster.roles() == {"other", ROLE}, "both roles", WAIT_S)
+        wait_until(lambda: api.fleet()["running"] == 1, "an executor", WAIT_S)

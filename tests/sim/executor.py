@@ -7,11 +7,14 @@ version) are refused, nothing is freed while residency is not complete. It finds
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from stoker.executor.messages import (
     Assignment,
     DatasetAssignment,
+    DiskReport,
     Heartbeat,
     HeartbeatAnswer,
     Residency,
@@ -55,7 +58,26 @@ class SimExecutor:
         self.unsaved: dict[tuple[int, int], int] = {}
         self.sent: dict[int, dict[tuple[int, int], frozenset[int]]] = {}
         self.acknowledged: dict[tuple[int, int], frozenset[int]] | None = None
-        self.capacity = launch.mem_bytes // BLOCK_BYTES
+        self.capacities = {"mem": launch.mem_bytes // BLOCK_BYTES, "ssd": launch.disk_bytes // BLOCK_BYTES}
+        self._disk: dict[tuple[int, int], set[int]] = {}
+        self._read: Callable[[tuple[int, int], int], None] = lambda key, index: None
+
+    def use_disk(
+        self, disk: dict[tuple[int, int], set[int]], read: Callable[[tuple[int, int], int], None]
+    ) -> None:
+        """Keep the SSD tier in `disk`, with what is there already; `read` is told of each block that is filled."""
+        self._disk, self._read = disk, read
+        self.held |= disk
+
+    def _place(self, key: tuple[int, int], tier: str) -> set[int]:
+        """Return the blocks of a dataset that are held, to be changed."""
+        if key not in self.held:
+            self.held[key] = self._disk.setdefault(key, set()) if tier == "ssd" else set()
+        return self.held[key]
+
+    def _used(self, tier: str) -> int:
+        """Return how many blocks a tier holds."""
+        return sum(len(held) for key, held in self.held.items() if (key in self._disk) == (tier == "ssd"))
 
     def wanted(self, dataset: DatasetAssignment) -> frozenset[int]:
         found = self._wanted.get(dataset.dataset_id)
@@ -84,19 +106,12 @@ class SimExecutor:
             return
         known = {(d.dataset_id, d.generation): d for d in assignment.datasets}
         if assignment.residency_complete:
-            for key in list(self.held):
-                if key not in known:
-                    del self.held[key]
-                else:
-                    dataset = known[key]
-                    self.held[key] &= {
-                        i for i in self.held[key] if not _is_excluded(dataset.wanted, block_path(i))
-                    } | self.wanted(dataset)
-        room = self.capacity - sum(map(len, self.held.values()))
+            self._free(known)
+        rooms = {tier: capacity - self._used(tier) for tier, capacity in self.capacities.items()}
         fills = FILLS_PER_SECOND
         self.unfit, self.saving, self.unsaved = {}, {}, {}
         for key, dataset in known.items():
-            held = self.held.setdefault(key, set())
+            held, room = self._place(key, dataset.tier), rooms[dataset.tier]
             wanted = self.wanted(dataset)
             if room <= 0 and assignment.residency_complete:
                 for index in sorted(held - wanted)[: len(wanted - held)]:
@@ -106,17 +121,32 @@ class SimExecutor:
                 if room <= 0:
                     break
                 if fills:
+                    if dataset.tier == "ssd":
+                        self._read(key, index)
                     held.add(index)
                     fills, room = fills - 1, room - 1
             if room <= 0:
                 self.unfit[key] = len(wanted - held)
-            room = self._save(key, dataset, fills, room)
+            rooms[dataset.tier] = self._save(key, dataset, fills, room)
+
+    def _free(self, known: dict[tuple[int, int], DatasetAssignment]) -> None:
+        for key in list(self.held):
+            if key not in known:
+                del self.held[key]
+                self._disk.pop(key, None)
+            else:
+                dataset = known[key]
+                self.held[key] &= {
+                    i for i in self.held[key] if not _is_excluded(dataset.wanted, block_path(i))
+                } | self.wanted(dataset)
 
     def _save(self, key: tuple[int, int], dataset: DatasetAssignment, fills: int, room: int) -> int:
         """Take in what only leaving executors hold; return the room that is left."""
         held = self.held[key]
         missing = [i for i in self._kept(dataset) if i not in held]
         for index in missing[: max(0, min(room, fills))]:
+            if dataset.tier == "ssd":
+                self._read(key, index)
             held.add(index)
             room -= 1
         left = [i for i in missing if i not in held]
@@ -161,9 +191,10 @@ class SimExecutor:
             boot_id="b",
             pid=1,
             capacity_bytes=launch.mem_bytes,
-            used_bytes=sum(map(len, state.values())) * BLOCK_BYTES,
+            used_bytes=self._used("mem") * BLOCK_BYTES,
             lent_bytes=0,
             datasets=tuple(self.residency(d, state, whole) for d in self.assigned()),
+            disk=DiskReport(launch.disk_bytes, self._used("ssd") * BLOCK_BYTES) if launch.disk_bytes else None,
             cleared_version=self.cleared[1] if self.cleared[0] == self.epoch_seen else 0,
         )
 

@@ -20,8 +20,10 @@ class Faults:
     agent_cut: float = 0.003  # from the master, and from us half the time; its executors live on
     maintenance: float = 0.003  # Mesos asks for an agent, and gets it back some time later
     drains: float = 0.04  # or the undoing of one, of some agent
+    agent_restarts: float = 0.003  # its process alone
     operation_fails: float = 0.05  # a CREATE, or an UNRESERVE
-    master_goes: float = 0.01
+    master_goes: float = 0.01  # its connections break
+    master_fails: float = 0.002  # another one leads, which knows the agents or not even those
     users: float = 0.4  # requests
     scheduler_killed: float = 0.01  # a scheduler
     scheduler_stopped: float = 0.01
@@ -41,7 +43,7 @@ class Faults:
     def none(cls) -> Faults:
         return cls(
             message_loss=0, message_twice=0, message_late=0, delay_ms_max=20, executor_dies=0, executor_hangs=0,
-            agent_dies=0, agent_cut=0, maintenance=0, drains=0, operation_fails=0, master_goes=0, users=0, scheduler_killed=0, scheduler_stopped=0, scheduler_cut=0,
+            agent_dies=0, agent_cut=0, agent_restarts=0, maintenance=0, drains=0, operation_fails=0, master_goes=0, master_fails=0, users=0, scheduler_killed=0, scheduler_stopped=0, scheduler_cut=0,
             scheduler_ended=0, session_expired=0, scheduler_unseated=0, clock_jump=0, server_killed=0, server_stopped=0,
             server_isolated=0, server_lags=0, doubt=0,
         )  # fmt: skip
@@ -50,7 +52,7 @@ class Faults:
     def of_leaders(cls) -> Faults:
         """Executors and agents are well; everything between the schedulers goes wrong, often."""
         return cls(
-            executor_dies=0.002, executor_hangs=0, agent_dies=0, agent_cut=0, maintenance=0, drains=0, operation_fails=0, master_goes=0.01, users=1.5, scheduler_killed=0.03,
+            executor_dies=0.002, executor_hangs=0, agent_dies=0, agent_cut=0, agent_restarts=0, maintenance=0, drains=0, operation_fails=0, master_goes=0.01, master_fails=0, users=1.5, scheduler_killed=0.03,
             scheduler_stopped=0.04, scheduler_cut=0.03, scheduler_ended=0.01, session_expired=0.01,
             scheduler_unseated=0.02, doubt=0.1,
         )  # fmt: skip

@@ -16,8 +16,9 @@ from typing import Any
 
 import msgpack
 
+from sim.embedded_mesos import Mesos
 from sim.executor import BLOCK_BYTES, file_count
-from sim.mesos import Master, Stream
+from sim.mesos_client import MesosClient
 from sim.process import Process
 from sim.truth import Truth
 from stoker.framework.core import actions as a
@@ -81,22 +82,24 @@ class Leading:
         *,
         epoch: int,
         truth: Truth,
-        master: Master,
+        mesos: Mesos,
         schedulers: Callable[[], tuple[str, ...]],
         spec: FleetSpec,
         cluster: bytes,
+        settings: Settings = SETTINGS,
     ) -> None:
         self.process = process
+        self.settings = settings
         self.journal = journal
         self.catalog = catalog
-        self.fleet = Fleet(SETTINGS)
+        self.fleet = Fleet(settings)
         self.epoch = epoch
         self.next_index = self.decided_index = next_index
         self.ended: Exception | None = None
         self.is_begun = False
         self.passed: Callable[[str], None] = lambda point: None  # for who wants to strike at that very point
-        self._truth, self._master, self._schedulers, self._spec, self._cluster = (
-            truth, master, schedulers, spec, cluster,
+        self._truth, self._mesos, self._schedulers, self._spec, self._cluster = (
+            truth, mesos, schedulers, spec, cluster,
         )  # fmt: skip
         self._frames: collections.deque[Waiting] = collections.deque()
         self._in_flight: list[Waiting] = []
@@ -104,7 +107,7 @@ class Leading:
         self._reply_ids = itertools.count(1)
         self._event_ids = itertools.count(1)
         self._wall_ms = catalog.wall_ms
-        self._stream: Stream | None = None
+        self._client: MesosClient | None = None
         self._wake: Callable[[Any], None] | None = None
         self._snapshot_index = next_index
         self._snapshot: tuple[int, Catalog] | None = None
@@ -134,33 +137,34 @@ class Leading:
         for asked in list(self._asked.values()):
             asked.respond("outcome_unknown" if asked.sent else "not_leading", None)
         self._asked.clear()
-        if self._stream is not None:
-            self._stream.close()
+        self.hang_up()
         self._wake_up()
+
+    def hang_up(self) -> None:
+        """Close the connection to Mesos, as also the end of the process does."""
+        if self._client is not None:
+            self._client.close()
 
     def _begin(self) -> None:
         self.is_begun = True
-        self._subscribe()
-        self.process.at(SETTINGS.tick_ms, self._tick)
+        self._client = MesosClient(
+            self._mesos,
+            self.process,
+            self.catalog,
+            epoch=self.epoch,
+            spec=self._spec,
+            schedulers=self._schedulers,
+            check=self.journal.check,
+            take_event=self.take,
+            ended=lambda why: self.stop(Unavailable(why)),
+        )
+        self._client.subscribe()
+        self.process.at(self.settings.tick_ms, self._tick)
 
     def _tick(self) -> None:
         if self.ended is None:
             self.take(ev.Ticked())
-            self.process.at(SETTINGS.tick_ms, self._tick)
-
-    def _subscribe(self) -> None:
-        if self.ended is None:
-            framework_id = self.catalog.framework_id or self.fleet.framework_id
-            self._stream = self._master.subscribe(self.process, framework_id, self.take, self._stream_ended)
-
-    def _stream_ended(self, why: str) -> None:
-        if self.ended is not None:
-            return
-        if why == "gone":
-            self.take(ev.Disconnected())
-            self.process.at(self.process.timeline.between(100, 1_000), self._subscribe)
-        else:
-            self.stop(Unavailable(why))
+            self.process.at(self.settings.tick_ms, self._tick)
 
     # --- deciding
 
@@ -172,7 +176,7 @@ class Leading:
         self.process.timeline.tell((self.process.name, event))
         before = self.catalog.revision, len(self.catalog.jobs)
         self.fleet.observe(stamp, event, self.catalog)
-        frame = decide(self.catalog, self.fleet, stamp, event, SETTINGS)
+        frame = decide(self.catalog, self.fleet, stamp, event, self.settings)
         assert before == (self.catalog.revision, len(self.catalog.jobs)), "decide changed the catalog"
         self._apply(stamp, frame)
         records = tuple(encode_entry(entry) for entry in frame.entries)
@@ -278,8 +282,8 @@ class Leading:
             case a.StopListing() | a.ForgetManifest():
                 pass
             case _:
-                if self._stream is not None:
-                    self._master.perform(self._stream, action)
+                assert self._client is not None
+                self._client.send(action)
 
     def _answer(self, waiting: Waiting, action: a.Answer | a.AnswerHeartbeat) -> None:
         asked = self._asked.pop(action.reply_id, None)
@@ -308,7 +312,7 @@ class Leading:
             block_count=files,
             pg_count=1 << (file_count(action.source).bit_length() - 1),
         )
-        failed = timeline.chance(0.2) and self._master.faults.users > 0
+        failed = timeline.chance(0.2) and self._mesos.faults.users > 0
 
         def done() -> None:
             result = None if failed else manifested

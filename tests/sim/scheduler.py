@@ -11,16 +11,16 @@ from typing import Any
 
 import msgpack
 
+from sim.embedded_mesos import Mesos
 from sim.kazoo_model import SimEvent, SimKazoo
 from sim.leading import Leading, Respond
-from sim.mesos import Master
 from sim.process import DRIFT_MAX, Process
 from sim.timeline import Timeline
 from sim.truth import Truth
 from sim.zookeeper import Ensemble
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import decode_entry
-from stoker.framework.model import FleetSpec
+from stoker.framework.model import FleetSpec, Settings
 from stoker.zk.errors import Corrupt, Denied, JournalError, TooNew, Unavailable
 from stoker.zk.home import Batch, Snapshot
 from stoker.zk.paths import ZkUrl
@@ -60,15 +60,17 @@ class SimScheduler:
         name: str,
         timeline: Timeline,
         ensemble: Ensemble,
-        master: Master,
+        mesos: Mesos,
         truth: Truth,
         *,
         spec: FleetSpec,
         timeout_ms: int,
+        settings: Settings,
     ) -> None:
         self.name = name
         self.url = f"http://{name}:1"
         self.spec = spec
+        self.settings = settings
         self.process = Process(timeline, name, drift=DRIFT_MAX)
         self.home: ZooKeeperHome | None = None
         self.client: SimKazoo | None = None
@@ -76,7 +78,7 @@ class SimScheduler:
         self.replica = Replica(truth)
         self.takeovers = 0
         self.passed: Callable[[str], None] = lambda point: None
-        self._timeline, self._ensemble, self._master, self._truth = timeline, ensemble, master, truth
+        self._timeline, self._ensemble, self._mesos, self._truth = timeline, ensemble, mesos, truth
         self._timeout_ms = timeout_ms
         self.process.spawn(self._run)
 
@@ -88,8 +90,8 @@ class SimScheduler:
     def kill(self) -> None:
         """SIGKILL. Its connections end."""
         self.process.kill()
-        if self.leading is not None and self.leading._stream is not None:
-            self.leading._stream.close()
+        if self.leading is not None:
+            self.leading.hang_up()
         self.leading = self.home = self.client = None
 
     def start(self) -> None:
@@ -201,10 +203,11 @@ class SimScheduler:
             replica.next_index,
             epoch=epoch,
             truth=self._truth,
-            master=self._master,
+            mesos=self._mesos,
             schedulers=lambda: self._members(home),
             spec=self.spec,
             cluster=self._timeline.random.randbytes(16),
+            settings=self.settings,
         )
         self.leading.passed = lambda point: self.passed(point)
         self.leading.run()

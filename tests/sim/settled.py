@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sim.world import World
-from stoker.framework.core.fleet import TERMINAL_STATES
 from stoker.framework.core.progress import job_progress
 
 SETTLE_MS = 150_000
@@ -23,24 +22,24 @@ def run(world: World, duration_ms: int, settle_ms: int = SETTLE_MS) -> World:
 
 def check_settled(world: World) -> None:
     _check_schedulers(world)
-    catalog, fleet, master = world.leader.catalog, world.leader.fleet, world.master
+    catalog, fleet, mesos = world.leader.catalog, world.leader.fleet, world.mesos
     assert catalog.fleet is not None
     assert len(catalog.slots) == catalog.fleet.instances
     running = [slot for slot in catalog.slots.values() if slot.launch_id in fleet.executors]
-    usable = [i for i in master.agents if i not in catalog.drains]
+    usable = [i for i in mesos.agents if i not in catalog.drains]
     assert len(running) == min(catalog.fleet.instances, len(usable)), "an executor is missing"
     causes = {drain.cause for drain in catalog.drains.values()}
     assert causes <= {"operator"}, "a drain outlives the maintenance that caused it"
-    alive = {t.task_id for t in master.tasks.values() if t.state not in TERMINAL_STATES}
+    alive = mesos.living_tasks()
     promised = {launch.task_id for launch in catalog.launches.values()}
     assert alive == promised, f"tasks nobody wants: {alive - promised}; missing: {promised - alive}"
-    sizes = {(x.launch.mem_bytes, x.launch.disk_bytes) for x in master.executors.values()}
+    sizes = {(x.launch.mem_bytes, x.launch.disk_bytes) for x in mesos.executors.values()}
     assert sizes <= {(catalog.fleet.mem_bytes, catalog.fleet.disk_bytes)}, sizes
     if len(running) == catalog.fleet.instances:
         assert fleet.suppressed, "offers are still wanted"
     assert fleet.residency_complete and not fleet.unanswered and not fleet.endings
     assert not any(dataset.is_listing for dataset in catalog.datasets.values())
-    world.master.disks.check_settled(master.volumes_in_use())
+    mesos.disks.check_settled(mesos.estates(), mesos.volumes_in_use())
     _check_executors(world)
     drains = [job for job in catalog.active_jobs() if job.kind == "drain"]
     assert not drains, f"drains are not over: {drains}"
@@ -54,7 +53,7 @@ def _check_schedulers(world: World) -> None:
     leader, truth = world.leader, world.truth
     assert leader.epoch == leader.catalog.epoch == truth.epoch
     assert leader.catalog.snapshot() == truth.catalog.snapshot(), "the leader's state is not the journal's"
-    assert truth.catalog.framework_id == world.master.framework_id
+    assert truth.catalog.framework_id == world.mesos.framework_id
     members = set()
     for scheduler in world.schedulers:
         assert scheduler.home is not None
@@ -72,7 +71,7 @@ def _check_schedulers(world: World) -> None:
 
 def _check_executors(world: World) -> None:
     catalog, fleet = world.leader.catalog, world.leader.fleet
-    for executor in world.master.executors.values():
+    for executor in world.mesos.executors.values():
         assert executor.assignment is not None
         assert executor.schedulers == world.schedulers[0].home.members()  # type: ignore[union-attr]
         names = {d.name for d in executor.assignment.datasets}

@@ -28,7 +28,7 @@ def add(world: World) -> None:
 
 
 def drain_fullest(world: World) -> None:
-    executors = world.master.executors.values()
+    executors = world.mesos.executors.values()
     fullest = max(executors, key=lambda x: sum(map(len, x.held.values())))
     agent_id = fullest.launch.agent_id
     world.users.ask("drain", lambda _, r: DrainRequested(r, agent_id, "fullest"), repeatable=True)
@@ -54,17 +54,17 @@ def test_drains_and_maintenances_drop_nothing_that_nobody_else_holds(seed: int) 
 def test_agents_that_cannot_be_reached_come_back_and_leaders_fail_meanwhile(seed: int) -> None:
     faults = replace(Faults.none(), agent_cut=0.01, scheduler_killed=0.02, master_goes=0.01, drains=0.02)
     world = run(World(seed, schedulers=3, agents=5, faults=faults), 120_000)
-    assert len(world.master.framework_ids) == 1
+    assert len(world.mesos.framework_ids) == 1
 
 
 def test_an_agent_that_returns_in_time_keeps_its_executor() -> None:
     world = World(3, agents=3, faults=Faults.none())
     world.run(20_000)
-    agent = next(iter(world.master.agents.values()))
+    agent = world.mesos.sim_agents[0]
     before = {launch.launch_id for launch in world.leader.catalog.launches.values()}
-    agent.is_cut = agent.is_silent = True
+    world.mesos.cut_agent(agent, is_silent=True)
     world.run(30_000)
-    agent.is_cut = agent.is_silent = False
+    world.mesos.heal_agent(agent)
     run(world, 10_000)
     assert {launch.launch_id for launch in world.leader.catalog.launches.values()} == before
 
@@ -73,10 +73,10 @@ def test_an_agent_that_stays_away_is_replaced_and_what_returns_too_late_is_kille
     world = World(3, agents=4, faults=Faults.none())
     world.run(20_000)
     launch = next(iter(world.leader.catalog.launches.values()))
-    agent = world.master.agents[launch.agent_id]
-    agent.is_cut = agent.is_silent = True
+    agent = world.mesos.agents[launch.agent_id]
+    world.mesos.cut_agent(agent, is_silent=True)
     world.run(80_000)
     catalog = world.leader.catalog
     assert launch.launch_id not in catalog.launches and len(catalog.launches) == 3
-    agent.is_cut = agent.is_silent = False
+    world.mesos.heal_agent(agent)
     run(world, 10_000)

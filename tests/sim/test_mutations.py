@@ -53,7 +53,7 @@ def isolated_world(seed: int, mutant: type[Mutant]) -> World:
         timeout_ms=3_000,
         scheduler_class=mutant,
     )
-    world.master.subscribe_ms_max = 3_000  # so the old one is not told at once that it was failed over
+    world.mesos.subscribe_ms_max = 3_000  # so the old one is not told at once that it was failed over
 
     def isolate() -> None:
         (leader,) = (s.client for s in world.schedulers if s.is_leading)
@@ -290,7 +290,7 @@ def test_catches_an_executor_that_obeys_old_leaders() -> None:
     def make_world(seed: int) -> World:
         late = faults(users=0.1, message_late=0.3, scheduler_ended=0.1)
         world = World(seed, schedulers=3, faults=late, timeout_ms=3_000)
-        world.master.executor_class = ObeysOldLeaders
+        world.mesos.executor_class = ObeysOldLeaders
         return world
 
     assert seed_that_catches(make_world)

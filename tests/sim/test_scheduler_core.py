@@ -23,7 +23,7 @@ def test_keeps_every_promise_when_everything_fails(seed: int) -> None:
 
 
 def test_loads_everything_on_a_quiet_day() -> None:
-    world = World(1, agents=3, faults=Faults.none())
+    world = World(2, agents=3, faults=Faults.none())
     world.at(5_000, lambda: world.users.ask_add("alpha"))
     world.at(15_000, lambda: world.users.ask_job("alpha", "load", ()))
     run(world, 20_000, 40_000)
@@ -32,7 +32,7 @@ def test_loads_everything_on_a_quiet_day() -> None:
     assert job.state == JobState.SUCCEEDED, job
     dataset = catalog.dataset_named("alpha")
     assert dataset is not None and dataset.current is not None
-    held = sum(len(blocks) for x in world.master.executors.values() for blocks in x.held.values())
+    held = sum(len(blocks) for x in world.mesos.executors.values() for blocks in x.held.values())
     assert held == dataset.current.block_count * dataset.replicas
     assert job.bytes == dataset.current.block_count * BLOCK_BYTES
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from sim.directories import leaked
+from sim.embedded_mesos import MIB
 from sim.faults import Faults
-from sim.mesos import MIB
 from sim.seeds import seeds
 from sim.settled import run
 from sim.world import World
@@ -33,6 +34,6 @@ def test_volumes_of_a_shrunk_fleet_are_destroyed_and_their_disk_is_free_again() 
     world = World(2, agents=5, faults=Faults.none(), disk_bytes=DISK_BYTES)
     world.at(30_000, lambda: world.users.ask_instances(0))
     run(world, 40_000)
-    disks = world.master.disks
+    disks = world.mesos.disks
     assert sorted(disks.destroyed) == [1, 2, 3] and not world.truth.catalog.volumes
-    assert all(not disk.volumes and not sum(disk.reserved.values()) for disk in disks.of_agents.values())
+    assert not disks.directories and not leaked(world.mesos.estates())

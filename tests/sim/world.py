@@ -11,9 +11,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from sim.embedded_mesos import SETTINGS as MESOS_SETTINGS
+from sim.embedded_mesos import Mesos
 from sim.faults import Faults
 from sim.leading import MIB, SETTINGS, Leading, Respond
-from sim.mesos import Master
 from sim.scheduler import SimScheduler
 from sim.timeline import Timeline
 from sim.truth import Truth
@@ -22,7 +23,8 @@ from sim.zk_tree import Change
 from sim.zookeeper import Ensemble, Server
 from stoker.executor.messages import HeartbeatAnswer, decode_answer, decode_heartbeat, encode
 from stoker.framework.core.events import HeartbeatReceived
-from stoker.framework.model import FleetSpec
+from stoker.framework.model import FleetSpec, Settings
+from stoker.mesos.embedded.core.values import Settings as MesosSettings
 
 SESSION_TIMEOUT_MS = 6_000
 HTTP_TIMEOUT_MS = 5_000
@@ -44,8 +46,13 @@ class World:
         timeout_ms: int = SESSION_TIMEOUT_MS,
         disk_bytes: int = 0,
         scheduler_class: type[SimScheduler] = SimScheduler,
+        settings: Settings = SETTINGS,
+        mesos_settings: MesosSettings = MESOS_SETTINGS,
+        period_ms: int = 1_000,
     ) -> None:
+        """`period_ms`: how often executors work and report, and how often chance strikes."""
         self.seed = seed
+        self._settings = settings
         self.timeline = timeline = Timeline(seed)
         self.truth = Truth()
         self._ended_ms: dict[int, int] = {}  # launch id
@@ -55,25 +62,26 @@ class World:
             on_commit=self._committed,
             delay_ms_max=timeline.random.choice((2, 4, 30, 100)),
             lag_ms_max=timeline.random.choice((1, 20, 300)),
+            tick_ms=period_ms // 10,
         )
-        self.master = Master(
+        self.mesos = Mesos(
             timeline,
             agents,
             promised=lambda task_id: self.truth.catalog.launch_of_task(task_id),
             planned=lambda launch_id: self.truth.planned.get(launch_id),
-            cluster=lambda: self.truth.catalog.cluster,
             volumes=lambda: self.truth.catalog.volumes,
             was_planned=lambda volume_id: volume_id in self.truth.volumes_planned,
+            is_robbed=lambda epoch: epoch in self.truth.robbed,
+            settings=mesos_settings,
         )
         spec = FleetSpec(instances, 64 * MIB, role="stoker", disk_bytes=disk_bytes)
         self.schedulers = [
             scheduler_class(
-                f"scheduler-{i}", timeline, self.ensemble, self.master, self.truth, spec=spec, timeout_ms=timeout_ms
+                f"scheduler-{i}", timeline, self.ensemble, self.mesos, self.truth, spec=spec, timeout_ms=timeout_ms, settings=settings
             )
             for i in range(schedulers)
         ]  # fmt: skip
         urls = tuple(scheduler.url for scheduler in self.schedulers)
-        self.master.schedulers = urls
         self.users = Users(timeline, lambda: self.faults, urls, self.request, self.truth, spec)
         self.set_faults(faults or Faults())
         self.checks_drains = False  # nobody frees or removes anything meanwhile
@@ -83,10 +91,10 @@ class World:
         self.on_passed: Callable[[SimScheduler, str], None] = lambda scheduler, point: None
         for scheduler in self.schedulers:
             scheduler.passed = lambda point, scheduler=scheduler: self.on_passed(scheduler, point)  # type: ignore[misc]
-        timeline.every(1_000, self.second)
+        timeline.every(period_ms, self.second)
 
     def set_faults(self, faults: Faults) -> None:
-        self.faults = self.master.faults = faults
+        self.faults = self.mesos.faults = faults
 
     @property
     def leader(self) -> Leading:
@@ -127,9 +135,9 @@ class World:
             self._ended_ms[launch_id] = self.timeline.now_ms
         for dataset_id in self.truth.listed:
             dataset = self.truth.catalog.datasets.get(dataset_id)
-            for executor in self.master.executors.values() if dataset is not None else ():
+            for executor in self.mesos.executors.values() if dataset is not None else ():
                 ended_ms = self._ended_ms.get(executor.launch.launch_id, self.timeline.now_ms)
-                if self.timeline.now_ms - ended_ms < SETTINGS.ending_grace_ms - SLACK_MS:
+                if self.timeline.now_ms - ended_ms < self._settings.ending_grace_ms - SLACK_MS:
                     old = {i for i, name in executor.served.items() if dataset and name == dataset.name}
                     assert old <= {dataset_id}, f"{executor.task_id} serves {old} when {dataset_id} is READY"
         self.truth.ended.clear()
@@ -137,8 +145,8 @@ class World:
 
     def _check_drained(self) -> None:
         """What a drained executor held is held by others when it is ended, unless one of them was lost just then."""
-        is_quiet = self.timeline.now_ms - self.master.deaths_ms > QUIET_MS
-        executors = self.master.executors.values()
+        is_quiet = self.timeline.now_ms - self.mesos.deaths_ms > QUIET_MS
+        executors = self.mesos.executors.values()
         leaving = {x.launch.launch_id for x in executors if x.launch.agent_id in self.truth.catalog.drains}
         staying = [x for x in executors if x.launch.launch_id not in leaving]
         for launch_id in self.truth.drained if is_quiet and self.checks_drains else ():
@@ -179,16 +187,15 @@ class World:
     # --- executors
 
     def heartbeats(self) -> None:
-        for executor in list(self.master.executors.values()):
-            agent = self.master.agents[executor.launch.agent_id]
-            if executor.is_hung or not agent.is_up:
+        for executor in list(self.mesos.executors.values()):
+            if executor.is_hung:
                 continue
             executor.work()
-            if not executor.is_asking and not agent.is_silent:
+            if not executor.is_asking and not self.mesos.agent_of(executor).is_silent:
                 self._heartbeat(executor.task_id)
 
     def _heartbeat(self, task_id: str) -> None:
-        executor = self.master.executors[task_id]
+        executor = self.mesos.executors[task_id]
         executor.is_asking = True
         data = encode(executor.heartbeat())
         is_over = False
@@ -217,7 +224,7 @@ class World:
         self.message(lambda: respond(how, decode_answer(data) if data else value))
 
     def _heartbeat_answered(self, task_id: str, how: str, value: Any) -> None:
-        executor = self.master.executors.get(task_id)
+        executor = self.mesos.executors.get(task_id)
         if executor is None:
             return
         executor.is_asking = False
@@ -229,7 +236,7 @@ class World:
             executor.ask_next()
 
     def _take_answer(self, task_id: str, answer: HeartbeatAnswer) -> None:
-        executor = self.master.executors.get(task_id)
+        executor = self.mesos.executors.get(task_id)
         if executor is None or executor.is_hung or executor.refuses(answer.epoch):
             return
         executor.answered(answer)
@@ -237,12 +244,12 @@ class World:
             assert self.truth.catalog.launch_of_task(task_id) is None, (
                 f"{task_id} is told to end but promised"
             )
-            self.master.end_executor(task_id, "TASK_FINISHED")
+            self.mesos.end_executor(task_id, "TASK_FINISHED")
 
     # --- what happens each second
 
     def second(self) -> None:
-        self.master.second()
+        self.mesos.second()
         self.heartbeats()
         self.users.second()
         self._want_agents()
@@ -252,12 +259,12 @@ class World:
             self._harm_server(server)
 
     def _want_agents(self) -> None:
-        agents = list(self.master.agents.values())
+        agents = list(self.mesos.agents.values())
         if self.faults.maintenance and self.timeline.chance(self.faults.maintenance * len(agents)):
             agent = self.timeline.random.choice(agents)
-            if not agent.wanted_from_ms:
+            if not agent.window_ms:
                 process = self.schedulers[0].process
-                self.master.want_back(agent, process.wall_ms() - process.wall_jump_ms)
+                self.mesos.want_back(agent, process.wall_ms() - process.wall_jump_ms)
         if self.faults.drains and self.timeline.chance(self.faults.drains):
             self.users.ask_drain(self.timeline.random.choice(agents).agent_id)
 
@@ -346,7 +353,7 @@ class World:
         self.timeline.tell("--- all faults end")
         for scheduler in self.schedulers:
             scheduler.process.wall_jump_ms = 0  # maintenance windows are wall time
-        for executor in self.master.executors.values():
+        for executor in self.mesos.executors.values():
             if executor.is_hung and self.timeline.chance(0.5):
                 executor.is_hung = False
         self.run(duration_ms)

@@ -351,6 +351,7 @@ class Ensemble:
     delay_ms_max: int = 4
     lag_ms_max: int = 20
     election_ms_max: int = 700
+    tick_ms: int = TICK_MS
     on_commit: Callable[[int, tuple[Change, ...]], None] = lambda session_id, changes: None
     on_request: Callable[[Process, Request], bool] = lambda process, request: (
         True
@@ -365,7 +366,7 @@ class Ensemble:
         self._session_ids = 0
         self.servers = [Server(self.timeline, self, index) for index in range(self.size)]
         self.leader: Server | None = self.servers[0]
-        self.timeline.every(TICK_MS, self._tick)
+        self.timeline.every(self.tick_ms, self._tick)
         self._ill_ms: dict[int, int] = {}  # server: since when the others hear nothing of it
         self._elect_ms = 0
 

@@ -136,6 +136,7 @@ class Scheduler:
         self.acknowledge = acknowledge
         self.events: list[Event] = []
         self.ended = False
+        self.acknowledged: list[str] = []  # uuids of updates whose acknowledgement was taken
         self._changed = threading.Condition()
         call = subscribe_call(framework_id, suppressed, info or {})
         self.framework_id = framework_id or ""  # updates may come before SUBSCRIBED was looked at
@@ -257,6 +258,7 @@ class Scheduler:
     def _acknowledge(self, body: Event) -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
             self.call("ACKNOWLEDGE", body)
+            self.acknowledged.append(body["uuid"])
 
 
 def make_task(

@@ -274,9 +274,6 @@ class Allocator:
         self._everywhere = True
         return True
 
-    def suppressed(self, framework_id: str) -> frozenset[str]:
-        return frozenset(self._frameworks[framework_id].suppressed)
-
     def filter_count(self, framework_id: str, role: str, agent_id: str) -> int:
         return len(self._frameworks[framework_id].filters.get((role, agent_id), ()))
 

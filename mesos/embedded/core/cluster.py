@@ -145,17 +145,6 @@ class Cluster:
             case "usr1":
                 agent.leave(now_ms)
 
-    def forget_agent(self, number: int, now_ms: int) -> None:
-        """Stop an agent on which nothing runs as if it had never been there: nobody hears of it.
-
-        :raises Refusal: it is not running, or it has executors.
-        """
-        agent = self.agent(number)
-        if agent.life is not Life.UP or agent.frameworks:
-            raise Refusal(f"agent {number} is {agent.life.value} and has {len(agent.frameworks)} frameworks")
-        agent.die(now_ms)
-        self.master.registry.forget(agent.spec.agent_id, now_ms)
-
     def start_agent(
         self,
         number: int,
@@ -179,8 +168,9 @@ class Cluster:
         agent = self.agent(number)
         if agent.life is Life.FROZEN:
             agent.thaw(now_ms)
-            if self.has_master and not self.master.registry.answering(agent.spec.agent_id):
-                agent.register_again(now_ms)
+            if self.has_master and agent.is_registered:
+                if not self.master.registry.answering(agent.spec.agent_id):
+                    agent.register_again(now_ms)
             return
         if agent.life is not Life.DOWN:
             raise Refusal(f"agent {number} is {agent.life.value}: it cannot be started")

@@ -155,7 +155,8 @@ class Maintenance:
     def take_answer(self, framework_id: str, status: str, body: Message, now_ms: int) -> None:
         """Take a framework's ACCEPT or DECLINE of inverse offers; unknown ones are ignored."""
         master = self._master
-        hidden_ms = max(filter_ms(body, master.settings.default_refuse_ms), master.settings.allocation_interval_ms)
+        settings = master.settings
+        hidden_ms = max(filter_ms(body, settings.default_refuse_ms), settings.allocation_interval_ms)
         for item in body.get("inverse_offer_ids", ()):
             offer = self._offers.get(item["value"])
             if offer is not None and offer.framework_id == framework_id:

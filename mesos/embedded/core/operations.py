@@ -105,15 +105,18 @@ def restore(given: Resources, kept: Iterable[Message]) -> Resources:
 def _reserve(body: Message, requester: Requester, place: Place) -> Conversion:
     messages = body.get("resources", [])
     target = _valid(messages, place)
-    if body.get("source"):
-        _check_source(body["source"], messages)
+    source = _valid(body["source"], place) if body.get("source") else None
+    if source is not None:
+        _check_mixed("source", body["source"])
+        _check_mixed("resources", messages)
+        _check_amounts(source, target)
     for message, key in _keys(messages, place):
         if not key.stack or key.stack[-1].kind != DYNAMIC:
             raise OperationError(f"Resource {_text(message, place)} is not dynamically reserved")
         _check_principal(requester.principal, key.stack[-1].principal)
         _check_role(message, key, requester, place)
-    if body.get("source"):
-        return Conversion(_valid(body["source"], place), target)
+    if source is not None:
+        return Conversion(source, target)
     return Conversion(_rekeyed(target, lambda key: key._replace(stack=key.stack[:-1])), target)
 
 
@@ -177,14 +180,16 @@ def _shrink_volume(body: Message, requester: Requester, place: Place) -> Convers
     volume = _sized(body["volume"], place, "ShrinkVolume.volume")
     ((key, size),) = volume.items.items()
     assert isinstance(size, int)
-    less = round(body["subtract"]["value"] * 1000)
-    if less <= 0:
+    given = body["subtract"]["value"]
+    if not given >= 0.001:
         raise OperationError("Value of 'ShrinkVolume.subtract' must be greater than zero")
+    less = round(min(given * 1000, size))
     if size <= less:
         raise OperationError(
             "Value of 'ShrinkVolume.subtract' must be smaller than the size of 'ShrinkVolume.volume'"
         )
-    if "MOUNT" in body["volume"].get("disk", {}).get("source", {}).get("type", ""):
+    source = body["volume"].get("disk", {}).get("source")
+    if isinstance(source, dict) and source.get("type") == "MOUNT":
         raise OperationError("Shrinking a volume on a MOUNT disk is not supported")
     _check_volumes(volume, place, "Invalid persistent volume in the 'ShrinkVolume.volume' field: ")
     return Conversion(volume, Resources({key: size - less, key.stripped(): less}))
@@ -213,9 +218,12 @@ def _valid(messages: list[Message], place: Place) -> Resources:
 
 def _sized(message: Message, place: Place, field: str) -> Resources:
     try:
-        return from_messages([message], place.role)
+        resources = from_messages([message], place.role)
     except ResourceError as error:
         raise OperationError(f"Invalid resource in the '{field}' field: {error}") from error
+    if not resources.quantities():
+        raise OperationError(f"Invalid resource in the '{field}' field: it is not a scalar of 0.001 or more")
+    return resources
 
 
 def _keys(messages: Iterable[Message], place: Place) -> list[tuple[Message, Key]]:
@@ -242,19 +250,21 @@ def _missing(available: Resources, wanted: Resources) -> Resources:
     return wanted
 
 
-def _check_source(source: list[Message], target: list[Message]) -> None:
-    for name, messages in (("source", source), ("resources", target)):
-        stacks = [message.get("reservations", []) for message in messages]
-        if any(stack != stacks[0] for stack in stacks):
-            raise OperationError(f"Invalid {name}: Mixed reservations are not supported")
-    plain = [
-        _rekeyed(from_messages(messages, None), lambda key: key._replace(stack=(), allocated=""))
-        for messages in (source, target)
-    ]
-    if plain[0] != plain[1]:
+def _check_mixed(field: str, messages: list[Message]) -> None:
+    stacks = [message.get("reservations", []) for message in messages]
+    if any(stack != stacks[0] for stack in stacks):
+        raise OperationError(f"Invalid {field}: Mixed reservations are not supported")
+
+
+def _check_amounts(source: Resources, target: Resources) -> None:
+    one, other = (
+        _rekeyed(resources, lambda key: key._replace(stack=(), allocated=""))
+        for resources in (source, target)
+    )
+    if one != other:
         raise OperationError(
             "Source and target resources should refer to identical resource quantities: "
-            f"{plain[0].describe()} vs. {plain[1].describe()}"
+            f"{one.describe()} vs. {other.describe()}"
         )
 
 

@@ -122,7 +122,6 @@ def _executor_message(executor: Executor) -> Message:
         "sandbox": executor.sandbox,
         "pid": executor.pid,
         "is_command": executor.is_command,
-        "groups": {name: list(names) for name, names in executor.groups.items()},
         "alive": executor.phase is not Phase.TERMINATED,
         "tasks": [
             {"info": info, "state": executor.states.get(task_id, "TASK_STAGING")}
@@ -134,7 +133,6 @@ def _executor_message(executor: Executor) -> Message:
 def _executor(framework_id: str, message: Message) -> Executor:
     result = Executor(framework_id, message["info"], message["container_id"], message["sandbox"])
     result.pid, result.is_command = message["pid"], message["is_command"]
-    result.groups = {name: tuple(names) for name, names in message["groups"].items()}
     result.phase = Phase.REGISTERING if message["alive"] else Phase.TERMINATED
     result.is_recovered = result.ever_sent = True
     for task in message["tasks"]:

@@ -15,7 +15,7 @@ import heapq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from stoker.mesos.embedded.core import operating, validation
+from stoker.mesos.embedded.core import draining, operating, validation
 from stoker.mesos.embedded.core.allocator import Grant
 from stoker.mesos.embedded.core.codec import Message
 from stoker.mesos.embedded.core.constraints import Facts
@@ -177,14 +177,6 @@ class Registry:
                 return True
         return False
 
-    def forget(self, agent_id: str, now_ms: int) -> None:
-        """Strike out an agent that has nothing, and tell nobody."""
-        record = self._master.agents.get(agent_id)
-        if record is not None:
-            for offer in list(record.offers.values()):
-                self._master.recover_offer(offer, now_ms, 0)
-            self._strike(record)
-
     def set_active(self, record: AgentRecord) -> None:
         """Offer an agent's resources, or do not, as its state says."""
         self._master.allocator.set_agent_active(record.agent_id, record.is_active)
@@ -243,7 +235,8 @@ class Registry:
             if task.framework_id in master.frameworks:
                 self._charge_task(record, task, text, now_ms)
         self._welcome(record, report, (), now_ms)
-        master.allocate(now_ms, agent_id)
+        if agent_id in master.agents:  # no drain has marked it gone
+            master.allocate(now_ms, agent_id)
 
     def _return(self, record: AgentRecord, report: AgentReport, port: AgentPort, now_ms: int) -> None:
         """Take an agent that was away for less than its pings allow."""
@@ -281,6 +274,7 @@ class Registry:
                 port.update_framework(framework.info, now_ms)
         if record.draining is not None:
             port.drain(record.draining, now_ms)
+            draining.settle(master, record, now_ms)
 
     def _frameworks_of(self, report: AgentReport) -> list[Message]:
         dead = {framework.framework_id for framework in self._master.completed}

@@ -16,6 +16,8 @@ from stoker.mesos.embedded.core.codec import Message
 STATIC = "STATIC"  # given to an agent at its start: nobody takes it back
 DYNAMIC = "DYNAMIC"
 _SPECIAL = ("revocable", "shared", "provider_id")
+NAME_BYTES_MAX = 255
+PATH_PARTS_MAX = 16  # of a volume's place in a sandbox
 _ORDER = ("ports", "cpus", "mem", "disk", "gpus")
 
 
@@ -71,6 +73,7 @@ class Key(NamedTuple):
     disk: Disk | None = None
     allocated: str = ""
     special: str = ""
+    is_ranges: bool = False
 
     @property
     def role(self) -> str:
@@ -120,11 +123,6 @@ class Key(NamedTuple):
         )
 
 
-def plain_key(name: str) -> Key:
-    """Return the key of what is neither reserved nor special."""
-    return Key(name)
-
-
 def key_of(message: Message, role: str | None) -> Key:
     """Return the key of a resource in either format; `role` is that of the offer, None for an operator's call.
 
@@ -138,12 +136,48 @@ def key_of(message: Message, role: str | None) -> Key:
         _disk(message["disk"]) if "disk" in message else None,
         "" if allocated == role else str(allocated),
         json.dumps(special, sort_keys=True) if special else "",
+        message["type"] == "RANGES",
     )
 
 
 def static(role: str) -> Reservation:
-    """Return the reservation that an agent's own resources may have."""
-    return Reservation(STATIC, role, None, (), {"type": STATIC, "role": role})
+    """Return the reservation that an agent's own resources may have.
+
+    :raises ResourceError: the role has no proper name.
+    """
+    return _reservation({"type": STATIC, "role": role})
+
+
+def role_error(role: str) -> str | None:
+    """Return what is wrong with a role's name."""
+    if role == "*":
+        return None
+    if not role:
+        return "Role name cannot be empty"
+    if role.startswith("/"):
+        return f"Role '{role}' cannot start with a slash"
+    if role.endswith("/"):
+        return f"Role '{role}' cannot end with a slash"
+    for part in role.split("/"):
+        if not part:
+            return f"Role '{role}' cannot contain two adjacent slashes"
+        if part in (".", ".."):
+            return f"Role '{role}' cannot include '{part}' as a component"
+        if part == "*":
+            return f"Role '{role}' cannot include '*' as a component"
+        if part.startswith("-"):
+            return f"Role component '{part}' is invalid because it begins with a dash"
+        if any(character in "\b\t\n\v\f\r " for character in part):
+            return f"Role component '{part}' is invalid because it contains backspace or whitespace"
+    return None
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a directory may have this name: no NUL, proper Unicode, not too long."""
+    try:
+        return "\0" not in text and 0 < len(text.encode()) <= NAME_BYTES_MAX
+    except UnicodeEncodeError:
+        return False
 
 
 def is_within(role: str, ancestor: str) -> bool:
@@ -184,6 +218,11 @@ def _reservation(item: Message) -> Reservation:
         raise ResourceError("Invalid reservation: 'type' (STATIC or DYNAMIC) and 'role' must be set")
     if item["role"] == "*":
         raise ResourceError('Invalid reservation: role "*" cannot be reserved')
+    complaint = role_error(item["role"])
+    if complaint is None and not is_file_name(item["role"].replace("/", " ")):
+        complaint = f"Role {item['role']!r} cannot have a directory for its volumes"
+    if complaint:
+        raise ResourceError(f"Invalid reservation: {complaint}")
     labels = item.get("labels", {}).get("labels", ())
     wire: Message = {key: item[key] for key in ("type", "role", "principal", "labels") if key in item}
     pairs = sorted((label["key"], label.get("value")) for label in labels)

@@ -7,7 +7,7 @@ in its key; a persistent volume is taken whole or not at all, what is special is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from stoker.mesos.embedded.core.codec import Message
@@ -16,7 +16,6 @@ from stoker.mesos.embedded.core.reservations import (
     ResourceError,
     is_within,
     key_of,
-    plain_key,
     static,
 )
 
@@ -43,14 +42,7 @@ class Resources:
         items: dict[Key, Amount] = dict(self.items)
         for key, amount in other.items.items():
             held = items.get(key)
-            if held is None:
-                items[key] = amount
-            elif isinstance(amount, int):
-                assert isinstance(held, int), key
-                items[key] = held + amount
-            else:
-                assert not isinstance(held, int), key
-                items[key] = merge(held + amount)
+            items[key] = amount if held is None else _plus(held, amount)
         return Resources(items)
 
     def __sub__(self, other: Resources) -> Resources:
@@ -82,13 +74,12 @@ class Resources:
         """Whether all of `other` is in self."""
         for key, amount in other.items.items():
             held = self.items.get(key)
-            if held is None or isinstance(held, int) != isinstance(amount, int):
+            if held is None:
                 return False
-            if isinstance(held, int):
-                assert isinstance(amount, int)
+            if isinstance(held, int) and isinstance(amount, int):
                 if amount > held or (amount < held and key.is_volume):
                     return False
-            elif not covers(held, amount):  # type: ignore[arg-type]
+            elif not (isinstance(held, tuple) and isinstance(amount, tuple) and covers(held, amount)):
                 return False
         return True
 
@@ -192,7 +183,7 @@ class Resources:
 
     def scalar(self, name: str) -> int:
         """Return thousandths of the unreserved resource `name`."""
-        amount = self.items.get(plain_key(name), 0)
+        amount = self.items.get(Key(name), 0)
         assert isinstance(amount, int)
         return amount
 
@@ -202,10 +193,10 @@ EMPTY = Resources({})
 
 def plain(*, cpus: float, mem_mib: int, disk_mib: int, ports: Span | None) -> Resources:
     """Return the unreserved resources of an agent."""
-    items: dict[Key, Amount] = {plain_key("ports"): (ports,)} if ports else {}
-    items[plain_key("cpus")] = round(cpus * 1000)
-    items[plain_key("mem")] = mem_mib * 1000
-    items[plain_key("disk")] = disk_mib * 1000
+    items: dict[Key, Amount] = {Key("ports", is_ranges=True): (ports,)} if ports else {}
+    items[Key("cpus")] = round(cpus * 1000)
+    items[Key("mem")] = mem_mib * 1000
+    items[Key("disk")] = disk_mib * 1000
     return Resources(items)
 
 
@@ -221,14 +212,7 @@ def from_messages(messages: Iterable[Message], role: str | None) -> Resources:
         if held is not None and key.is_volume:
             key = key._replace(special="<TWICE>")  # a volume is one thing: no offer has it twice
             held = items.get(key)
-        if held is None:
-            items[key] = amount
-        elif isinstance(held, int) and isinstance(amount, int):
-            items[key] = held + amount
-        elif not isinstance(held, int) and not isinstance(amount, int):
-            items[key] = merge(held + amount)
-        else:
-            raise ResourceError(f"Resource '{key.describe(role)}' is both a scalar and ranges")
+        items[key] = amount if held is None else _plus(held, amount)
     return Resources(items)
 
 
@@ -244,9 +228,10 @@ def parse_resources(text: str) -> Resources:
         match = _TEXT.fullmatch(part)
         if not match:
             raise ResourceError(f"resource {part!r} must be NAME:VALUE or NAME(ROLE):VALUE")
-        role = match["role"]
-        key = Key(match["name"], () if role in (None, "*") else (static(role),))
-        total = total + Resources({key: _value(part, match["value"].strip())})
+        stack = () if match["role"] in (None, "*") else (static(match["role"]),)
+        amount = _value(part, match["value"].strip())
+        key = Key(match["name"], stack, is_ranges=not isinstance(amount, int))
+        total = total + Resources({key: amount})
     return total
 
 
@@ -322,13 +307,14 @@ def _value(part: str, text: str) -> Amount:
     return round(float(text) * 1000)
 
 
+def _plus(held: Amount, amount: Amount) -> Amount:
+    if isinstance(held, int):
+        assert isinstance(amount, int)
+        return held + amount
+    assert isinstance(amount, tuple)
+    return merge(held + amount)
+
+
 def _position(item: tuple[Key, Amount]) -> tuple[bool, bool, tuple[int, str, bool]]:
     key, amount = item
     return isinstance(amount, int), not key.stack, key.position
-
-
-def iterate_volumes(resources: Resources) -> Iterator[tuple[str, str]]:
-    """Yield (role, persistence id) of each persistent volume."""
-    for key in resources.items:
-        if key.disk is not None and key.disk.persistence_id is not None:
-            yield key.role, key.disk.persistence_id

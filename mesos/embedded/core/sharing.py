@@ -9,9 +9,8 @@ from stoker.mesos.embedded.core import quota as quotas
 from stoker.mesos.embedded.core.calls import Answer
 from stoker.mesos.embedded.core.codec import Message
 from stoker.mesos.embedded.core.quota import Quota, QuotaError, quota_message, quota_of
-from stoker.mesos.embedded.core.reservations import is_within
+from stoker.mesos.embedded.core.reservations import is_within, role_error
 from stoker.mesos.embedded.core.resources import Quantities
-from stoker.mesos.embedded.core.validation import role_error
 
 if TYPE_CHECKING:
     from stoker.mesos.embedded.core.master import Master

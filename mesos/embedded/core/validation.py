@@ -9,7 +9,13 @@ import json
 from collections.abc import Iterable
 
 from stoker.mesos.embedded.core.codec import Message
-from stoker.mesos.embedded.core.reservations import ResourceError, key_of
+from stoker.mesos.embedded.core.reservations import (
+    PATH_PARTS_MAX,
+    ResourceError,
+    is_file_name,
+    key_of,
+    role_error,
+)
 from stoker.mesos.embedded.core.resources import EMPTY, Resources, from_messages
 
 ID_MAX = 255
@@ -56,30 +62,6 @@ def framework_error(info: Message, suppressed: Iterable[str]) -> str | None:
     timeout = info["failover_timeout"]
     if abs(timeout) > FAILOVER_SECONDS_MAX:
         return f"The framework failover_timeout ({timeout:g}) is invalid"
-    return None
-
-
-def role_error(role: str) -> str | None:
-    """Return what is wrong with a role's name."""
-    if role == "*":
-        return None
-    if not role:
-        return "Role name cannot be empty"
-    if role.startswith("/"):
-        return f"Role '{role}' cannot start with a slash"
-    if role.endswith("/"):
-        return f"Role '{role}' cannot end with a slash"
-    for part in role.split("/"):
-        if not part:
-            return f"Role '{role}' cannot contain two adjacent slashes"
-        if part in (".", ".."):
-            return f"Role '{role}' cannot include '{part}' as a component"
-        if part == "*":
-            return f"Role '{role}' cannot include '*' as a component"
-        if part.startswith("-"):
-            return f"Role component '{part}' is invalid because it begins with a dash"
-        if any(character in "\b\t\n\v\f\r " for character in part):
-            return f"Role component '{part}' is invalid because it contains backspace or whitespace"
     return None
 
 
@@ -150,6 +132,9 @@ def task_needs(task: Message, role: str) -> tuple[Resources, Resources]:
     """
     if not task.get("resources"):
         raise ResourceError("Task uses no resources")
+    complaint = disk_error(task["resources"])
+    if complaint:
+        raise ResourceError(f"Task uses invalid resources: {complaint}")
     return from_messages(task["resources"], role), executor_needs(task.get("executor", {}), role)
 
 
@@ -158,6 +143,9 @@ def executor_needs(executor: Message, role: str) -> Resources:
 
     :raises ResourceError: with Mesos' text.
     """
+    complaint = disk_error(executor.get("resources", ()))
+    if complaint:
+        raise ResourceError(f"Executor uses invalid resources: {complaint}")
     return from_messages(executor["resources"], role) if executor.get("resources") else EMPTY
 
 
@@ -196,7 +184,8 @@ def _persistence_error(message: Message, disk: Message) -> str | None:
     if "host_path" in disk["volume"]:
         return "Expecting 'host_path' to be unset for persistent volume"
     path = disk["volume"]["container_path"]
-    if not path or path.startswith("/") or ".." in path.split("/"):
+    parts = path.split("/")
+    if ".." in parts or len(parts) > PATH_PARTS_MAX or not all(is_file_name(part) for part in parts):
         return "Expecting 'container_path' to be a relative path below the sandbox for persistent volume"
     complaint = id_error(disk["persistence"]["id"])
     return f"Invalid persistence ID for persistent volume: {complaint}" if complaint else None

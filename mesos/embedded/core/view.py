@@ -187,7 +187,9 @@ def show_task(framework: Framework, task: Task) -> Message:
 
 
 def _status(status: Message) -> Message:
-    shown = {key: status[key] for key in ("state", "timestamp", "container_status", "healthy") if key in status}
+    shown = {
+        key: status[key] for key in ("state", "timestamp", "container_status", "healthy") if key in status
+    }
     labels = {"labels": status["labels"].get("labels", [])} if "labels" in status else {}
     return shown | labels
 

@@ -24,16 +24,16 @@ that was recorded later than 2.4 s after the last action must not come earlier (
 ("... after 4.00 s") are measured again.
 
 Hooks for another master: executables DIR/agent-stop N HOW (kill, freeze, usr1, never-started: as if it had not been there yet), DIR/agent-start N, DIR/master-kill, ...; exit
-code 0 means done. MESOS_MASTER is in their environment. DIR/prepare, if there, gets a scenario's needs (agents, flags) as JSON on
-its standard input before each scenario. Rows whose hook is missing are skipped and listed.
+code 0 means done. MESOS_MASTER is in their environment. DIR/prepare, if there, gets a scenario's needs as JSON on its
+standard input ({"scenario", "agents": [{"cpus", "mem_mib", "disk_mib", "ports", "attributes"}], "options": {FLAG: VALUE}}); without
+it the master needs the flags of the recordings (their README: agent_ping_timeout 1 s) and scenarios that need others are skipped.
+Rows whose hook is missing are skipped and listed. Surplus agents are let lie; those in use may have more resources than recorded.
 
 A row is what stands between two notes of the recorder, or one call with a remark (`why`). The report lists them all.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +44,7 @@ from support.replay.puppets import Puppets
 from support.replay.recording import load
 from support.replay.report import ROW
 from support.replay.script import Play, Script
-from support.replay.targets import EmbeddedTarget, OtherTarget, Target, needs, python_of_agents
+from support.replay.targets import EmbeddedTarget, OtherTarget, Target, python_of_agents
 
 
 @pytest.fixture(scope="session")
@@ -59,14 +59,13 @@ def puppets(pytestconfig: pytest.Config) -> Iterator[Puppets]:
 def play(
     request: pytest.FixtureRequest, puppets: Puppets, tmp_path: Path, pytestconfig: pytest.Config
 ) -> Play:
-    """Play a script; the test fails if a row fails, and is skipped if no row could be played to its end."""
+    """Play a script; the test fails if a row fails, and is skipped if no row could be played."""
 
     def play_script(script: Script) -> None:
         recording = load(script.transcript)
         master = pytestconfig.getoption("--mesos-master")
         if master:
             hooks = pytestconfig.getoption("--mesos-hooks")
-            _prepare(script, hooks)
             rows = run(script, OtherTarget(master, Path(hooks) if hooks else None))
         else:
             with EmbeddedTarget(script, recording, tmp_path / "work") as embedded:
@@ -77,14 +76,8 @@ def play(
         rows = Player(script, load(script.transcript), target, puppets).play()
         for row in rows.rows:
             request.node.user_properties.append((ROW, row.as_dict()))
-        if rows.rows[-1].outcome == "skipped" and not rows.failed:
+        if all(row.outcome == "skipped" for row in rows.rows):
             pytest.skip(rows.rows[-1].why[0])
         return [str(row) for row in rows.failed]
-
-    def _prepare(script: Script, hooks: str | None) -> None:
-        program = Path(hooks) / "prepare" if hooks else None
-        if program is not None and program.exists():
-            text = json.dumps(needs(script, load(script.transcript)))
-            subprocess.run([str(program)], input=text, text=True, check=True, timeout=300)
 
     return play_script

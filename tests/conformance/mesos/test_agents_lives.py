@@ -20,22 +20,22 @@ def test_06_reconcile(play: Play) -> None:
 
 
 def test_09_failover_timeout(play: Play) -> None:
-    play(Script("09-failover-timeout", scale=3, options=TIMES, unchecked=frozenset({42})))
+    counted = frozenset({42})  # the recorder made up an answer of its own from /state
+    play(Script("09-failover-timeout", scale=3, options=TIMES, unchecked=counted))
 
 
 def test_12_agent_restart(play: Play) -> None:
     refused = frozenset({88, 89})  # an UPDATE while the agent is away reaches nobody
-    play(Script("12-agent-restart", scale=3, options=TIMES, skip=refused, unchecked=frozenset({72})))
+    play(Script("12-agent-restart", scale=3, options=TIMES, skip=refused))
 
 
 def test_12b_agent_lost_and_back(play: Play) -> None:
     wiped = {71: (("agent-start", "1", "reset"),)}
-    unchecked = frozenset({37, 91})
-    play(Script("12b-agent-lost-and-back", scale=3, options=TIMES, before=wiped, unchecked=unchecked))
+    play(Script("12b-agent-lost-and-back", scale=3, options=TIMES, before=wiped))
 
 
 def test_12c_agent_usr1_gone_drain(play: Play) -> None:
-    play(Script("12c-agent-usr1-gone-drain", scale=1, options=TIMES, unchecked=frozenset({103})))
+    play(Script("12c-agent-usr1-gone-drain", scale=1, options=TIMES))
 
 
 def test_12d_no_checkpoint(play: Play) -> None:
@@ -69,18 +69,19 @@ def test_12g_unacknowledged_tasks(play: Play) -> None:
 
 def test_14_maintenance(play: Play) -> None:
     up = {90: (("agent-start", "1"), ("agent-start", "2"))}
-    play(Script("14-maintenance", scale=3, options=TIMES, before=up, unchecked=frozenset({85})))
+    play(Script("14-maintenance", scale=3, options=TIMES, before=up))
 
 
 def test_16_master_restart_in_memory(play: Play) -> None:
-    play(Script("16-master-restart-inmemory", scale=3, options=TIMES, unchecked=frozenset({48})))
+    play(Script("16-master-restart-inmemory", scale=3, options=TIMES))
 
 
 def test_16b_master_restart_replicated(play: Play) -> None:
     options = {**TIMES, "master-registry": "replicated_log"}
-    play(Script("16b-master-restart-replicated", scale=3, options=options, unchecked=frozenset({46})))
+    play(Script("16b-master-restart-replicated", scale=3, options=options))
 
 
 def test_16c_master_restart_framework_away(play: Play) -> None:
-    unchecked = frozenset({31, 33, 35})
-    play(Script("16c-master-restart-framework-away", scale=3, options=TIMES, unchecked=unchecked))
+    """When the agent misses the first ping is chance: it is back in 4 to 5 s; the recorded one was early."""
+    options = {**TIMES, "agent-ping-timeout": 0.8}
+    play(Script("16c-master-restart-framework-away", scale=3, options=options))

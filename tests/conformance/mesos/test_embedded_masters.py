@@ -61,6 +61,7 @@ def test_a_restarted_master_knows_nothing_or_what_its_registry_says(tmp_path: Pa
     with EmbeddedProcess(tmp_path / "work", *QUICK, "--master-registry", registry) as mesos:
         first = Scheduler(mesos.address)
         task = first.run("t1")
+        wait_until(lambda: len(first.acknowledged) == 2, "both acknowledgements: else they come again")
         master_id = first.events[0]["subscribed"]["master_info"]["id"]
         assert mesos.fault("master-kill").status == 200
         first.wait_end()

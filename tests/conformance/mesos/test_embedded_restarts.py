@@ -166,7 +166,7 @@ def test_an_agent_with_an_empty_work_dir_is_another_one(work_dir: Path) -> None:
         scheduler.wait_state("t1", "TASK_LOST", start=index)
         (offer,) = scheduler.wait_offers(start=index)
         assert offer["agent_id"] != task["agent_id"] and scalars(offer["resources"])["cpus"] == 4.0
-        os.kill(pid, signal.SIGKILL)  # nobody knows it any more
+        wait_until(lambda: not is_alive(pid), "its end: nobody knows it any more")
 
 
 def test_a_changed_agent_starts_if_the_policy_allows_it(work_dir: Path) -> None:
@@ -266,7 +266,8 @@ def test_executors_of_another_boot_are_dead(work_dir: Path) -> None:
         assert not is_alive(pid), "what has its sandbox in the environment is no stranger"
 
 
-def test_a_volume_is_a_directory_that_the_next_process_has(work_dir: Path) -> None:
+@pytest.mark.parametrize("recover", ["reconnect", "cleanup"])
+def test_a_volume_is_a_directory_that_the_next_process_has(work_dir: Path, recover: str) -> None:
     """As 10: the file outlives the task, the agent and the whole Mesos; DESTROY removes it."""
     reservation = {"type": "DYNAMIC", "role": "cache"}
     disk = {"name": "disk", "type": "SCALAR", "scalar": {"value": 64.0}, "reservations": [reservation]}
@@ -293,7 +294,7 @@ def test_a_volume_is_a_directory_that_the_next_process_has(work_dir: Path) -> No
     file = work_dir / "agent1" / "volumes" / "roles" / "cache" / "vol-1" / "file"
     assert file.read_text() == "kept\n"
     first.kill()
-    with EmbeddedProcess(work_dir, *QUICK) as second:
+    with EmbeddedProcess(work_dir, *QUICK, "--recover", recover) as second:
         again = Scheduler(second.address, framework_id=scheduler.framework_id)
         offer = again.wait_offers()[0]
         assert [r for r in offer["resources"] if "persistence" in r.get("disk", {})]
@@ -301,3 +302,13 @@ def test_a_volume_is_a_directory_that_the_next_process_has(work_dir: Path) -> No
         destroy = {"type": "DESTROY", "destroy": {"volumes": [volume]}}
         again.call("ACCEPT", {"offer_ids": [offer["id"]], "operations": [destroy]})
         wait_until(lambda: not file.exists(), "the end of the volume")
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_nothing_is_left_of_an_agent_that_is_away_at_the_end(work_dir: Path, how: str) -> None:
+    with EmbeddedProcess(work_dir, *QUICK) as mesos:
+        scheduler = Scheduler(mesos.address)
+        _, pid = run(scheduler)
+        assert mesos.fault("agent-stop", "1", how).status == 200
+        assert is_alive(pid)
+    assert not is_alive(pid)

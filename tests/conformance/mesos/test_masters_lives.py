@@ -1,4 +1,4 @@
-"""Masters that die and come back, lead and stand by, ask who calls, and show what they know."""
+"""Masters that lead and stand by, ask who calls, and show what they know; those that die and come back alone: test_agents_lives."""
 
 from __future__ import annotations
 
@@ -14,34 +14,13 @@ __all__ = ["zookeeper"]  # a fixture
 pytestmark = pytest.mark.integration
 
 
-def test_16_master_restart_inmemory(play: Play) -> None:
-    play(
-        Script(
-            "16-master-restart-inmemory",
-            scale=1,
-            options={"master-registry": "in_memory", "agent-ping-timeout": 1.0},
-        )
-    )
-
-
-def test_16b_master_restart_replicated(play: Play) -> None:
-    options = {"master-registry": "replicated_log", "agent-ping-timeout": 1.0}
-    play(Script("16b-master-restart-replicated", scale=1, options=options))
-
-
-def test_16c_master_restart_framework_away(play: Play) -> None:
-    """The recorder waited for the agent, which missed its pings at a moment of chance: here it is back in time for certain."""
-    options = {"agent-ping-timeout": 0.8, "registration-backoff": 0.01}
-    play(Script("16c-master-restart-framework-away", scale=1, options=options))
-
-
 @needs_zookeeper
 def test_17_zookeeper_leader(play: Play, zookeeper: Place) -> None:
     """The masters here are 1 (leads first), 2 and 3. How long a session lives is ZooKeeper's affair: 503 is not met for certain.
 
     ZooKeeper's own end is in test_embedded_masters.
     """
-    options = {"zk": zookeeper.url, "masters": "3", "zk-session-timeout": 8.0, "registration-backoff": 0.01}
+    options = {"zk": zookeeper.url, "masters": "3", "zk-session-timeout": 6.0, "registration-backoff": 0.01}
     standby = dict.fromkeys((3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 53), 2)
     leads_second = dict.fromkeys((59, 63, 69, 72), 2)
     script = Script(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.embedded import EmbeddedProcess
 from support.replay.bindings import Bindings
 from support.replay.offers import merge
 from support.replay.player import Player
@@ -17,7 +19,7 @@ from support.replay.puppets import Puppets
 from support.replay.recording import TRANSCRIPTS, Entry, Recording, load
 from support.replay.report import report_lines
 from support.replay.script import Script
-from support.replay.targets import EmbeddedTarget
+from support.replay.targets import EmbeddedTarget, OtherTarget
 from support.replay.wire import Arrived
 
 SCRIPT = Script("01-subscribe")
@@ -197,3 +199,52 @@ def test_every_recording_of_a_behaviour_has_a_script() -> None:
     files = sorted(path.stem for path in TRANSCRIPTS.glob("*.jsonl"))
     missing = [name for name in files if not name.startswith(("30", "05c")) and f'"{name}"' not in played]
     assert not missing, f"recordings that no scenario plays: {missing}"
+
+
+HOOK = """#!{python}
+import http.client, json, os, sys
+connection = http.client.HTTPConnection("127.0.0.1", {port})
+body = json.dumps({{"fault": os.path.basename(sys.argv[0]), "arguments": sys.argv[1:]}})
+connection.request("POST", "/stoker/faults", body)
+sys.exit(connection.getresponse().status != 200)
+"""
+
+
+@pytest.mark.integration
+def test_another_master_is_played_by_its_hooks(tmp_path: Path, puppets: Puppets) -> None:
+    """The embedded one stands for it: at its address, with a superfluous agent, and programs that do the operator's steps."""
+    script = Script("01b-subscribe-before-agents", stopped=(1, 2))
+    agents = ("--agents", "3", "--cpus", "4", "--mem", "4GiB", "--disk", "8GiB", "--ports", "31000-31099")
+    attributes = [f"rack:{rack};zone:z{n % 2};slot:{n + 1}" for n, rack in enumerate("abc")]
+    agents += tuple(part for text in attributes for part in ("--attributes", text))
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    with EmbeddedProcess(tmp_path / "work", "--faults", *agents) as process:
+        other = OtherTarget(process.address, hooks)
+        rows = Player(script, load(script.transcript), other, puppets).play().rows
+        assert {row.outcome for row in rows} == {"skipped"} and "no hook agent-stop" in rows[0].why[0]
+        port = json.loads((tmp_path / "work" / "meta" / "faults.json").read_text())["port"]
+        for name in ("agent-stop", "agent-start"):
+            (hooks / name).write_text(HOOK.format(python=sys.executable, port=port))
+            (hooks / name).chmod(0o755)
+        rows = Player(script, load(script.transcript), other, puppets).play().rows
+        assert {row.outcome for row in rows} == {"passed"}, [str(row) for row in rows]
+
+
+@pytest.mark.integration
+def test_a_scenario_that_needs_flags_is_left_to_who_can_prepare_it(
+    embedded: EmbeddedTarget, tmp_path: Path
+) -> None:
+    needy = dataclasses.replace(SCRIPT, options={"offer-timeout": 3.0, "agent-ping-timeout": 1.0})
+    other = OtherTarget(embedded.address, tmp_path)
+    with pytest.raises(other.MissingHook, match="it needs offer-timeout 3.0: put an executable prepare into"):
+        other.prepare(needy, WHOLE)
+    program = tmp_path / "prepare"
+    program.write_text(f"#!/bin/sh\ncat > {tmp_path}/wanted\n")
+    program.chmod(0o755)
+    other.prepare(needy, WHOLE)
+    wanted = json.loads((tmp_path / "wanted").read_text())
+    assert wanted["options"] == {"offer-timeout": 3.0} and len(wanted["agents"]) == 3
+    program.write_text("#!/bin/sh\necho no such cluster >&2; exit 3\n")
+    with pytest.raises(other.HookFailed, match="ended with 3: no such cluster"):
+        other.prepare(needy, WHOLE)

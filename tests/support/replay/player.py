@@ -12,11 +12,11 @@ import re
 import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from support.embedded import is_alive
 from support.replay.bindings import Bindings, Difference
+from support.replay.conversation import Conversation, brief, kin, waiting
 from support.replay.offers import by_agent, merge, summary
 from support.replay.puppets import Puppets
 from support.replay.recording import Entry, Message, Recording
@@ -40,42 +40,14 @@ class Lost(Exception):
     """What the rest of the scenario builds on did not come; it cannot be played on."""
 
 
-@dataclass
-class Conversation:
-    """What came on the streams of one name and was not yet expected."""
-
-    exchange: Exchange
-    strangers: set[str]  # agents whose offers are let lie: the recording has fewer
-    read: int = 0
-    offers: list[Arrived] = field(default_factory=list)  # one offer each
-    heartbeats: list[Arrived] = field(default_factory=list)
-    pending: list[Arrived] = field(default_factory=list)
-    heartbeat_times: list[float] = field(default_factory=list)
-
-    def take(self) -> None:
-        """Sort what has come since."""
-        while self.read < len(self.exchange.events):
-            arrived = self.exchange.events[self.read]
-            self.read += 1
-            kind = arrived.event["type"]
-            if kind == "OFFERS":
-                for offer in arrived.event["offers"]["offers"]:
-                    if offer["agent_id"]["value"] not in self.strangers:
-                        self.offers.append(arrived._replace(event=offer))
-            elif kind == "HEARTBEAT":
-                self.heartbeats.append(arrived)
-                self.heartbeat_times.append(arrived.at)
-            else:
-                self.pending.append(arrived)
-
-
 class Player:
     """One run of one script. `play` returns when the recording is at its end, or lost."""
 
     def __init__(self, script: Script, recording: Recording, target: Any, puppets: Puppets) -> None:
         self.script, self.recording, self.target, self.puppets = script, recording, target, puppets
         self.scale = script.scale_on(target)
-        self.bindings = Bindings(self.scale, frozenset(script.free))
+        self.bindings = Bindings(self.scale, frozenset(script.free) | target.free)
+        self.bindings.is_shared = not target.is_embedded
         self.bindings.texts[script.recorded_executor] = puppets.command
         self.clock = puppets.clock
         self.rows = Rows(recording.name)
@@ -91,6 +63,7 @@ class Player:
         entry = self.recording.entries[0]
         try:
             self._begin_row(entry)
+            self.target.prepare(self.script, self.recording)
             self._strangers, self.bindings.more = self.target.beyond(self.recording.agents())
             phase_ms = self.recording.tick_phase_ms()
             self.timing.align(phase_ms, None if phase_ms is None else self.target.tick_at())
@@ -98,6 +71,9 @@ class Player:
                 self.timing.begin(entry)
                 if entry.index not in self.script.skip:
                     self._play(entry)
+                elif title := _title(entry, self.script):
+                    self.rows.begin(entry.index + 1, title)
+                    self.rows.skip("its script does not play it")
         except (Lost, self.target.HookFailed) as error:
             self.rows.fail(f"line {entry.index + 1}: {error}")
             self.rows.abandon(self._titles(entry.index + 1), "not reached")
@@ -270,10 +246,10 @@ class Player:
         return Exchange(opened, self.clock, request, has_body=method != "HEAD")
 
     def _response(self, entry: Entry) -> None:
-        waiting = self._unanswered.get(entry.key)
-        if not waiting:
+        calls = self._unanswered.get(entry.key)
+        if not calls:
             return  # of several calls on one connection, which was not recorded as calls
-        call, exchange = waiting.pop(0)
+        call, exchange = calls.pop(0)
         exchange = self._until_recovered(entry, call, exchange)
         if not self.timing.wait(lambda: exchange.is_answered):
             raise Lost(f"no answer to the call of line {call.index + 1}")
@@ -358,7 +334,7 @@ class Player:
             return bool(found)
 
         if not self.timing.wait(is_there):
-            raise Lost(f"{_brief(entry.body)} did not come; {_waiting(conversation)}")
+            raise Lost(f"{brief(entry.body)} did not come; {waiting(conversation)}")
         arrived = self._best(entry, found)
         self._check_order(entry, conversation, arrived)
         conversation.pending.remove(arrived)
@@ -369,8 +345,8 @@ class Player:
         self.timing.arrived(entry, arrived.at)
 
     def _candidates(self, entry: Entry, conversation: Conversation) -> list[Arrived]:
-        wanted = _kin(self.bindings.ours(entry.body))
-        same = [arrived for arrived in conversation.pending if _kin(arrived.event) == wanted]
+        wanted = kin(self.bindings.ours(entry.body))
+        same = [arrived for arrived in conversation.pending if kin(arrived.event) == wanted]
         if not entry.body["type"].startswith("RESCIND"):
             return same[:1]
         chance = {one.event["id"]["value"] for one in conversation.offers}  # of an early tick, not recorded
@@ -400,7 +376,7 @@ class Player:
                 or entry.index in self.script.any_order
             ):
                 self.rows.fail(
-                    f"line {entry.index + 1}: {_brief(earlier.event)} came before {_brief(entry.body)}"
+                    f"line {entry.index + 1}: {brief(earlier.event)} came before {brief(entry.body)}"
                 )
 
     def _offers(self, entry: Entry, conversation: Conversation) -> None:
@@ -414,13 +390,13 @@ class Player:
 
         def fits() -> bool:
             conversation.take()
-            for pool[:] in ([[offer] for offer in conversation.offers], list(by_agent(conversation.offers))):
-                if (
-                    len(pool) >= len(wanted)
-                    and not self.bindings.copy().assign(wanted, merge(pool), _OFFERS)[0]
-                ):
-                    return True
-            if len(conversation.offers) >= len(wanted):
+            alive = conversation.alive()
+            for offers in (conversation.offers, alive):
+                for pool[:] in ([[offer] for offer in offers], list(by_agent(offers))):
+                    enough = len(pool) >= len(wanted)
+                    if enough and not self.bindings.copy().assign(wanted, merge(pool), _OFFERS)[0]:
+                        return True
+            if len(alive) >= len(wanted):
                 late[0] = min(late[0], time.monotonic() + AFTER_OFFERS_TICKS / self.scale + LATE_S)
             return time.monotonic() > late[0]
 
@@ -486,7 +462,7 @@ class Player:
 
     def _check_not_early(self, entry: Entry, at: float) -> None:
         if early := self.timing.early(entry, at):
-            self.rows.fail(f"line {entry.index + 1}: {_brief(entry.body)} {early}")
+            self.rows.fail(f"line {entry.index + 1}: {brief(entry.body)} {early}")
 
     # The end.
 
@@ -498,7 +474,7 @@ class Player:
             self._excuse_rescinded(conversation)
             for arrived in conversation.pending:
                 self.rows.fail_at(
-                    arrived.line, f"{_brief(arrived.event)} came, and never did in the recording"
+                    arrived.line, f"{brief(arrived.event)} came, and never did in the recording"
                 )
             recent = (conversation.exchange.ended_at or now) - 1.5 * TICK_S / self.scale - LATE_S
             for arrived in conversation.offers:
@@ -537,14 +513,15 @@ class Player:
         """Remove what the scenario leaves in the master, and close all connections."""
         for conversation in self._all:
             conversation.exchange.close()
-        for waiting in self._unanswered.values():
-            for _, exchange in waiting:
+        for calls in self._unanswered.values():
+            for _, exchange in calls:
                 exchange.close()
         for recorded, running in self.bindings.ids.items():
             if re.fullmatch(r".{36}-\d{4}", recorded):
                 with contextlib.suppress(OSError):
                     self.target.tear_down(running)
         self.puppets.forget()
+        self.target.restore()
 
 
 def _kind(call: Entry) -> str:
@@ -585,30 +562,3 @@ def _title(entry: Entry, script: Script) -> str:
     ):
         return entry.text
     return entry.why if entry.kind == "call" else ""
-
-
-def _kin(event: Message) -> tuple[str, ...]:
-    """Return what an event must have in common with the recorded one to be taken for it."""
-    kind = event["type"]
-    match kind:
-        case "UPDATE":
-            return kind, event["update"]["status"]["task_id"]["value"]
-        case "FAILURE":
-            return kind, event["failure"].get("executor_id", {}).get("value", "")
-        case "UPDATE_OPERATION_STATUS":
-            return kind, event["update_operation_status"]["status"].get("operation_id", {}).get("value", "")
-        case "MESSAGE":
-            return kind, event["message"]["data"]
-        case "ACKNOWLEDGED":
-            return kind, event["acknowledged"]["uuid"]
-    return (kind,)
-
-
-def _brief(event: Message) -> str:
-    text = json.dumps({key: value for key, value in event.items() if key != "type"})
-    return f"{event['type']} {text if len(text) < 300 else text[:300] + '...'}"
-
-
-def _waiting(conversation: Conversation) -> str:
-    came = [_brief(arrived.event) for arrived in conversation.pending]
-    return f"waiting are {came}" if came else "nothing else is waiting"

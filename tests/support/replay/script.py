@@ -29,43 +29,42 @@ class Script:
     """A scenario: the transcript, and whatever must be known besides to play it. Lines are indexes from 0 (as in `Entry.index`)."""
 
     transcript: str
-    scale: float = 5.0  # how much faster than recorded the embedded Mesos is run; a real one keeps true times
-    options: Mapping[str, float | str | tuple[str, ...] | None] = field(
-        default_factory=dict
-    )  # flags of the Mesos; numbers are true seconds, several texts are as many flags
-    agents: int = 0  # how many agents there are; 0: those that made offers in the transcript
-    stopped: tuple[int, ...] = ()  # agents that are not running at the beginning
-    before: Mapping[int, tuple[Step, ...]] = field(
-        default_factory=dict
-    )  # hooks, or orders to executors, before a line
-    endings: Mapping[int, str] = field(
-        default_factory=dict
-    )  # what follows where the transcript shortens a call's body
-    first_line: frozenset[int] = frozenset()  # events whose texts are compared up to their first line's end
-    skip: frozenset[int] = frozenset()  # lines that are not played
-    unchecked: frozenset[int] = frozenset()  # lines that must come, but are not compared: chance made them
-    any_order: frozenset[int] = frozenset()  # events that may overtake others
-    all_offers: frozenset[int] = (
-        frozenset()
-    )  # calls that name all offers there are, however many: chance has cut them up
-    any_agent: frozenset[int] = frozenset()  # OFFERS whose agents chance has chosen: theirs may be other ones
-    former: frozenset[int] = frozenset()  # events of a program's stream before its present one
-    resets: frozenset[int] = frozenset()  # connections that are dropped by RST
-    free: tuple[str, ...] = ()  # fields whose value or presence is not compared
-    titles: Mapping[int, str] = field(default_factory=dict)  # names of rows; "" makes a note no row
-    written: Mapping[str, str] = field(default_factory=dict)  # what the executor writes into which file
-    agent_calls: Mapping[int, int] = field(
-        default_factory=dict
-    )  # operator calls that go to an agent's own address
-    more_headers: Mapping[int, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # of calls, that were not recorded
-    masters: Mapping[int, int] = field(
-        default_factory=dict
-    )  # calls that go to a master by its number, from 1
+    # How much faster than recorded the embedded Mesos is run; a real one keeps true times.
+    scale: float = 5.0
+    # Flags of the Mesos; numbers are true seconds, several texts are as many flags.
+    options: Mapping[str, float | str | tuple[str, ...] | None] = field(default_factory=dict)
+    # How many agents there are; 0: those that made offers in the transcript. `stopped`: those that do not run at first.
+    agents: int = 0
+    stopped: tuple[int, ...] = ()
+    # Hooks, or orders to executors, before a line.
+    before: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
+    # Calls: what follows where the transcript shortens the body; headers that were not recorded; all offers there are instead
+    # of those named, as chance has cut them up; an operator's that go to an agent, and others that go to a master, by number.
+    endings: Mapping[int, str] = field(default_factory=dict)
+    more_headers: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    all_offers: frozenset[int] = frozenset()
+    agent_calls: Mapping[int, int] = field(default_factory=dict)
+    masters: Mapping[int, int] = field(default_factory=dict)
+    # Lines that are not played; that must come but are not compared, as chance made them; whose texts are compared up to the
+    # first line's end; that may overtake others; OFFERS whose agents chance has chosen; events of a program's former stream.
+    skip: frozenset[int] = frozenset()
+    unchecked: frozenset[int] = frozenset()
+    first_line: frozenset[int] = frozenset()
+    any_order: frozenset[int] = frozenset()
+    any_agent: frozenset[int] = frozenset()
+    former: frozenset[int] = frozenset()
+    # Connections that are dropped by RST.
+    resets: frozenset[int] = frozenset()
+    # Fields whose value or presence is not compared.
+    free: tuple[str, ...] = ()
+    # Names of rows; "" makes a note no row.
+    titles: Mapping[int, str] = field(default_factory=dict)
+    # What the executor writes into which file.
+    written: Mapping[str, str] = field(default_factory=dict)
     recorded_executor: str = "exec /usr/bin/python3 /opt/test/exec_rec.py"
     heartbeat_s: float = 15.0
-    patience_s: float = 20.0  # beyond the recorded time, for what must come on a busy machine
+    # How long beyond the recorded time what must come on a busy machine is waited for.
+    patience_s: float = 20.0
 
     def scale_on(self, target: Any) -> float:
         return self.scale if target.is_embedded else 1.0

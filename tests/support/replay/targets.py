@@ -6,6 +6,7 @@ them built in, at its fault endpoint; for another one they are programs in a dir
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -38,9 +39,8 @@ DEFAULT_TIMES = {
 }
 
 
-NO_OFFERS = AgentNeeds(
-    1, 1024, 1024, (31000, 31099), ""
-)  # where a recording does not say what its agents have
+# Where a recording does not say what its agents have.
+NO_OFFERS = AgentNeeds(1, 1024, 1024, (31000, 31099), "")
 
 
 class MissingHook(Exception):
@@ -55,6 +55,7 @@ class Target:
     """What the player needs of a Mesos."""
 
     is_embedded = False
+    free: frozenset[str] = frozenset()  # fields that are its own affair, besides those that always are
     MissingHook, HookFailed = MissingHook, HookFailed
 
     def __init__(self, address: str) -> None:
@@ -89,6 +90,15 @@ class Target:
         :raises MissingHook: there are too few agents.
         """
         return set(), {}
+
+    def prepare(self, script: Script, recording: Recording) -> None:
+        """Make it ready for a scenario.
+
+        :raises MissingHook: it has not what the scenario needs. :raises HookFailed: it went wrong.
+        """
+
+    def restore(self) -> None:
+        """Start again what the scenario has stopped."""
 
     def tear_down(self, framework_id: str) -> None:
         """Remove a framework, if it is still there."""
@@ -140,11 +150,46 @@ class EmbeddedTarget(Target):
 
 
 class OtherTarget(Target):
-    """A Mesos that somebody else has started."""
+    """A Mesos that somebody else has started, and that others may use as well."""
+
+    # What all agents have and offer together is told of agents that no recording has, too.
+    free = frozenset(
+        {
+            *(
+                "version",
+                "offered_resources",
+                "frameworks.resources",
+                "activated_slaves",
+                "deactivated_slaves",
+            ),
+            *("unreachable_slaves", "recovered_slaves"),
+        }
+    )
 
     def __init__(self, address: str, hooks: Path | None) -> None:
         super().__init__(address)
         self._hooks = hooks
+        self._stopped: dict[tuple[str, ...], None] = {}
+
+    def prepare(self, script: Script, recording: Recording) -> None:
+        """Hand over what the scenario needs; without a hook for it only what needs no flags of its own can be played."""
+        flags = {
+            name: value
+            for name, value in script.options.items()
+            if name != "allocation-interval" and DEFAULT_TIMES.get(name, "") != value
+        }
+        if self._program("prepare") is not None:
+            agents = [agent._asdict() for agent in recording.agents()]
+            wanted = {"scenario": recording.name, "agents": agents, "options": flags}
+            self._run("prepare", input=json.dumps(wanted))
+        elif flags:
+            text = ", ".join(f"{name} {value}" for name, value in flags.items())
+            raise MissingHook(f"it needs {text}: put an executable prepare into --mesos-hooks DIR")
+
+    def restore(self) -> None:
+        for name, *arguments in list(self._stopped):
+            with contextlib.suppress(MissingHook, HookFailed):
+                self.hook(f"{name}-start", *arguments)
 
     def tick_at(self) -> float | None:
         """Let a framework decline what it is offered, for no time: the next offers come with the tick."""
@@ -176,25 +221,33 @@ class OtherTarget(Target):
         return {agent["id"] for agent in agents[len(needed) :]}, more
 
     def hook(self, name: str, *arguments: str) -> None:
-        program = None if self._hooks is None else self._hooks / name
-        if program is None or not os.access(program, os.X_OK):
+        if self._program(name) is None:
             raise MissingHook(f"there is no hook {name}: put an executable {name} into --mesos-hooks DIR")
-        done = subprocess.run(
-            [str(program), *arguments],
-            env=os.environ | {"MESOS_MASTER": self.address},
-            timeout=HOOK_TIMEOUT_S,
-            capture_output=True,
-            text=True,
-        )
+        self._run(name, *arguments)
+        who, _, what = name.partition("-")
+        key = (who, *arguments[:1])
+        if what == "start":
+            self._stopped.pop(key, None)
+        else:
+            self._stopped[key] = None
+
+    def _program(self, name: str) -> Path | None:
+        program = None if self._hooks is None else self._hooks / name
+        return program if program is not None and os.access(program, os.X_OK) else None
+
+    def _run(self, name: str, *arguments: str, input: str = "") -> None:
+        environment = os.environ | {"MESOS_MASTER": self.address}
+        command = [str(self._program(name)), *arguments]
+        try:
+            done = subprocess.run(
+                command, env=environment, timeout=HOOK_TIMEOUT_S, capture_output=True, text=True, input=input
+            )
+        except subprocess.TimeoutExpired as error:
+            text = f"did not end within {HOOK_TIMEOUT_S} s"
+            raise HookFailed(f"hook {' '.join((name, *arguments))} {text}") from error
         if done.returncode:
             text = (done.stderr or done.stdout).strip()[-500:]
             raise HookFailed(f"hook {' '.join((name, *arguments))} ended with {done.returncode}: {text}")
-
-
-def needs(script: Script, recording: Recording) -> dict[str, Any]:
-    """Return what a Mesos must have for a script, as the hook `prepare` is told it."""
-    agents = [agent._asdict() for agent in recording.agents()]
-    return {"scenario": recording.name, "agents": agents, "options": dict(script.options)}
 
 
 def _options(script: Script, recording: Recording) -> list[str]:

@@ -96,7 +96,7 @@ class Timing:
             return ""  # it measures something else than the way from an action to an event
         here = (arrived - done) * self.scale
         low = wanted - 0.6 * TICK_S if wanted > TICK_S else -0.5
-        high = max(wanted, TICK_S if wanted > 0.1 else 0.0) + 0.6 * TICK_S + LATE_S * self.scale
+        high = max(wanted, TICK_S if wanted > 0.1 else 0.0) + TICK_S + LATE_S * self.scale
         return "" if low <= here <= high else f"{here:.2f} s, recorded: {entry.text}"
 
     def _due(self, entry: Entry) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from stoker.executor.block import BlockName
 from stoker.executor.core.extents import Extents
 from stoker.executor.disk import Disk
 from stoker.executor.disk_tier import DISK_PAUSE_MS
@@ -21,11 +22,11 @@ from support.fill_stage import Stage
 
 
 class DiskStage(Stage):
-    def __init__(self, root: Path, disk: Disk) -> None:
+    def __init__(self, root: Path, disk: Disk, *, files: int = 8, size: int = 20_000) -> None:
         data = root / "data"
         data.mkdir()
-        for number in range(8):
-            (data / f"{number}").write_bytes(random.Random(number).randbytes(20_000))
+        for number in range(files):
+            (data / f"{number}").write_bytes(random.Random(number).randbytes(size))
         self.disk = TierStage(root / "disk", disk)
         self.ssd = self.disk.tier
         super().__init__(TestDataset(str(data)), ssd=self.ssd)
@@ -161,3 +162,68 @@ def test_a_file_that_cannot_be_opened_costs_its_block(stage: DiskStage, disk: Fa
     assert block.is_leaving and stage.ssd.error_count == 1
     stage.done(job)
     stage.holdings.cache_of(stage.view).check()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_comes_the_account_is_right_and_nothing_is_left(  # noqa: C901, PLR0915 (one flat match)
+    tmp_path: Path, seed: int
+) -> None:
+    """Blocks come, fill, fail, are committed, let go and lent, in any order, on a disk that fails now and then."""
+    chance = random.Random(seed)
+    disk = FailingDisk()
+    stage = DiskStage(tmp_path, disk, files=6, size=2**20)
+    manifest = stage.view.manifest
+    assert manifest is not None
+    cache = stage.holdings.cache_of(stage.view)
+    done: set[int] = set()  # jobs
+
+    def jobs() -> list[dict[str, Any]]:
+        return [job for job in (*stage.jobs(), *stage.jobs("checksum")) if job["job"] not in done]
+
+    for _ in range(150):
+        blocks = list(stage.holdings.kept())
+        match chance.randrange(8):
+            case 0 | 1:
+                index = chance.randrange(manifest.block_count)
+                name = BlockName(*stage.view.key, index)
+                block = stage.holdings.find(name)
+                if block is None and cache.room_bytes >= 2 * 2**20:
+                    block = stage.holdings.create(stage.view, manifest, name, wanted=False, now_ms=0)
+                if block is not None:
+                    stage.fills.request(block, 1, block.state.needed)
+                    stage.fills.pump()
+            case 2 | 3 if jobs():
+                job = chance.choice(jobs())
+                done.add(job["job"])
+                if chance.random() < 0.2:
+                    stage.fail(job, "no")
+                else:
+                    stage.filled(job, [[0, 16]])
+                    stage.done(job)
+            case 4:
+                stage.ssd.step()
+            case 5 if blocks:
+                stage.fills.let_go(chance.choice(blocks), "evicted")
+            case 6:
+                disk.errors = {chance.choice(["sync", "create", "open", "unlink", "sync index"]): errno.EIO}
+            case _:
+                disk.errors = {}
+                stage.later(chance.choice([300, DISK_PAUSE_MS]))
+        leaving = [stage.holdings.get(holding) for holding in list(cache.leaving)]
+        for block in leaving:
+            if block is not None and block.server_has and chance.random() < 0.5:
+                stage.server_lets_go(block)
+        cache.check()
+    disk.errors = {}
+    for block in list(stage.holdings.kept()):
+        stage.fills.let_go(block, "the end")
+    while jobs():
+        job = jobs()[0]
+        done.add(job["job"])
+        stage.done(job)
+    for holding in list(cache.leaving):
+        stage.holdings.server_gone(holding)
+    while not stage.ssd.step() or cache.leaving:
+        stage.later(DISK_PAUSE_MS)
+    assert (cache.used_bytes, cache.leaving_bytes) == (0, 0)
+    assert not list(Path(stage.ssd.blocks_directory).iterdir())

@@ -102,8 +102,8 @@ def pair(make: Any) -> tuple[Scheduler, Scheduler]:
 def test_a_follower_says_how_far_it_is_and_sends_everybody_else_on(pair: tuple[Scheduler, Scheduler]) -> None:
     leader, follower = pair
     about = follower.wait_state("following")
-    led = {key: value for key, value in leader.about().items() if key != "mesos"}
-    assert about == led | {"self": follower.url, "state": "following"}
+    mesos = {"subscribed": False, "reason": "only the scheduler that leads speaks to Mesos"}
+    assert about == leader.about() | {"self": follower.url, "state": "following", "mesos": mesos}
     assert about["schedulers"] == [leader.url, follower.url] and about["next_index"] > 0 and about["cluster"]
     status, body = follower.call("GET", "/health")
     assert (status, body["error"]["code"]) == (503, "not_leading") and leader.url in body["error"]["message"]

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.model import EXECUTOR_OVERHEAD_BYTES, Resources
 from stoker.framework.translate import (
-    LaunchValues,
     TASK_CPUS_MILLI,
+    LaunchValues,
     Untranslatable,
+    container_to_mesos,
     framework_to_mesos,
     launch_environment,
     offer_from_mesos,
+    python_command,
     resources_from_mesos,
     status_from_mesos,
     task_to_mesos,
@@ -215,3 +217,16 @@ def test_what_a_real_master_says_can_be_translated() -> None:
                 status_from_mesos(body["update"]["status"])
                 statuses += 1
     assert offers > 50 and statuses > 50
+
+
+def test_an_executor_in_a_container_image_shares_the_agents_socket_directory() -> None:
+    container = container_to_mesos("registry.example/stoker:1", "/run/stoker")
+    assert container["mesos"]["image"] == {"type": "DOCKER", "docker": {"name": "registry.example/stoker:1"}}
+    assert container["volumes"] == [
+        {"mode": "RW", "host_path": "/run/stoker", "container_path": "/run/stoker"}
+    ]
+    assert "volumes" not in container_to_mesos("stoker", "")
+    values = LaunchValues(64 * MIB, python_command("/opt/a python"), {}, container=container)
+    task = task_to_mesos(launch(), [raw_offer(1)], values)
+    assert task["executor"]["container"] == container
+    assert task["executor"]["command"]["value"] == "exec '/opt/a python' -m stoker.executor"

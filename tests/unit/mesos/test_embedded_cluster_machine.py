@@ -125,7 +125,9 @@ class ClusterMachine(RuleBasedStateMachine):
             operations = [{"type": "LAUNCH", "launch": {"task_infos": tasks}}]
             self.call("ACCEPT", {"offer_ids": [{"value": offer.offer_id}], "operations": operations})
 
-    @rule(kind=st.sampled_from(["KILL", "RECONCILE", "REVIVE", "SUPPRESS", "IMPLICIT"]), pick=st.integers(1, 9))
+    @rule(
+        kind=st.sampled_from(["KILL", "RECONCILE", "REVIVE", "SUPPRESS", "IMPLICIT"]), pick=st.integers(1, 9)
+    )
     def ask(self, kind: str, pick: int) -> None:
         item = {"task_id": {"value": f"t{pick}"}}
         bodies: dict[str, Any] = {"KILL": item, "RECONCILE": {"tasks": [item]}, "IMPLICIT": {"tasks": []}}
@@ -338,5 +340,5 @@ class ClusterMachine(RuleBasedStateMachine):
                 assert record.executors.keys() <= alive
 
 
-ClusterMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+ClusterMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestClusterMachine = ClusterMachine.TestCase

@@ -255,6 +255,27 @@ def test_a_task_may_mount_a_volume_elsewhere_than_it_was_created_for() -> None:
     assert held[0]["disk"]["volume"]["container_path"] == "data"
 
 
+@pytest.mark.parametrize(
+    "path", ["/etc", "../../elsewhere", "a/../../b", "", "a\0b", "a//b", "\ud800", "x" * 256, "a/" * 16 + "a"]
+)
+@pytest.mark.parametrize("holder", ["Executor", "Task"])
+def test_nothing_is_mounted_outside_a_sandbox(holder: str, path: str) -> None:
+    """The path in a LAUNCH is its own, whatever the volume was created for."""
+    bench, stream = prepared()
+    mounted = volume(256)
+    mounted["disk"]["volume"]["container_path"] = path
+    wanted = on_volume()
+    wanted["executor"]["resources"][0] = mine("cpus", 0.5) if holder == "Task" else mounted
+    if holder == "Task":
+        wanted["resources"] = [mounted]
+    accept(bench, stream, launch(wanted))
+    (status,) = bench.statuses(stream)
+    assert status["state"] == "TASK_ERROR" and not bench.started
+    assert (
+        f"{holder} uses invalid resources: Invalid DiskInfo: Expecting 'container_path'" in status["message"]
+    )
+
+
 def test_everything_in_one_accept() -> None:
     """DESTROY and UNRESERVE of the old, RESERVE, CREATE and LAUNCH of the new: each uses what the ones before have made."""
     bench, stream = prepared()
@@ -522,6 +543,78 @@ def test_an_operator_does_not_take_what_is_in_use() -> None:
     master = bench.cluster.master
     refusal = operating.by_operator(master, "S0", destroy(volume(256)), None, bench.now_ms)
     assert refusal.status == 400 and "Persistent volumes in use" in refusal.text
+
+
+NUMBERS = st.sampled_from([1, 0.5, 100, 0.0001, 0, -1, 1e300, "Infinity", "3"])
+NAMES = st.sampled_from(["cpus", "disk", "ports", "", "\ud800", "a/b", "vol-1"])
+ODD_RESOURCES = st.fixed_dictionaries(
+    {"name": NAMES, "type": st.sampled_from(["SCALAR", "RANGES", "SET", "TEXT"])},
+    optional={
+        "scalar": st.builds(lambda value: {"value": value}, NUMBERS),
+        "ranges": st.builds(
+            lambda a, b: {"range": [{"begin": a, "end": b}]}, st.integers(-1, 40_000), st.integers(0, 40_000)
+        ),
+        "role": st.sampled_from(["*", "cache", "", "x"]),
+        "reservation": st.sampled_from([{}, {"principal": "p"}, {"labels": {"labels": [{"key": "k"}]}}]),
+        "reservations": st.lists(
+            st.sampled_from(
+                [{}, {"type": "DYNAMIC"}, *RESERVED, {"type": "STATIC", "role": "cache"}, {"role": "x"}]
+            ),
+            max_size=2,
+        ),
+        "allocation_info": st.sampled_from([{}, {"role": "cache"}, {"role": "foreign"}]),
+        "disk": st.fixed_dictionaries(
+            {},
+            optional={
+                "persistence": st.builds(lambda name: {"id": name}, NAMES),
+                "volume": st.builds(lambda path: {"mode": "RW", "container_path": path}, NAMES),
+                "source": st.sampled_from([{"type": "MOUNT"}, {"type": 5}, []]),
+            },
+        ),
+        "shared": st.just({}),
+        "revocable": st.just({}),
+    },
+)
+ODD_LISTS = st.lists(st.one_of(ODD_RESOURCES, st.just(volume(256)), st.just(mine("disk", 1))), max_size=3)
+ODD_OPERATIONS = st.one_of(
+    st.builds(
+        lambda kind, given: op(kind, {"resources": given}, "x"),
+        st.sampled_from(["RESERVE", "UNRESERVE"]),
+        ODD_LISTS,
+    ),
+    st.builds(lambda a, b: op("RESERVE", {"resources": a, "source": b}, "x"), ODD_LISTS, ODD_LISTS),
+    st.builds(
+        lambda kind, given: op(kind, {"volumes": given}, "x"),
+        st.sampled_from(["CREATE", "DESTROY"]),
+        ODD_LISTS,
+    ),
+    st.builds(
+        lambda one, other: op("GROW_VOLUME", {"volume": one, "addition": other}, "x"),
+        st.one_of(ODD_RESOURCES, st.just(volume(256))),
+        st.one_of(ODD_RESOURCES, st.just(mine("disk", 0.0001))),
+    ),
+    st.builds(
+        lambda one, value: op("SHRINK_VOLUME", {"volume": one, "subtract": {"value": value}}, "x"),
+        st.one_of(ODD_RESOURCES, st.just(volume(256))),
+        NUMBERS,
+    ),
+    st.builds(lambda given: launch(task(resources=given)), ODD_LISTS),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ODD_OPERATIONS, max_size=4))
+def test_whatever_is_asked_is_done_or_refused(odd: list[Message]) -> None:
+    """Nonsense is answered (400, an OPERATION_ERROR, a TASK_ERROR) and breaks nothing."""
+    bench, stream = prepared()
+    held = [{"value": name} for name in bench.cluster.master.offers]
+    body = {"offer_ids": held, "operations": odd, "filters": {"refuse_seconds": 0}}
+    answer = bench.call(stream, "ACCEPT", body)
+    assert answer.status in (202, 400)
+    told = len(operation_statuses(bench.events[stream]))
+    asked = sum(operation["type"] != "LAUNCH" for operation in odd)
+    assert told == (asked if answer.status == 202 else 0)
+    bench.advance(bench.now_ms + 1000)
 
 
 STEPS = st.lists(

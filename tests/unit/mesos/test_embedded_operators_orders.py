@@ -80,6 +80,18 @@ def test_an_agent_marked_gone() -> None:
     assert bench.ended == [1, 1] and not bench.cluster.master.agents
 
 
+def test_a_frozen_agent_that_is_marked_gone_ends_when_it_goes_on() -> None:
+    bench, _, agent_stream = running()
+    bench.stop(how="freeze")
+    order(bench, draining.mark_gone)
+    assert bench.kinds(agent_stream)[-1] == "ACKNOWLEDGED"
+    bench.start()
+    assert bench.kinds(agent_stream)[-1] == "SHUTDOWN"
+    bench.exit(0)
+    bench.advance(10_000)
+    assert bench.ended == [1] and not bench.cluster.master.agents
+
+
 @pytest.mark.parametrize("is_unreachable", [False, True])
 def test_an_agent_that_is_away_may_be_marked_gone(is_unreachable: bool) -> None:
     bench, stream, _ = running()
@@ -164,6 +176,27 @@ def test_an_agent_that_is_away_is_drained_when_it_is_back() -> None:
     assert bench.kinds(agent_stream) == ["SUBSCRIBED", "KILL"]
     bench.update("t1", "TASK_KILLED", 2)
     assert bench.statuses(stream)[-1]["reason"] == "REASON_AGENT_DRAINING"
+
+
+@pytest.mark.parametrize("mark_gone", [False, True])
+def test_a_drain_goes_on_under_the_next_master(mark_gone: bool) -> None:
+    bench, _, _ = running()
+    drain(bench, mark_gone=mark_gone)
+    bench.update("t1", "TASK_KILLED", 2)
+    bench.fail_over(keeps_registry=True, return_ms=0)
+    stream = bench.subscribe("m-0000")
+    bench.advance(bench.now_ms + 10)
+    (record,) = bench.cluster.master.agents.values()
+    assert not record.is_drained
+    bench.acknowledge(stream, "t1", make_uuid(2))
+    assert record.is_drained
+    bench.fail_over(keeps_registry=True, return_ms=0)
+    bench.advance(bench.now_ms + 10)
+    if mark_gone:
+        assert not bench.cluster.master.agents
+        return
+    (record,) = bench.cluster.master.agents.values()
+    assert record.is_drained and not record.is_active
 
 
 def test_a_deactivated_agent_goes_on_without_offers() -> None:

@@ -171,6 +171,11 @@ def test_an_offer_lists_ports_first_then_what_is_reserved() -> None:
         ),
         (scalar("cpus", 1, reservation={}), 'role "*" cannot be reserved'),
         (reserved("cpus", 1, "*"), 'Invalid reservation: role "*" cannot be reserved'),
+        (reserved("cpus", 1, ".."), "Invalid reservation: Role '..' cannot include '..' as a component"),
+        (reserved("cpus", 1, "a\0b"), "cannot have a directory for its volumes"),
+        (reserved("cpus", 1, "\ud800"), "cannot have a directory for its volumes"),
+        (reserved("cpus", 1, "x" * 256), "cannot have a directory for its volumes"),
+        (scalar("cpus", 1, role="a//b"), "Role 'a//b' cannot contain two adjacent slashes"),
         (refined("a", "b"), "its role 'b' below 'a'"),
         (refined("a", "a"), "its role 'a' below 'a'"),
         (refined("a", "a/b", "STATIC"), "it must be DYNAMIC"),
@@ -311,6 +316,7 @@ def test_an_agents_resources_are_written_as_mesos_writes_them() -> None:
         ("cpus:-4", "no number"),
         ("ports:[1-]", "no ranges such as"),
         ("ports:[9-1]", "ends before it begins"),
+        ("disk(a b):5", "contains backspace or whitespace"),
     ],
 )
 def test_a_wrong_text_of_resources_is_told_where(text: str, complaint: str) -> None:

@@ -36,6 +36,7 @@ def view(**fields: Any) -> dict[str, Any]:
         "disk_bytes": 0,
         "roles": ["*"],
         "constraints": [],
+        "executor": "",
         "running": 3,
         "volumes": volumes,
         "waiting_count": 0,

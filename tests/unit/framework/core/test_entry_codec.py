@@ -87,7 +87,7 @@ FIELDS_EVER = {
     "JobFinished": "job_id state bytes files error_count errors message wall_ms",
     "JobsForgotten": "job_ids",
     "JournalRestored": "epoch ids_ahead generation_min wall_ms",
-    "FleetSpec": "instances mem_bytes cpus_milli role disk_bytes constraints roles_more",
+    "FleetSpec": "instances mem_bytes cpus_milli role disk_bytes constraints roles_more executor",
     "Constraint": "field operator value",
     "FileError": "path code message",
     "Manifested": "generation version digest files bytes address_bytes block_bytes block_count pg_count",

@@ -131,6 +131,8 @@ def test_nobody_is_told_to_end_where_mesos_reaches_no_agent() -> None:
     stage.status(stage.launch(1).task_id, "TASK_UNREACHABLE")
     frames = stage.pass_time(60_000, beating=False)
     assert not any(actions_of(f, a.ShutdownExecutor) or actions_of(f, a.Kill) for f in frames)
+    (row,) = executor_views(stage.catalog, stage.fleet, stage.now_ms)
+    assert row["state"] == "LOST" and "cannot reach" in row["reason"] and "300000 ms" in row["reason"]
 
 
 def test_a_silent_executor_is_shut_down_and_its_slot_launched_anew_once_it_is_dead() -> None:

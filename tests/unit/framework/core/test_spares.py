@@ -40,9 +40,9 @@ def test_hints_name_holders_that_are_no_homes_and_only_those(seed: int) -> None:
     homes = np.frombuffer(named.homes, dtype="<u2").reshape(-1, groups)
     spares = spares_table(named.spares, groups)
     for group in range(groups):
-        others = {
-            slot for slot, blocks in held.items() if any(b % groups == group for b in blocks)
-        } - {ids[p] for p in homes[:, group] if p != NO_HOME}
+        others = {slot for slot, blocks in held.items() if any(b % groups == group for b in blocks)} - {
+            ids[p] for p in homes[:, group] if p != NO_HOME
+        }
         if spares[group] == NO_HOME:
             assert not others
         else:
@@ -73,4 +73,6 @@ def test_a_spare_is_asked_once_and_only_for_what_it_has(position: int, spare: in
     assert len(set(asked)) == len(asked) and position not in asked and 3 not in asked
     if spare == 2 and position != 2:
         assert next(s for s in found if s.address.slot_id == 3).local_only
-        assert asked[0] == (2 if position == 0 else 0), "the first home asks it first, others ask the first home"
+        assert asked[0] == (2 if position == 0 else 0), (
+            "the first home asks it first, others ask the first home"
+        )

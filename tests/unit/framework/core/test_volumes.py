@@ -293,6 +293,8 @@ def test_a_volume_that_the_journal_does_not_know_is_kept_and_told_of() -> None:
     assert volumes["unknown"] == [{"agent_id": "agent-1", "volume": 5, "role": ROLE, "disk_bytes": DISK}]
     stage.fleet_set(disk_bytes=0)
     assert not actions_of(stage.bring("agent-1", volumes=(offered(5),)), a.DestroyVolume)
+    stage.bring("agent-1")
+    assert not stage.fleet.sightings.unknown, "somebody else has destroyed it"
 
 
 def test_a_volume_of_a_later_journal_stops_everything() -> None:
@@ -342,13 +344,23 @@ def test_a_doomed_volume_is_tried_again_until_nothing_of_it_is_left() -> None:
     assert [x for f in stage.miss() for x in f.entries] == [e.VolumeRemoved(1)], "no answer, but it is gone"
 
 
-def test_a_change_that_is_undone_soon_has_doomed_the_volume_all_the_same() -> None:
-    stage = Disks().with_volume()
+def test_a_change_that_is_undone_while_an_executor_runs_on_its_volume_has_harmed_nothing() -> None:
+    stage = Disks(instances=2).led()  # the second has no agent: no executor is ended for the sake of a size
+    stage.bring("agent-1")
+    stage.beat(stage.launch(1), whole=True)
+    stage.operated(1, CREATE, "OPERATION_FINISHED")
     stage.fleet_set(disk_bytes=2 * DISK)
-    stage.tick()
+    stage.pass_time(3_000)
     stage.fleet_set(disk_bytes=DISK)
     stage.pass_time(3_000)
-    assert doomed(stage) == [1] and not stage.catalog.launches, "its executor makes room for it to go"
+    assert not doomed(stage) and stage.launch(1).volume_id == 1
+
+
+def test_an_executor_on_a_doomed_volume_makes_room_for_it_to_go() -> None:
+    stage = Disks().with_volume()
+    stage.catalog.apply(e.VolumeDoomed(1, "the cluster was to be uninstalled"))
+    stage.tick()
+    assert not stage.catalog.launches
 
 
 def test_offers_are_wanted_while_a_volume_is_to_be_destroyed_and_then_no_more() -> None:
