@@ -334,23 +334,35 @@ def _check_message(message: Any, where: str) -> None:
             if value is not None:
                 _check_message(value, what)
         elif kind == "tuple[tuple[int, int], ...]":
-            if len(value) > UNKNOWN_MAX:
-                refuse(f"{what} has {len(value)} items", f"at most {UNKNOWN_MAX}")
-            for number in (number for pair in value for number in pair):
-                if not 0 <= number <= NUMBER_MAX:
-                    refuse(f"{what} holds {_shown(number)}", f"whole numbers, 0 to {NUMBER_MAX}")
-        elif not kind.startswith("tuple["):
-            if (type(value).__name__ if value is not None else "None") not in kind.split(" | "):
-                refuse(f"{what} must be {kind}, not {type(value).__name__}")
-            if type(value) is int and not 0 <= value <= NUMBER_MAX:
-                refuse(f"{what} is {_shown(value)}", f"0 to {NUMBER_MAX}")
+            _check_pairs(value, what)
         elif kind == "tuple[int, ...]":
-            for number in value:
-                if type(number) is not int or not 0 <= number <= BLOCK_INDEX_MAX:
-                    refuse(f"{what} holds {_shown(number)}", f"whole numbers, 0 to {BLOCK_INDEX_MAX}")
-        else:
+            _check_indexes(value, what)
+        elif kind.startswith("tuple["):
             for item in value:
                 _check_message(item, what)
+        else:
+            _check_plain(value, kind, what)
+
+
+def _check_plain(value: Any, kind: str, what: str) -> None:
+    if (type(value).__name__ if value is not None else "None") not in kind.split(" | "):
+        refuse(f"{what} must be {kind}, not {type(value).__name__}")
+    if type(value) is int and not 0 <= value <= NUMBER_MAX:
+        refuse(f"{what} is {_shown(value)}", f"0 to {NUMBER_MAX}")
+
+
+def _check_indexes(value: Any, what: str) -> None:
+    for number in value:
+        if type(number) is not int or not 0 <= number <= BLOCK_INDEX_MAX:
+            refuse(f"{what} holds {_shown(number)}", f"whole numbers, 0 to {BLOCK_INDEX_MAX}")
+
+
+def _check_pairs(value: Any, what: str) -> None:
+    if len(value) > UNKNOWN_MAX:
+        refuse(f"{what} has {len(value)} items", f"at most {UNKNOWN_MAX}")
+    for number in (number for pair in value for number in pair):
+        if type(number) is not int or not 0 <= number <= NUMBER_MAX:
+            refuse(f"{what} holds {_shown(number)}", f"whole numbers, 0 to {NUMBER_MAX}")
 
 
 def is_text(value: str) -> bool:
