@@ -61,10 +61,11 @@ test-again:           # after `make test` failed: a test that fails only beside 
 	$(PYTEST) -q --last-failed --last-failed-no-failures none
 
 sim: install-test     ## the whole scheduler in virtual time: make sim RUNS=1000 [SEED=n]; a failure prints its seed
-	STOKER_SIM_RUNS=$(or $(RUNS),200) STOKER_SIM_SEED=$(or $(SEED),1) $(PYTEST) tests/sim -s --timeout 0
+	STOKER_SIM_QUIET_H=17 STOKER_SIM_RUNS=$(or $(RUNS),200) STOKER_SIM_SEED=$(or $(SEED),1) $(PYTEST) tests/sim -s --timeout 0
 
-soak: install-test    ## leaders killed, stopped, ended and cut off while others write and read: make soak [KILLS=30] [SEED=n]
+soak: install-test    ## leaders killed while others write and read, then an idle cluster listened to: make soak [KILLS=30] [SEED=n] [IDLE_SECONDS=300]
 	STOKER_SOAK_KILLS=$(or $(KILLS),30) STOKER_SOAK_SEED=$(or $(SEED),0) $(PYTEST) tests/integration/test_failover.py -s --timeout 0
+	STOKER_IDLE_SECONDS=$(or $(IDLE_SECONDS),300) $(PYTEST) tests/integration/test_idle.py -s --timeout 0
 
 bench: install-test   ## side by side with the named peers, as ratios
 	$(BIN)/python bench/run.py $(ARGS)

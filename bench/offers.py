@@ -174,10 +174,10 @@ def _timed(send: Callable[[], object], child: subprocess.Popen[str]) -> float:
 
 
 def _event() -> dict[str, Any]:
-    return {"type": "OFFERS", "offers": {"offers": [_offer(i) for i in range(OFFERS)]}}
+    return {"type": "OFFERS", "offers": {"offers": [offer(i) for i in range(OFFERS)]}}
 
 
-def _offer(i: int) -> dict[str, Any]:
+def offer(i: int) -> dict[str, Any]:
     """Return an offer of a real cluster's size: a reservation, attributes, a fault domain."""
     role = {"allocation_info": {"role": "*"}}
     return {

@@ -12,6 +12,7 @@ import os
 import platform
 
 import bounded
+import fleet
 import hot
 import journal
 import load
@@ -29,6 +30,7 @@ SECTIONS = {
     "takeover": takeover.run,
     "bounded": bounded.run,
     "replay": replay.run,
+    "fleet": fleet.run,
 }
 
 

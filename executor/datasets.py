@@ -29,7 +29,14 @@ from stoker.executor.core.filling import (
     miss_ranges,
     needed_ranges,
 )
-from stoker.executor.core.homes import find_position, homes_table, my_rank, my_wanted, spares_table
+from stoker.executor.core.homes import (
+    find_position,
+    homes_table,
+    inherited_spares,
+    my_rank,
+    my_wanted,
+    spares_table,
+)
 from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.manifest import Manifest, ManifestError, map_manifest, open_bundle, write_mapped
 from stoker.executor.messages import Assignment, DatasetAssignment
@@ -121,12 +128,17 @@ class DatasetView:
         assert (assignment.dataset_id, assignment.generation) == self.key
         self.assignment = assignment
         slot_ids = tuple(slot.slot_id for slot in whole.slots)
+        table = homes_table(assignment.homes, assignment.pg_count)
         # A new leader knows who holds what only once all have reported; what the one before knew is as good till then.
-        if whole.residency_complete or assignment.spares or slot_ids != self.spares_slot_ids:
+        if whole.residency_complete or assignment.spares:
             self.spares = spares_table(assignment.spares, assignment.pg_count)
-            self.spares_slot_ids = slot_ids
+        else:
+            self.spares = inherited_spares(
+                self.spares, self.table, table, slot_ids_before=self.spares_slot_ids, slot_ids=slot_ids
+            )
+        self.spares_slot_ids = slot_ids
         self.position = find_position(whole.slots, slot_id)
-        self.table = homes_table(assignment.homes, assignment.pg_count)
+        self.table = table
         self.ranks = my_rank(self.table, self.position)
         self.changes += 1
 

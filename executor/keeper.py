@@ -108,8 +108,11 @@ class Keeper:
         config: KeeperConfig,
         make_driver: Callable[[Keeper], StatusDriver],
         make_disk: Callable[[], Disk] = Disk,
+        *,
+        launch_timeout_s: float = LAUNCH_TIMEOUT_S,
     ) -> None:
         self._config = config
+        self._launch_timeout_s = launch_timeout_s
         self._make_disk = make_disk
         self._incarnation = secrets.randbits(63) | 1
         self._driver = make_driver(self)
@@ -243,9 +246,9 @@ class Keeper:
     def _wait_launched(self) -> int | None:
         """Return the memory that Mesos gives the task. :raises End: there is none."""
         try:
-            mem_bytes: int | None = self._mem_bytes.get(timeout=LAUNCH_TIMEOUT_S)
+            mem_bytes: int | None = self._mem_bytes.get(timeout=self._launch_timeout_s)
         except gevent.Timeout:
-            text = f"the agent launched no task here within {LAUNCH_TIMEOUT_S:.0f} s"
+            text = f"the agent launched no task here within {self._launch_timeout_s:g} s"
             raise End(1, "TASK_FAILED", text) from None
         return mem_bytes
 

@@ -19,6 +19,7 @@ from gevent.hub import get_hub
 
 from stoker.executor.block import block_layout
 from stoker.executor.core.cache import CacheRules, DatasetKey
+from stoker.executor.core.homes import with_known_addresses
 from stoker.executor.datasets import DatasetView, Manifests, Spawn, select_mine
 from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.fills import Fills
@@ -76,7 +77,11 @@ class Residents:
         if (assignment.epoch, assignment.version) <= self.version:
             return False
         self.assignment = assignment
-        self._fills.slots = assignment.slots
+        self._fills.slots = (
+            assignment.slots
+            if assignment.residency_complete
+            else with_known_addresses(assignment.slots, self._fills.slots)
+        )
         self._tell_slots(assignment)
         assigned = {(d.dataset_id, d.generation) for d in assignment.datasets}
         for view in [view for key, view in self._datasets.items() if key not in assigned]:

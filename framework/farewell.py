@@ -39,6 +39,23 @@ def check_not_uninstalled(catalog: Catalog, journal: str) -> None:
         )
 
 
+_WAYS_OUT = (
+    ("uthoriz", "let its ACLs allow this --principal to register with this --role, or give others"),
+    ("principal", "start with the --principal that this framework has always had"),
+    ("role", "give a --role that Mesos takes"),
+    ("is needed", "upgrade the masters, or name others with --master"),
+)
+
+
+def way_out(message: str) -> str:
+    """Return what to do where the master said `message`; nothing where only its text helps.
+
+    >>> way_out("Not authorized to use roles '{ cache }'")
+    ': let its ACLs allow this --principal to register with this --role, or give others'
+    """
+    return next((f": {hint}" for part, hint in _WAYS_OUT if part in message), "")
+
+
 class Farewell:
     """See the module. `spawn` is the loop's; `refused` is told what the master said, once."""
 
@@ -54,7 +71,9 @@ class Farewell:
         if config.is_shared and FAILED_OVER in message:
             loop.stop(Fenced(f"another scheduler speaks to Mesos for this framework now ({message})"))
         elif REMOVED not in message:
-            loop.stop(Fatal(f"Mesos refused this framework (id {known}): {message}"))
+            loop.stop(
+                Fatal(f"Mesos refused this framework (id {known}): {message}{way_out(message)}; nothing was changed")
+            )
         elif catalog.uninstall is not None and catalog.uninstall.state is UninstallState.TEARING_DOWN:
             loop.put(TornDown(), must=True)
         elif config.new_framework:

@@ -179,9 +179,11 @@ def check_belongs(catalog: Catalog, config: Config) -> None:
     }
     if config.new_master:
         del kept["--master"]
+    if catalog.roles_had and not {config.role, *config.roles_more} & set(catalog.roles_had):
+        told["--role"], kept["--role"] = config.role, catalog.roles_had[0]
     other = [f"{flag} {kept[flag]!r}, not {told[flag]!r}" for flag in kept if kept[flag] != told[flag]]
     if other:
-        hint = "; if the master has moved, say --new-master" if "--master" in other[-1] else ""
+        hint = "; if the master has moved, say --new-master" if "--master" in "".join(other) else ""
         raise OtherCluster(
             f"the journal {config.journal_name} is that of another cluster: its schedulers run with "
             f"{' and '.join(other)}; nothing was changed{hint}"

@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
-    """List the rows of the Mesos conformance suite that did not pass; all of them in the file."""
+    """List the rows of the Mesos conformance suite that did not pass; all of them in the file, with the sums of each transcript."""
     reports = [report for found in terminalreporter.stats.values() for report in found]
     rows = [
         value
@@ -71,12 +71,13 @@ def pytest_terminal_summary(
         for name, value in getattr(report, "user_properties", ())
         if name == ROW and report.when == "call"
     ]
+    path = config.getoption("--mesos-report")
     if rows:
         terminalreporter.section("Mesos conformance")
-        for line in report_lines(rows, whole=False):
+        for line in report_lines(rows, whole=False, summary=bool(path)):
             terminalreporter.line(line)
-    if path := config.getoption("--mesos-report"):
-        Path(path).write_text("\n".join(report_lines(rows, whole=True)) + "\n")
+    if path:
+        Path(path).write_text("\n".join(report_lines(rows, whole=True, summary=True)) + "\n")
 
 
 @pytest.fixture(scope="session")

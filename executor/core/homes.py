@@ -57,6 +57,30 @@ def spares_table(spares: bytes, pg_count: int) -> Uint16s:
     return table
 
 
+def inherited_spares(
+    spares: Uint16s,
+    before: Uint16s,
+    now: Uint16s,
+    *,
+    slot_ids_before: tuple[int, ...],
+    slot_ids: tuple[int, ...],
+) -> Uint16s:
+    """Return the spares for as long as a new leader does not know who holds what: [pg_count] positions in `slot_ids`.
+
+    What it moves lies with the first homes of `before`, that are no homes in `now`; else a spare is who it was.
+    """
+    positions = {slot_id: position for position, slot_id in enumerate(slot_ids)}
+    places = np.full(NO_HOME + 1, NO_HOME, dtype=np.uint16)
+    for place, slot_id in enumerate(slot_ids_before):
+        places[place] = positions.get(slot_id, NO_HOME)
+    found = places[spares]
+    if len(before) and before.shape[1] == now.shape[1]:
+        former = places[before[0]]
+        is_moved = (former != NO_HOME) & ~(now == former).any(axis=0)
+        found[is_moved] = former[is_moved]
+    return found
+
+
 def my_kept(ranks: npt.NDArray[np.int16], kept: bytes, block_count: int, excluded: bytes) -> list[int]:
     """Return the blocks of `kept` that this slot takes in: it is their first home, and they were not freed since."""
     indexes = _set_bits(kept, block_count)
@@ -95,6 +119,14 @@ def sources(
     if spare < len(slots) and slots[spare].port and spare != position and spare not in living:
         found.insert(0 if living[:1] == [position] else 1, Source(slots[spare], local_only=True))
     return found[:PEERS_MAX]
+
+
+def with_known_addresses(
+    slots: tuple[SlotAddress, ...], before: tuple[SlotAddress, ...]
+) -> tuple[SlotAddress, ...]:
+    """Return the slots of a leader that has not heard of all yet, with what the one before knew of the others."""
+    known = {slot.slot_id: slot for slot in before}
+    return tuple(slot if slot.port else known.get(slot.slot_id, slot) for slot in slots)
 
 
 def find_position(slots: tuple[SlotAddress, ...], slot_id: int) -> int:

@@ -25,6 +25,7 @@ from stoker.framework.core.volumes import Volume, VolumeEntry, Volumes
 from stoker.framework.model import DatasetState, FileError, FleetSpec, JobKind, JobState, Manifested, Tier
 
 SNAPSHOT_FORMAT = 1
+ROLES_HAD_MAX = 64
 SLOTS_GONE_MAX = (
     64  # removed slots that placement still remembers, so that a removal moves only their own share
 )
@@ -146,6 +147,7 @@ class Catalog:
         self.master = ""
         self.framework_id = ""
         self.fleet: FleetSpec | None = None
+        self.roles_had: tuple[str, ...] = ()  # that the fleet has or had, the newest first
         self.slots: dict[int, Slot] = {}
         self.slots_out: dict[int, int] = {}  # slot id: bytes; removed or out of placement, oldest first
         self.launches: dict[int, Launch] = {}  # those not ended
@@ -190,6 +192,7 @@ class Catalog:
         state: dict[str, Any] = {"format": SNAPSHOT_FORMAT}
         state |= {name: getattr(self, name) for name in _SCALARS}
         state["fleet"] = None if self.fleet is None else plain(self.fleet)
+        state["roles_had"] = list(self.roles_had)
         state["uninstall"] = self.uninstall
         state["slots_out"] = list(self.slots_out.items())
         state["names_removed"] = list(self.names_removed.items())
@@ -214,6 +217,7 @@ class Catalog:
             setattr(catalog, name, state.get(name, getattr(catalog, name)))
         fleet = state.get("fleet")
         catalog.fleet = None if fleet is None else reader(FleetSpec)(fleet)
+        catalog.roles_had = tuple(state.get("roles_had", ()))
         uninstall = state.get("uninstall")
         catalog.uninstall = None if uninstall is None else reader(Uninstall)(uninstall)
         catalog.slots_out = {int(slot): int(size) for slot, size in state.get("slots_out", ())}
@@ -346,6 +350,7 @@ class Catalog:
 
     def _fleet_set(self, entry: e.FleetSet) -> None:
         self.fleet = entry.spec
+        self.roles_had = tuple(dict.fromkeys((*entry.spec.roles, *self.roles_had)))[:ROLES_HAD_MAX]
 
     def _slot_added(self, entry: e.SlotAdded) -> None:
         assert entry.slot_id >= self.slot_id_next

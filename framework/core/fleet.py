@@ -490,6 +490,9 @@ class Fleet:
         launch = catalog.launch_of_task(status.task_id)
         seen = None if launch is None else self.launches.get(launch.launch_id)
         if seen is not None:
+            if seen.task_state == "TASK_UNREACHABLE" != status.state:
+                # Its agent is back, and perhaps sooner than the executor's next heartbeat.
+                seen.shutdown_next_ms = stamp.now_ms + self.settings.heartbeat_timeout_ms
             seen.task_state = status.state
             seen.task_reason = status.message or status.reason
             seen.is_moved = status.reason == AGENT_DRAINING

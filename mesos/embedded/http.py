@@ -102,8 +102,9 @@ def listen_steadily(host: str, *, avoid: Callable[[int], bool]) -> socket.socket
 
     :raises OSError: the address is not ours, or no port is free.
     """
-    ports = [port for port in _STEADY_PORTS if not avoid(port)]
-    for port in random.sample(ports, min(100, len(ports))):
+    for port in random.sample(_STEADY_PORTS, 200):
+        if avoid(port):
+            continue
         try:
             return listen(host, port)
         except OSError as error:

@@ -378,8 +378,9 @@ class EmbeddedMesos:
 
     def _is_offered(self, port: int) -> bool:
         """Whether an agent offers this port to tasks."""
-        ranges = (self.config.agent_ports(index) for index in range(self.config.agents))
-        return any(first <= port <= last for first, last in ranges)
+        first, _ = self.config.agent_ports(0)
+        _, last = self.config.agent_ports(self.config.agents - 1)
+        return first <= port <= last
 
 
 def _lock(work_dir: Path) -> IO[str]:

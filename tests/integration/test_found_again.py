@@ -127,7 +127,7 @@ def test_who_must_not_follow_says_why_in_one_line_and_changes_nothing(
         api = process.wait_leading()
         before = wait_until(lambda: registered(api), timeout_s=WAIT_S, what="a framework id")
         for number, (fields, status, says) in enumerate((
-            ({"name": "another", "role": "cache", "master": "127.0.0.1:1"}, 1, "another cluster: .*--name.*--role.*--master"),
+            ({"name": "another", "role": "cache", "master": "127.0.0.1:1"}, 1, "another cluster: .*--name.*--master.*--role"),
             ({"journal": f"{zookeeper.url}/log"}, 1, "another application's data"),
             ({"journal": "zk://127.0.0.1:1/stoker"}, 1, "no ZooKeeper server can be reached"),
         )):  # fmt: skip

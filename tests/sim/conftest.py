@@ -9,4 +9,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.CRITICAL, logger="stoker.zk")
+    for name in ("stoker.zk", "stoker.mesos", "stoker.framework"):
+        caplog.set_level(logging.CRITICAL, logger=name)

@@ -115,6 +115,7 @@ class Mesos:
         self.disks = Directories(promised=volumes, was_planned=was_planned, in_use=self.volumes_in_use)
         self._promised, self._planned, self._is_robbed = promised, planned, is_robbed
         self._launched: set[str] = set()
+        self._agents_of_tasks: dict[str, SimAgent] = {}
         self._inverse: dict[str, str] = {}  # agent ids, by inverse offer
         self._streams: dict[int, Connection | ExecutorProcess] = {}
         self._stream_numbers = itertools.count(1)
@@ -260,9 +261,7 @@ class Mesos:
                 self._break(number)
                 self.step(lambda number=number: self.cluster.stream_closed(number, self.timeline.now_ms))  # type: ignore[misc]
 
-    def call(
-        self, connection: Connection, action: a.Action, body: bytes, stream_id: str
-    ) -> tuple[int, str]:
+    def call(self, connection: Connection, action: a.Action, body: bytes, stream_id: str) -> tuple[int, str]:
         """A call arrives; return the status and text of the answer. 0: nobody is there."""
         if not self.cluster.has_master:
             return 0, "connection refused"
@@ -276,7 +275,9 @@ class Mesos:
         self.step(lambda: answers.append(self.cluster.master.call(call, stream_id, now_ms)))
         if answers[0].status == 202:
             epoch = connection.client.epoch
-            assert epoch >= self.epoch or self._is_robbed(epoch), f"a {call['type']} of epoch {epoch} is accepted"
+            assert epoch >= self.epoch or self._is_robbed(epoch), (
+                f"a {call['type']} of epoch {epoch} is accepted"
+            )
             self.on_call(call["type"], call)
         return answers[0].status, answers[0].text
 
@@ -342,17 +343,20 @@ class Mesos:
         if "STOKER_DISK_DIR" in given:
             keeper.use_disk(self.disks.directories[process.links[given["STOKER_DISK_DIR"]]].held, self._read)
         self.executors[launch.task_id] = keeper
+        self._agents_of_tasks[launch.task_id] = process.agent
         return keeper
 
     def _read(self, key: tuple[int, int], index: int) -> None:
         """An executor fills a block of an SSD dataset: from another executor that has it, or from the under store."""
-        if not any(index in other.held.get(key, ()) for other in self.executors.values()):
+        others = [p.keeper for p in self.processes.values() if p.keeper is not None and not p.agent.is_silent]
+        if not any(index in other.held.get(key, ()) for other in others):
             self.reads[*key, index] += 1
 
     def leave(self, process: ExecutorProcess) -> None:
         """An executor serves no more."""
         if process.keeper is not None and self.executors.get(process.executor_id) is process.keeper:
             del self.executors[process.executor_id]
+            del self._agents_of_tasks[process.executor_id]
 
     def process_ended(self, process: ExecutorProcess, status: int, *, is_noticed: bool = True) -> None:
         self.leave(process)
@@ -374,7 +378,7 @@ class Mesos:
                 process.end(state)
 
     def agent_of(self, executor: SimExecutor) -> SimAgent:
-        return next(p.agent for p in self.processes.values() if p.keeper is executor)
+        return self._agents_of_tasks[executor.task_id]
 
     def volumes_in_use(self) -> dict[int, str]:
         """Return the volumes that living executors have, and where they are."""

@@ -194,7 +194,9 @@ class SimExecutor:
             used_bytes=self._used("mem") * BLOCK_BYTES,
             lent_bytes=0,
             datasets=tuple(self.residency(d, state, whole) for d in self.assigned()),
-            disk=DiskReport(launch.disk_bytes, self._used("ssd") * BLOCK_BYTES) if launch.disk_bytes else None,
+            disk=DiskReport(launch.disk_bytes, self._used("ssd") * BLOCK_BYTES)
+            if launch.disk_bytes
+            else None,
             cleared_version=self.cleared[1] if self.cleared[0] == self.epoch_seen else 0,
         )
 

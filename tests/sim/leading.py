@@ -178,6 +178,9 @@ class Leading:
         self.fleet.observe(stamp, event, self.catalog)
         frame = decide(self.catalog, self.fleet, stamp, event, self.settings)
         assert before == (self.catalog.revision, len(self.catalog.jobs)), "decide changed the catalog"
+        self._take_frame(stamp, event, frame)
+
+    def _take_frame(self, stamp: ev.Stamp, event: ev.Event, frame: a.Frame) -> None:
         self._apply(stamp, frame)
         records = tuple(encode_entry(entry) for entry in frame.entries)
         assert sum(map(len, records)) <= BATCH_BYTES_MAX, "a frame that fits no batch"

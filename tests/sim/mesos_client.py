@@ -189,7 +189,9 @@ class MesosClient:
         def arrive() -> None:
             status, text = self._mesos.call(connection, action, body, headers["Mesos-Stream-Id"])
             if status != 202:
-                timeline.at(5, lambda: self.process.run(lambda: self._refused(connection, action, status, text)))
+                timeline.at(
+                    5, lambda: self.process.run(lambda: self._refused(connection, action, status, text))
+                )
 
         timeline.at(self._calls_ms - timeline.now_ms, arrive)
         return TAKEN

@@ -96,7 +96,9 @@ class Truth:
         self.catalog.apply(entry)
         match entry:
             case e.LaunchPlanned():
-                assert entry.agent_id not in self.catalog.drains, f"a launch on {entry.agent_id}, which is drained"
+                assert entry.agent_id not in self.catalog.drains, (
+                    f"a launch on {entry.agent_id}, which is drained"
+                )
                 assert entry.launch_id not in self.planned, "a launch id is used again"
                 self.planned[entry.launch_id] = entry
             case e.VolumePlanned(volume_id=volume_id):

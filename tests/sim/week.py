@@ -18,8 +18,6 @@ from sim.leading import SETTINGS
 from sim.scheduler import SimScheduler
 from sim.settled import check_settled
 from sim.world import World
-from stoker.framework.core import entries as e
-from stoker.framework.core.codec import decode_entry
 from stoker.framework.core.events import DatasetRequested, DrainRequested, DrainUndoRequested
 from stoker.framework.core.volumes import VolumeState
 from stoker.mesos.embedded.core.values import Settings as MesosSettings
@@ -91,9 +89,9 @@ class Week:
         )
         self.world.checks_drains = True
         self.random = self.world.timeline.random
+        self._began_ms = self.world.timeline.now_ms
         self.told: list[str] = []
         self.failovers = 0
-        self._gone: set[str] = set()
 
     # --- the plot
 
@@ -136,7 +134,9 @@ class Week:
         read = sum(self.world.mesos.reads.values()) - reads
         self.told.append(f"{name}: {read} blocks read again, {len(self.launches() - launches)} launches")
         assert read == 0 or event in MAY_READ, f"{name}: {read} blocks of volumes were read again"
-        assert event not in LAUNCHES_NOTHING or self.launches() == launches, f"{name}: executors were launched"
+        assert event not in LAUNCHES_NOTHING or self.launches() == launches, (
+            f"{name}: executors were launched"
+        )
 
     def _fail_over(self) -> None:
         """The leader is killed, and started again some time later."""
@@ -173,8 +173,9 @@ class Week:
         agents = {x.launch.agent_id for x in self.world.mesos.executors.values()}
         return self.world.mesos.agents[self.random.choice(sorted(agents))]
 
-    def entries(self) -> list[e.Entry]:
-        return [decode_entry(record) for record in self.world.truth.records]
+    @property
+    def days(self) -> float:
+        return (self.world.timeline.now_ms - self._began_ms) / DAY
 
     def order(self, kind: str, **body: Any) -> None:
         answer = self.world.mesos.order(kind, **body)
@@ -210,10 +211,10 @@ def an_agent_returns_too_late(week: Week) -> Iterator[int]:
 
 
 def a_machine_goes_down(week: Week) -> Iterator[int]:
-    """It boots again; the executor is launched on its volume."""
+    """It boots again, perhaps after its executor was given up: the slot has waited, and is launched on its volume."""
     mesos, agent = week.world.mesos, week.used()
-    mesos.lose_agent(agent, week.random.randint(2 * MINUTE, 8 * MINUTE))
-    yield 10 * MINUTE
+    mesos.lose_agent(agent, week.random.randint(2 * MINUTE, UNREACHABLE_DELAY_MS + PATIENCE_MS - 8 * MINUTE))
+    yield 25 * MINUTE
 
 
 def the_master_fails(week: Week) -> Iterator[int]:

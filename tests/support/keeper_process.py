@@ -19,7 +19,7 @@ from gevent.fileobject import FileObject  # noqa: E402
 
 from stoker.executor.config import load  # noqa: E402
 from stoker.executor.disk import Disk  # noqa: E402
-from stoker.executor.keeper import Keeper  # noqa: E402
+from stoker.executor.keeper import LAUNCH_TIMEOUT_S, Keeper  # noqa: E402
 from stoker.executor.process import start_logging  # noqa: E402
 
 
@@ -46,7 +46,8 @@ class LineDriver:
         megabytes = float(os.environ.get("TEST_MESOS_MEM_MB", "0"))
         resources = [{"name": "mem", "type": "SCALAR", "scalar": {"value": megabytes}}] if megabytes else []
         self._keeper.registered(self, {"resources": resources}, {}, {"hostname": "test"})
-        self._keeper.launchTask(self, {"task_id": {"value": task_id}})
+        if "TEST_LAUNCH_TIMEOUT_S" not in os.environ:  # else there is no task
+            self._keeper.launchTask(self, {"task_id": {"value": task_id}})
         for line in FileObject(sys.stdin.buffer, "rb"):
             if line.strip() == b"kill":
                 self._keeper.killTask(self, {"value": task_id})
@@ -68,6 +69,7 @@ def _make_disk() -> Disk:
 
 if __name__ == "__main__":
     start_logging("keeper")
-    code = Keeper(load(os.environ), LineDriver, _make_disk).run()
+    patience_s = float(os.environ.get("TEST_LAUNCH_TIMEOUT_S", LAUNCH_TIMEOUT_S))
+    code = Keeper(load(os.environ), LineDriver, _make_disk, launch_timeout_s=patience_s).run()
     sys.stdout.flush()
     os._exit(code)

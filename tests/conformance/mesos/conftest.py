@@ -23,7 +23,7 @@ MESSAGE beside updates. All else is in the recorded order, and nothing may come 
 that was recorded later than 2.4 s after the last action must not come earlier (but for an allocator's tick); notes marked as rules
 ("... after 4.00 s") are measured again.
 
-Hooks for another master: executables DIR/agent-stop N HOW (kill, freeze, usr1, never-started: as if it had not been there yet), DIR/agent-start N, DIR/master-kill, ...; exit
+Hooks for another master: executables DIR/agent-stop N HOW (kill, freeze, usr1, never-started: as if it had not been there yet), DIR/agent-start N, DIR/master-kill, DIR/zookeeper-kill, ...; exit
 code 0 means done. MESOS_MASTER is in their environment. DIR/prepare, if there, gets a scenario's needs as JSON on its
 standard input ({"scenario", "agents": [{"cpus", "mem_mib", "disk_mib", "ports", "attributes"}], "options": {FLAG: VALUE}}); without
 it the master needs the flags of the recordings (their README: agent_ping_timeout 1 s) and scenarios that need others are skipped.

@@ -10,8 +10,8 @@ pytestmark = pytest.mark.integration
 
 
 def test_04_acks(play: Play) -> None:
-    play(Script("04-acks", scale=5))
+    play(Script("04-acks", scale=7))
 
 
 def test_04b_executor_acks(play: Play) -> None:
-    play(Script("04b-executor-acks", scale=4))
+    play(Script("04b-executor-acks", scale=6))

@@ -14,7 +14,7 @@ def test_03_custom_executor(play: Play) -> None:
 
 
 def test_03b_executor_ignores_shutdown(play: Play) -> None:
-    play(Script("03b-executor-ignores-shutdown", scale=2, options={"executor-registration-timeout": 4.0}))
+    play(Script("03b-executor-ignores-shutdown", scale=4, options={"executor-registration-timeout": 4.0}))
 
 
 def test_13_executor_exit(play: Play) -> None:

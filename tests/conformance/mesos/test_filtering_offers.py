@@ -10,4 +10,4 @@ pytestmark = pytest.mark.integration
 
 
 def test_02_decline_revive_suppress(play: Play) -> None:
-    play(Script("02-decline-revive-suppress", scale=2.5))
+    play(Script("02-decline-revive-suppress", scale=5))

@@ -17,8 +17,8 @@ def test_10_reserve_volume(play: Play) -> None:
     }
     times = {"agent-ping-timeout": 1.0, "registration-backoff": 0.01, "executor-reregistration-timeout": 2.0}
     written = {"data/file.txt": "written by the first executor"}
-    play(Script("10-reserve-volume", scale=2, before=steps, options=times, written=written))
+    play(Script("10-reserve-volume", scale=4, before=steps, options=times, written=written))
 
 
 def test_10b_reserve_principal_labels(play: Play) -> None:
-    play(Script("10b-reserve-principal-labels", scale=2.5))
+    play(Script("10b-reserve-principal-labels", scale=4))

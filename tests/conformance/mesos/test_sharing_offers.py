@@ -19,7 +19,7 @@ def test_19_quota_weights_sharing(play: Play) -> None:
     play(
         Script(
             "19-quota-weights-sharing",
-            scale=2.5,
+            scale=4,
             options=times,
             any_agent=by_chance,
             any_order=frozenset({27, 28, 29, 30}),

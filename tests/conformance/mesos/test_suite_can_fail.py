@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from support.replay.recording import TRANSCRIPTS, Entry, Recording, load
 from support.replay.report import report_lines
 from support.replay.script import Script
 from support.replay.targets import EmbeddedTarget, OtherTarget
-from support.replay.wire import Arrived
+from support.replay.timing import Timing
+from support.replay.wire import Arrived, Clock
 
 SCRIPT = Script("01-subscribe")
 WHOLE = load(SCRIPT.transcript)
@@ -119,6 +121,30 @@ def test_another_status_is_told(embedded: EmbeddedTarget, puppets: Puppets) -> N
     assert "202  instead of 400" in failed
 
 
+@pytest.mark.integration
+def test_a_call_that_is_taken_and_was_refused_is_told(embedded: EmbeddedTarget, puppets: Puppets) -> None:
+    def change(entry: Entry) -> Entry | None:
+        error = {"error": "[Errno 111] Connection refused"}
+        if entry.index == 46:
+            return dataclasses.replace(entry, who="scheduler", kind="connect", http={}, body=error)
+        return entry if entry.index < 46 else None
+
+    (failed,) = play(embedded, puppets, change)
+    assert "line 46" in failed and failed.endswith("still takes connections")
+
+
+def test_what_a_clock_of_its_own_brings_may_come_sooner_after_a_late_action() -> None:
+    note = Entry(2, 10_000, "operator", "note", body={"text": "10.0 s after the SIGKILL", "rule": True})
+    timing = Timing(Clock(), 10.0, 1.0)
+    killed, update = Entry(0, 0, "operator", "note"), Entry(1, 10_000, "master", "event")
+    timing.done(killed)
+    timing.arrived(update, time.monotonic() + 0.8)
+    assert timing.measured(note).startswith("8.0")
+    assert not timing.measured(note, by_own_clock=True)
+    timing.arrived(update, time.monotonic() + 0.6)
+    assert timing.measured(note, by_own_clock=True)
+
+
 def test_an_id_stands_for_one_other_and_for_no_two() -> None:
     bindings = Bindings()
     assert not bindings.differences(
@@ -190,7 +216,12 @@ def test_the_report_lists_every_row() -> None:
         "failed  02-b:3 two\n      line 4: x",
         "2 rows of 2 transcripts: 1 passed, 1 failed, 0 skipped",
     ]
-    assert len(report_lines(rows, whole=False)) == 2
+    assert report_lines(rows, whole=False, summary=True) == [
+        "failed  02-b:3 two\n      line 4: x",
+        "01-a    1 rows: 1 passed, 0 failed, 0 skipped",
+        "02-b    1 rows: 0 passed, 1 failed, 0 skipped",
+        "2 rows of 2 transcripts: 1 passed, 1 failed, 0 skipped",
+    ]
 
 
 def test_every_recording_of_a_behaviour_has_a_script() -> None:

@@ -20,8 +20,8 @@ def test_08_failover(play: Play) -> None:
         "frameworks.reregistered_time",
         "frameworks.tasks.statuses",
     )
-    play(Script("08-failover", scale=2.5, former=former, free=free))
+    play(Script("08-failover", scale=4, former=former, free=free))
 
 
 def test_11_update_framework(play: Play) -> None:
-    play(Script("11-update-framework", scale=2.5))
+    play(Script("11-update-framework", scale=5))

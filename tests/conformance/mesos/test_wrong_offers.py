@@ -10,4 +10,4 @@ pytestmark = pytest.mark.integration
 
 
 def test_05b_offer_errors(play: Play) -> None:
-    play(Script("05b-offer-errors", scale=5))
+    play(Script("05b-offer-errors", scale=8))

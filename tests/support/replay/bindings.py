@@ -80,7 +80,9 @@ SECONDS = frozenset(
     {"refuse_seconds", "failover_timeout", "heartbeat_interval_seconds"}
     | {f"{name}_seconds" for name in ("delay", "interval", "timeout", "grace_period")}
 )
-NANOSECONDS = frozenset({"grace_period", "shutdown_grace_period", "max_completion_time", "duration"})
+NANOSECONDS = frozenset(
+    {"grace_period", "max_grace_period", "shutdown_grace_period", "max_completion_time", "duration"}
+)
 _WAIT_S_MAX = 3600
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import socket
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +22,15 @@ from support.replay.recording import Entry, Message, Recording
 from support.replay.report import Rows
 from support.replay.script import Script
 from support.replay.timing import LATE_S, TICK_S, Timing
-from support.replay.wire import FIN, FINAL_CHUNK, Arrived, Exchange, request_bytes
+from support.replay.wire import (
+    FIN,
+    FINAL_CHUNK,
+    Arrived,
+    Exchange,
+    connect,
+    is_listening,
+    request_bytes,
+)
 
 CONNECT_TIMEOUT_S = 20.0
 RETRY_S = 0.05
@@ -55,6 +62,7 @@ class Player:
         self.former: dict[tuple[str, str, str], Conversation] = {}  # those before the present ones
         self._unanswered: dict[tuple[str, str], list[tuple[Entry, Exchange]]] = {}
         self._strangers: set[str] = set()
+        self._refused = recording.refused()
         self._all: list[Conversation] = []
         self.timing = Timing(self.clock, self.scale, script.patience_s)
 
@@ -133,6 +141,8 @@ class Player:
                 self.puppets.latest(name).tell("signal", number=int(number))
             case ("executor-child-is-gone", name):
                 self._check_child(name)
+            case ("await-leader", number):
+                self.target.await_leader(int(number), self.script.patience_s)
             case _:
                 self.target.hook(*step)
         self.timing.done(entry)
@@ -191,10 +201,22 @@ class Player:
     # Calls.
 
     def _call(self, entry: Entry) -> None:
-        self.timing.pace(entry)
+        if entry.index in self._refused:
+            self._check_refused(entry)
+            return
+        if self.script.asked_again.get(entry.index) != 307:  # else the moment of the election is waited for
+            self.timing.pace(entry)
         body = self._body(entry) + self.script.endings.get(entry.index, "")
         exchange = self._send(entry, body)
         self._unanswered.setdefault(entry.key, []).append((entry, exchange))
+        self.timing.done(entry)
+
+    def _check_refused(self, entry: Entry) -> None:
+        """Nobody listens any more where this call goes."""
+        self.timing.pace(entry)
+        address = self.target.address_of(entry, self.script)
+        if not self.timing.wait(lambda: not is_listening(address)):
+            self.rows.fail(f"line {entry.index + 1}: {address} still takes connections")
         self.timing.done(entry)
 
     def _body(self, entry: Entry) -> str:
@@ -241,7 +263,9 @@ class Player:
             host = puppet.hello["env"]["MESOS_AGENT_ENDPOINT"]
         else:
             host = self.target.address_of(entry, self.script)
-            opened = _connect(host)
+            opened = connect(host, CONNECT_TIMEOUT_S)
+            if opened is None:
+                raise Lost(f"nobody listens on {host}")
         request = request_bytes(method, path, host, headers, data)
         return Exchange(opened, self.clock, request, has_body=method != "HEAD")
 
@@ -274,13 +298,16 @@ class Player:
             self._compare_body(entry, exchange.text)
 
     def _until_recovered(self, entry: Entry, call: Entry, exchange: Exchange) -> Exchange:
-        """Ask again, as each executor does, while an agent that was started again has not recovered."""
+        """Ask again, as each executor does, while an agent that was started again has not recovered; or as the script says."""
         deadline = time.monotonic() + self.script.patience_s
         is_subscribe = call.side == "executor" and _kind(call) == "SUBSCRIBE"
-        while is_subscribe and entry.http["status"] == 200 and time.monotonic() < deadline:
+        again = (
+            503 if is_subscribe and entry.http["status"] == 200 else self.script.asked_again.get(call.index)
+        )
+        while again and time.monotonic() < deadline:
             asked = exchange
             self.timing.wait(lambda: asked.is_answered)  # noqa: B023 - it is called before the next round
-            if exchange.status != 503:
+            if exchange.status != again:
                 break
             time.sleep(RETRY_S)
             exchange = self._send(call, self._body(call))
@@ -456,8 +483,9 @@ class Player:
         return bool(wanted)
 
     def _check_measured(self, entry: Entry) -> None:
-        off = "" if entry.index in self.script.unchecked else self.timing.measured(entry)
-        if off:
+        if entry.index in self.script.unchecked:
+            return
+        if off := self.timing.measured(entry, by_own_clock=entry.index in self.script.by_own_clock):
             self.rows.fail(f"line {entry.index + 1}: {off}")
 
     def _check_not_early(self, entry: Entry, at: float) -> None:
@@ -532,22 +560,6 @@ def _lengthen(text: str) -> str:
     """Undo what the recorder did to long headers: "yyyy... (100 bytes)"."""
     match = _SHORTENED.fullmatch(text)
     return match[1] * int(match[2]) if match else text
-
-
-def _connect(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + CONNECT_TIMEOUT_S
-    while True:
-        try:
-            opened = socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S)
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise Lost(f"nobody listens on {address}") from None
-            time.sleep(0.02)
-            continue
-        opened.settimeout(None)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return opened
 
 
 def _title(entry: Entry, script: Script) -> str:

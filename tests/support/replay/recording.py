@@ -80,6 +80,15 @@ class Recording(NamedTuple):
                 result.append(needs)
         return result
 
+    def refused(self) -> frozenset[int]:
+        """Return the schedulers' calls that nobody was there to take."""
+        pairs = zip(self.entries, self.entries[1:], strict=False)
+        return frozenset(
+            call.index
+            for call, after in pairs
+            if call.kind == "call" and after.who == "scheduler" and after.kind == "connect"
+        )
+
     def tick_phase_ms(self) -> int | None:
         """Return when in each second the recorded allocator ticked; None if no offer waited for it."""
         asked_ms = -1000

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+OUTCOMES = ("passed", "failed", "skipped")
 FAILURES_MAX = 20  # told of one row
 
 
@@ -66,14 +68,28 @@ class Rows:
 ROW = "mesos-row"
 
 
-def report_lines(rows: list[dict[str, Any]], *, whole: bool) -> list[str]:
-    """Return the report as text: every row, or only those that did not pass; and the sums."""
-    counts = {outcome: 0 for outcome in ("passed", "failed", "skipped")}
+def report_lines(rows: list[dict[str, Any]], *, whole: bool, summary: bool = False) -> list[str]:
+    """Return the report as text: every row, or only those that did not pass; the sums of each transcript; the sums of all."""
+    counts: Counter[str] = Counter()
+    of_transcripts: dict[str, Counter[str]] = {}
     lines = []
     for fields in sorted(rows, key=lambda item: (item["transcript"], item["line"])):
         row = Row(**fields)
         counts[row.outcome] += 1
+        of_transcripts.setdefault(row.transcript, Counter())[row.outcome] += 1
         if whole or row.outcome != "passed":
             lines.append(str(row))
-    sums = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    return [*lines, f"{len(rows)} rows of {len({row['transcript'] for row in rows})} transcripts: {sums}"]
+    sums = f"{len(rows)} rows of {len(of_transcripts)} transcripts: {_sums(counts)}"
+    return [*lines, *(_summary(of_transcripts) if summary else ()), sums]
+
+
+def _summary(of_transcripts: dict[str, Counter[str]]) -> list[str]:
+    """Return the sums of each transcript."""
+    width = max(map(len, of_transcripts), default=0)
+    return [
+        f"{name:{width}}  {counts.total():3} rows: {_sums(counts)}" for name, counts in of_transcripts.items()
+    ]
+
+
+def _sums(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES)

@@ -38,6 +38,8 @@ class Script:
     stopped: tuple[int, ...] = ()
     # Hooks, or orders to executors, before a line.
     before: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
+    # Hooks that a test has for the embedded Mesos: what happens around it, not in it.
+    own_hooks: Mapping[str, Callable[[], None]] = field(default_factory=dict)
     # Calls: what follows where the transcript shortens the body; headers that were not recorded; all offers there are instead
     # of those named, as chance has cut them up; an operator's that go to an agent, and others that go to a master, by number.
     endings: Mapping[int, str] = field(default_factory=dict)
@@ -45,6 +47,9 @@ class Script:
     all_offers: frozenset[int] = frozenset()
     agent_calls: Mapping[int, int] = field(default_factory=dict)
     masters: Mapping[int, int] = field(default_factory=dict)
+    # Calls that are made again as long as they get this status: 503 while a master recovers; 307 (from now on, whatever the time)
+    # while it sends to the former leader.
+    asked_again: Mapping[int, int] = field(default_factory=dict)
     # Lines that are not played; that must come but are not compared, as chance made them; whose texts are compared up to the
     # first line's end; that may overtake others; OFFERS whose agents chance has chosen; events of a program's former stream.
     skip: frozenset[int] = frozenset()
@@ -53,6 +58,8 @@ class Script:
     any_order: frozenset[int] = frozenset()
     any_agent: frozenset[int] = frozenset()
     former: frozenset[int] = frozenset()
+    # Rules about what a clock of its own brings (pings that go unanswered): a late action makes it come sooner after it.
+    by_own_clock: frozenset[int] = frozenset()
     # Connections that are dropped by RST.
     resets: frozenset[int] = frozenset()
     # Fields whose value or presence is not compared.

@@ -22,6 +22,7 @@ from support.replay.script import Script
 
 HOOK_TIMEOUT_S = 120
 PROBE_TIMEOUT_S = 5.0
+POLL_S = 0.05
 
 # Flags whose default is a time, in true seconds: those of the recordings. A script's options come over them.
 DEFAULT_TIMES = {
@@ -78,6 +79,17 @@ class Target:
             key=lambda item: str(item["resources"].get("ports")),
         )
 
+    def await_leader(self, number: int, seconds: float) -> None:
+        """Wait until a master leads and has recovered, however long the former leader's session lasts.
+
+        :raises HookFailed: it does not within `seconds`.
+        """
+        address, deadline = self._master_address(number), time.monotonic() + seconds
+        while request(address, "GET", "/state", b"", {}).status != 200:
+            if time.monotonic() > deadline:
+                raise HookFailed(f"master {number} does not lead after {seconds:.0f} s")
+            time.sleep(POLL_S)
+
     def _master_address(self, number: int) -> str:
         raise MissingHook(f"the address of master {number} is not known: only that of one is given")
 
@@ -124,6 +136,7 @@ class EmbeddedTarget(Target):
     is_embedded = True
 
     def __init__(self, script: Script, recording: Recording, work_dir: Path) -> None:
+        self._own_hooks = script.own_hooks
         self._process = EmbeddedProcess(work_dir, *_options(script, recording))
         self._started_at = time.monotonic()
         super().__init__(self._process.address)
@@ -144,6 +157,9 @@ class EmbeddedTarget(Target):
         pass  # it ends with its scenario
 
     def hook(self, name: str, *arguments: str) -> None:
+        if name in self._own_hooks:
+            self._own_hooks[name]()
+            return
         reply = self._process.fault(name, *arguments)
         if reply.status != 200:
             raise HookFailed(f"hook {' '.join((name, *arguments))}: {reply.status} {reply.text}")

@@ -83,7 +83,7 @@ class Timing:
             return ""
         return f"came {(at - done) * self.scale:.2f} s after the last action instead of {recorded_s:.2f} s"
 
-    def measured(self, entry: Entry) -> str:
+    def measured(self, entry: Entry, *, by_own_clock: bool = False) -> str:
         """A measured rule ("... after 4.00 s"): say if the same action and event are not as far apart here."""
         match = _MEASURED.search(entry.text)
         if not match or not self._arrivals:
@@ -96,6 +96,7 @@ class Timing:
             return ""  # it measures something else than the way from an action to an event
         here = (arrived - done) * self.scale
         low = wanted - 0.6 * TICK_S if wanted > TICK_S else -0.5
+        low -= LATE_S * self.scale if by_own_clock else 0.0
         high = max(wanted, TICK_S if wanted > 0.1 else 0.0) + TICK_S + LATE_S * self.scale
         return "" if low <= here <= high else f"{here:.2f} s, recorded: {entry.text}"
 

@@ -145,3 +145,30 @@ def request_bytes(method: str, path: str, host: str, headers: dict[str, str], bo
     else:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+def connect(address: str, seconds: float) -> socket.socket | None:
+    """Connect to HOST:PORT; try for some time while nobody listens there, then return None."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            opened = socket.create_connection((host, int(port)), timeout=seconds)
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.02)
+            continue
+        opened.settimeout(None)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return opened
+
+
+def is_listening(address: str) -> bool:
+    """Whether HOST:PORT takes connections."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except ConnectionRefusedError:
+        return False
+    return True

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from stoker.executor.core.changes import Changes, bitmap_of
-from stoker.executor.core.homes import find_position, homes_table, my_rank, my_wanted, sources
+from stoker.executor.core.homes import (
+    find_position,
+    homes_table,
+    inherited_spares,
+    my_rank,
+    my_wanted,
+    sources,
+    with_known_addresses,
+)
 from stoker.executor.messages import HEARTBEAT_CHANGES_MAX, NO_HOME, Residency, SlotAddress
 
 
@@ -47,6 +55,32 @@ def test_wanted_blocks_come_as_first_home_first() -> None:
 def test_sources_are_asked_in_an_order_without_a_circle(position: int, ports: tuple, expected: list) -> None:
     found = sources(TABLE, slots(*ports), position=position, block_index=4)
     assert [(s.address.slot_id - 1, s.local_only) for s in found] == expected
+
+
+def moved(before: np.ndarray, now: np.ndarray, spares: list[int], slot_ids: tuple[int, ...]) -> list[int]:
+    found = inherited_spares(
+        np.array(spares, dtype=np.uint16), before, now, slot_ids_before=(1, 2, 3), slot_ids=slot_ids
+    )
+    return list(found.tolist())
+
+
+def test_what_a_new_leader_moves_lies_where_it_was_before() -> None:
+    none = [NO_HOME] * 4
+    now = homes_table(np.array([[1, 1, 2, 2], [2, 0, 1, NO_HOME]], dtype="<u2").tobytes(), 4)
+    assert moved(TABLE, TABLE, none, (1, 2, 3)) == none, "nothing moves"
+    # The first homes were 0, 1, 2 and none; of the first group slot 0 is no home any more.
+    assert moved(TABLE, now, none, (1, 2, 3)) == [0, *none[1:]]
+    assert moved(now, now, [0, *none[1:]], (1, 2, 3)) == [0, *none[1:]], "the next assignment forgets nothing"
+    shifted = np.where(now == NO_HOME, now, now + 1)
+    assert moved(now, shifted, [0, *none[1:]], (9, 1, 2, 3)) == [1, *none[1:]], "a slot is known by its id"
+    two = homes_table(np.array([[0, 0, 1, 1], [1, 1, 0, NO_HOME]], dtype="<u2").tobytes(), 4)
+    assert moved(now, two, [0, *none[1:]], (2, 3)) == none, "a slot that is gone is nobody's spare"
+    assert moved(TABLE[:0], now, none, (1, 2, 3)) == none, "its first assignment"
+
+
+def test_a_slot_that_a_new_leader_has_not_heard_is_where_it_was() -> None:
+    before = slots(7, 8)
+    assert with_known_addresses(slots(0, 9, 0), before) == (before[0], slots(0, 9)[1], slots(0, 9, 0)[2])
 
 
 def test_a_table_of_another_shape_is_refused() -> None:

@@ -44,6 +44,13 @@ def test_a_launch_without_a_place_ends_itself(scheduler: FakeScheduler) -> None:
     executor.close()
 
 
+def test_an_executor_that_gets_no_task_ends_itself(scheduler: FakeScheduler) -> None:
+    executor = RunningExecutor(scheduler, TEST_LAUNCH_TIMEOUT_S="0.2")
+    assert executor.process.wait(DEADLINE_S) == 1
+    assert not executor.statuses, "of a task that it never had"
+    executor.close()
+
+
 @pytest.mark.parametrize("victim", ["server", "filler"])
 def test_a_killed_child_ends_all_of_them(tmp_path: Path, scheduler: FakeScheduler, victim: str) -> None:
     executor = RunningExecutor(scheduler).wait_running()

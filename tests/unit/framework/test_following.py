@@ -225,6 +225,7 @@ def test_the_journal_of_the_own_cluster_is_followed() -> None:
     check_belongs(catalog_of(), ZK)
     check_belongs(catalog_of(master=""), ZK)  # written before masters were
     check_belongs(Catalog(), ZK)
+    check_belongs(catalog_of(roles_had=("new", "*")), ZK)  # the fleet's role was changed since
     check_belongs(catalog_of(), Config(master="n:1", journal="zk://z:2181/stoker", new_master=True))
     check_belongs(catalog_of(name="other"), Config(master="m:5050", journal="file:/x"))
 
@@ -235,6 +236,7 @@ def test_the_journal_of_the_own_cluster_is_followed() -> None:
         ({"name": "other"}, "--name 'other', not 'stoker'; nothing was changed$"),
         ({"master": "n:5050"}, "--master 'n:5050', not 'm:5050'.*--new-master"),
         ({"name": "x", "master": "n:5050"}, "--name .* and --master"),
+        ({"roles_had": ("cache", "older")}, "--role 'cache', not '\\*'; nothing was changed$"),
     ],
 )
 def test_the_journal_of_another_cluster_is_refused(fields: dict[str, Any], says: str) -> None:

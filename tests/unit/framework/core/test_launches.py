@@ -120,6 +120,8 @@ def test_a_lost_executor_that_returns_in_time_is_as_it_was(returns_by: str) -> N
     stage.pass_time(50_000, beating=False)
     if returns_by == "task":
         stage.status(launch.task_id, "TASK_RUNNING", reason="REASON_AGENT_REREGISTERED")
+        frames = stage.pass_time(5_000, beating=False)
+        assert not any(actions_of(f, a.ShutdownExecutor) for f in frames), "its heartbeat is on its way"
     assert stage.beat(launch).status == "ok"
     frames = stage.pass_time(120_000)
     assert not any(f.entries or actions_of(f, a.Kill) or actions_of(f, a.ShutdownExecutor) for f in frames)
