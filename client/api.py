@@ -361,8 +361,8 @@ class Dataset:
 
     @contextlib.contextmanager
     def view(self, path_or_row: str | int) -> Iterator[memoryview]:
-        """Lend the file as a read-only memoryview: no copy on the executor's host, for a file inside one full block;
-        else a copy. The executor counts the block as in use until the view, and all that was made of it, is gone.
+        """Lend the file as a read-only memoryview: no copy on the executor's host, for a file inside one full block of the
+        MEM tier; else, and of the SSD tier always, of a copy. The executor counts the block as in use until the view, and all that was made of it, is gone.
         """
         view = self._reader.view(self._row(path_or_row))
         try:

@@ -7,7 +7,7 @@ RETURNED, by way of a queue that takes no lock, since `__del__` runs anywhere.
 
     table (one a dataset generation)       young {block: Descriptor}  <- the hot path: one look-up, no lock
                                            old   {block: Descriptor}  <- not used since the last turn; evicted first
-                                           maps  {block: BlockMap}    <- views and small reads; each holds its Descriptor
+                                           maps  {block: BlockMap}    <- views and small reads, of memory alone; each holds its Descriptor
     loan (one an executor and dataset)     the connection that lent them, and a thread that hears DROP and PINGs
 
 The budget is the process's: DESCRIPTORS_MAX over all tables. When it is spent and nothing is old, all young become old
@@ -25,6 +25,7 @@ says nothing to a PING is left alike: it may never tell what was removed.
 from __future__ import annotations
 
 import collections
+import fcntl
 import mmap
 import os
 import select
@@ -59,6 +60,7 @@ class Descriptor(int):
 
     index: int
     loan: Loan | None
+    is_memory: bool  # the MEM tier's; of a file on a disk, a page may fail to be read
 
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
         try:
@@ -158,7 +160,7 @@ class DescriptorTable:
     def install(self, index: int, number: int, loan: Loan) -> None:
         """Take a descriptor that `loan` has just received."""
         descriptor = Descriptor(number)
-        descriptor.index, descriptor.loan = index, loan
+        descriptor.index, descriptor.loan, descriptor.is_memory = index, loan, _is_memory(number)
         with self.budget.lock:
             self.forget(index)
             self.budget.make_room()
@@ -170,6 +172,13 @@ class DescriptorTable:
         if len(self._not_before) >= ASK_AGAIN_BLOCKS_MAX:
             self._not_before.clear()
         self._not_before[index] = time.monotonic() + ASK_AGAIN_MS / 1000
+
+    def failed(self, index: int, descriptor: int) -> None:
+        """The block's descriptor could not be read from (the disk under it): let go of it, and ask executors."""
+        with self.budget.lock:
+            if self.young.get(index) is descriptor or self.old.get(index) is descriptor:
+                self.forget(index)
+        self.not_full(index)
 
     def forget(self, index: int) -> None:
         """Let go of the block's descriptor and mapping; under the lock."""
@@ -217,9 +226,12 @@ class DescriptorTable:
             self.map(index, data_bytes)
 
     def map(self, index: int, data_bytes: int) -> BlockMap | None:
-        """Return the block's mapping, made now if need be; None: no descriptor of so many bytes is held."""
+        """Return the block's mapping, made now if need be; None: no memory of so many bytes is held.
+
+        A file on a disk is never mapped: a page that the disk does not give would be a SIGBUS in the user's program.
+        """
         descriptor = self.find(index)
-        if descriptor is None:
+        if descriptor is None or not descriptor.is_memory:
             return None
         with self.budget.lock:
             mapped = self.maps.get(index)
@@ -505,6 +517,15 @@ class Loan:
             os.eventfd_write(self._wake, 1)
         except OSError:
             self._is_handing_back = False  # the executor was faster: the thread is awake by that
+
+
+def _is_memory(descriptor: int) -> bool:
+    """Return whether it is a file in memory: those alone know seals."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def _numbers(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -152,8 +152,15 @@ class Fetcher:
         rest = []
         for piece in pieces:
             descriptor = table.find(piece.index)
-            if descriptor is None or not piece.pread(descriptor):
-                rest.append(piece)
+            try:
+                if descriptor is not None and piece.pread(descriptor):
+                    continue
+            except (
+                OSError
+            ):  # of the disk under it; its executor will see the same, another one may have the block
+                assert descriptor is not None
+                table.failed(piece.index, descriptor)
+            rest.append(piece)
         self._surroundings.stats.descriptor_reads += len(pieces) - len(rest)
         return rest
 

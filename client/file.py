@@ -86,9 +86,13 @@ class RawFile(io.RawIOBase):
         descriptor = self._descriptors.get(address >> self._shift)
         if descriptor is not None and size <= self.size - position:
             begin = address & self._mask
-            if begin + size <= self._block_bytes and preadv(descriptor, (view,), begin) == size:
-                self._position = position + size
-                return size
+            if begin + size <= self._block_bytes:
+                try:
+                    if preadv(descriptor, (view,), begin) == size:
+                        self._position = position + size
+                        return size
+                except OSError:
+                    self._reader.descriptor_failed(address, descriptor)
         return self._readinto_slowly(position, view.cast("B"))
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -174,7 +178,11 @@ class RawFile(io.RawIOBase):
                 return False
             begin = address & self._mask
             length = min(size - done, self._block_bytes - begin)
-            if preadv(descriptor, (view[done : done + length],), begin) != length:
+            try:
+                if preadv(descriptor, (view[done : done + length],), begin) != length:
+                    return False
+            except OSError:
+                self._reader.descriptor_failed(address, descriptor)
                 return False
             done += length
             address += length

@@ -48,7 +48,10 @@ class Piece:
         self.store_tries = 0
 
     def pread(self, descriptor: int) -> bool:
-        """Read from a full block's descriptor; False: the file is shorter than it must be, nothing is taken from it."""
+        """Read from a full block's descriptor; False: the file is shorter than it must be, nothing is taken from it.
+
+        :raises OSError: the disk under it does not give the bytes; nothing is taken from it.
+        """
         if self.view is None:
             data = os.pread(descriptor, self.length, self.start)
             if len(data) != self.length:

@@ -109,10 +109,17 @@ class Reader:
         if descriptor is not None:
             begin = address & self.mask
             if begin + length <= self.block_bytes:
-                data = pread(descriptor, length, begin)
-                if len(data) == length:
-                    return data
+                try:
+                    data = pread(descriptor, length, begin)
+                    if len(data) == length:
+                        return data
+                except OSError:
+                    self.descriptor_failed(address, descriptor)
         return self.read_slowly(row, start, length)
+
+    def descriptor_failed(self, address: int, descriptor: int) -> None:
+        """Reading from the descriptor of this address' block failed: it is used no more, the executors are asked."""
+        self.fetcher.table.failed(address >> self.shift, descriptor)
 
     def count_small_read(self, address: int) -> None:
         """A small read of this address went by pread, or over a socket."""
@@ -150,17 +157,23 @@ class Reader:
             begin = offset & mask
             if out is None:
                 if descriptor is not None and begin + size <= block_bytes:
-                    data = pread(descriptor, size, begin)
-                    if len(data) == size:
-                        results[at] = data
-                        continue
+                    try:
+                        data = pread(descriptor, size, begin)
+                        if len(data) == size:
+                            results[at] = data
+                            continue
+                    except OSError:
+                        self.descriptor_failed(offset, descriptor)
                 view = None
             else:
                 view = results[at] = out[place : place + size]
                 place += size
                 if descriptor is not None and begin + size <= block_bytes:
-                    if preadv(descriptor, [view], begin) == size:
-                        continue
+                    try:
+                        if preadv(descriptor, [view], begin) == size:
+                            continue
+                    except OSError:
+                        self.descriptor_failed(offset, descriptor)
             late.append(Range(rows[at], 0, size, view))
             late_at.append(at)
         descriptor = None
@@ -232,8 +245,9 @@ class Reader:
         return wanted.view
 
     def view(self, row: int) -> memoryview:
-        """Return the file's bytes, read-only: the executor's own memory where that is possible (this host, a full block,
-        the file inside it), else a copy. The memory stays as long as the view or what was made of it.
+        """Return the file's bytes, read-only: the executor's own memory where that is possible (this host, a full block of
+        the MEM tier, the file inside it), else a copy, of the SSD tier always: a disk's error while a page is looked at would
+        end the program. The memory stays as long as the view or what was made of it.
         """
         offset, size = self.manifest.extent(row)
         index, begin = offset >> self.shift, offset & self.mask

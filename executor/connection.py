@@ -19,6 +19,7 @@ from gevent.lock import Semaphore
 from stoker.executor import index
 from stoker.executor.block import PAGE_BYTES
 from stoker.executor.checks import find_bad_pages
+from stoker.executor.gatherer import COPY_BYTES_MAX, Gatherer, encode_failures, unreadable
 from stoker.executor.loans import DatasetShelf, Entry, Shelf, read_exactly
 from stoker.executor.misses import Group, GroupPlanner, Misses
 from stoker.executor.stream import STALL_TIMEOUT_MS, Stream
@@ -50,14 +51,9 @@ from stoker.executor.wire import (
 
 log = logging.getLogger(__name__)
 
-COPY_BYTES_MAX = (
-    16 * 1024
-)  # up to here one pread and one send are cheaper than a header and a sendfile (measured)
-GATHER_BYTES = 256 * 1024  # small ranges of a batch are gathered into sends of about this size
 CHECK_BYTES = 1024 * 1024  # checked against their checksums before others have their turn
-GROUPS_AHEAD_MAX = (
-    64  # groups of one request that the keeper is asked for at once: WANTS_MAX is for all callers
-)
+# Groups of one request that the keeper is asked for at once: WANTS_MAX is for all callers.
+GROUPS_AHEAD_MAX = 64
 
 LET_GO_TIMEOUT_MS = 30_000  # of a removed dataset; a caller that is stopped for longer is not waited for
 
@@ -219,7 +215,7 @@ class Connection:
             raise _Refused(
                 HelloStatus.LAUNCH, f"launch {mine.launch_id}, incarnation {mine.incarnation} answers here"
             )
-        dataset = self._shelf.datasets.get((hello.dataset_id, hello.generation))
+        dataset = self._shelf.find_dataset((hello.dataset_id, hello.generation), hello.caller)
         if dataset is None:
             raise _Refused(
                 HelloStatus.DATASET,
@@ -340,7 +336,11 @@ class Connection:
         self._turn.acquire()
         try:
             if length <= COPY_BYTES_MAX:
-                self._stream.send(header + read_exactly(entry.fd, length, start))
+                try:
+                    header += read_exactly(entry.fd, length, start)
+                except OSError as error:
+                    header = self._unread(request_id, entry, error)
+                self._stream.send(header)
             else:
                 self._stream.send(header, more=True)
                 self._stream.send_file(entry.fd, start, length)
@@ -350,6 +350,12 @@ class Connection:
         finally:
             self._turn.release()
             self._shelf.unpin(entry)
+
+    def _unread(self, request_id: int, entry: Entry, error: OSError) -> bytes:
+        """Return the answer to a READ of one range that its file does not give."""
+        self._shelf.note_error(entry, error)
+        names = encode_failures({0: unreadable(error)})
+        return self._header(_READ, request_id, len(names), failed=1) + names
 
     def _read_many(self, request_id: int, flags: int, ranges: list[tuple[int, int, int]]) -> None:
         failures: dict[int, tuple[int, str]] = {}
@@ -422,7 +428,7 @@ class Connection:
                 bad = self._find_bad(entry, segment.start, segment.start + segment.length)
             except OSError as error:
                 self._shelf.note_error(entry, error)
-                failures[segment.range_number] = (Failure.OVERLOADED, f"the block cannot be read: {error}")
+                failures[segment.range_number] = unreadable(error)
                 continue
             if bad:
                 failures[segment.range_number] = (
@@ -448,18 +454,22 @@ class Connection:
         failures: dict[int, tuple[int, str]],
         ranges: list[tuple[int, int, int]],
     ) -> None:
-        names = b""
-        total = sum(length for _, _, length in ranges)
-        if failures:
-            rows = [[n, int(code), message] for n, (code, message) in sorted(failures.items())]
-            packed = msgpack.packb(rows)
-            names = len(packed).to_bytes(4, "little") + packed
-            total -= sum(ranges[number][2] for number in failures)
-        assert self._dataset is not None
-        self._dataset.served_bytes += total
+        while not self._try_to_send(request_id, segments, groups, failures, ranges):
+            continue  # a range has failed more, and nothing is sent yet
+
+    def _try_to_send(
+        self,
+        request_id: int,
+        segments: list[_Segment],
+        groups: list[Group],
+        failures: dict[int, tuple[int, str]],
+        ranges: list[tuple[int, int, int]],
+    ) -> bool:
+        names = encode_failures(failures) if failures else b""
+        total = sum(length for _, _, length in ranges) - sum(ranges[number][2] for number in failures)
         header = self._header(_READ, request_id, len(names) + total, failed=len(failures)) + names
         with self._turn:
-            out = _Gatherer(self._stream, header)
+            out = Gatherer(self._stream, header)
             last: Group | None = None
             number = -1  # of the group; segments and groups are in the same order
             for segment in segments:
@@ -476,10 +486,16 @@ class Connection:
                         out.add(entry.fd, segment.start, segment.length)
                     except OSError as error:
                         self._shelf.note_error(entry, error)
-                        raise
+                        if out.has_sent:
+                            raise
+                        failures[segment.range_number] = unreadable(error)
+                        return False
             out.flush()
+        assert self._dataset is not None
+        self._dataset.served_bytes += total
+        return True
 
-    def _place_of(self, segment: _Segment, out: _Gatherer) -> Entry:
+    def _place_of(self, segment: _Segment, out: Gatherer) -> Entry:
         group = segment.group
         assert group is not None
         if not group.is_done:
@@ -504,21 +520,26 @@ class Connection:
         # The turn comes first: a loan that is asked back at once must not be asked back before it is made.
         with self._turn:
             statuses = bytearray()
-            fds = []
-            for block_index, _, _ in ranges:
-                entry = dataset.blocks.get(block_index)
-                if entry is None:
-                    statuses.append(DescriptorStatus.NOT_HERE)
-                elif not self._may_lend(entry) or not entry.open():
-                    statuses.append(DescriptorStatus.NOT_FULL)
-                else:
-                    statuses.append(DescriptorStatus.PASSED)
-                    entry.loans.add(self)
-                    entry.uses += 1
-                    self._loans[block_index] = entry
-                    fds.append(entry.fd)
-            data = self._header(Op.DESCRIPTORS, request_id, len(statuses)) + bytes(statuses)
-            self._stream.send_with_descriptors(data, fds)
+            passed: list[Entry] = []  # pinned, or other readers' files would take their numbers while we wait
+            try:
+                for block_index, _, _ in ranges:
+                    entry = dataset.blocks.get(block_index)
+                    if entry is None:
+                        statuses.append(DescriptorStatus.NOT_HERE)
+                    elif not self._may_lend(entry) or not entry.open():
+                        statuses.append(DescriptorStatus.NOT_FULL)
+                    else:
+                        statuses.append(DescriptorStatus.PASSED)
+                        entry.pins += 1
+                        passed.append(entry)
+                        entry.loans.add(self)
+                        entry.uses += 1
+                        self._loans[block_index] = entry
+                data = self._header(Op.DESCRIPTORS, request_id, len(statuses)) + bytes(statuses)
+                self._stream.send_with_descriptors(data, [entry.fd for entry in passed])
+            finally:
+                for entry in passed:
+                    self._shelf.unpin(entry)
 
     def _may_lend(self, entry: Entry) -> bool:
         if not entry.sealed or not entry.full_from or self._version < entry.full_from:
@@ -554,7 +575,12 @@ class Connection:
         if entry is None or not entry.sealed or self._version < entry.full_from or not entry.open():
             self._refuse(Op.CRCS, request_id, Status.UNAVAILABLE, f"block {ranges[0][0]} is not full here")
             return
-        crcs = index.read_crcs(entry.fd, entry.layout, 0, -(-entry.data_bytes // PAGE_BYTES))
+        try:
+            crcs = index.read_crcs(entry.fd, entry.layout, 0, -(-entry.data_bytes // PAGE_BYTES))
+        except OSError as error:
+            self._shelf.note_error(entry, error)
+            self._refuse(Op.CRCS, request_id, Status.UNAVAILABLE, unreadable(error)[1])
+            return
         self._answer(Op.CRCS, request_id, b"".join(crc.to_bytes(4, "little") for crc in crcs))
 
     def _end(self) -> None:
@@ -571,29 +597,3 @@ class Connection:
         self._stream.close()
         if self._dataset is not None:
             self._dataset.left(self)
-
-
-class _Gatherer:
-    """Sends an answer's pieces in order: small ones copied together, large ones straight from their file."""
-
-    def __init__(self, stream: Stream, head: bytes) -> None:
-        self._stream = stream
-        self._parts = [head]
-        self._bytes = len(head)
-
-    def add(self, fd: int, start: int, length: int) -> None:
-        if length <= COPY_BYTES_MAX:
-            if self._bytes >= GATHER_BYTES:
-                self.flush(more=True)
-            self._parts.append(read_exactly(fd, length, start))
-            self._bytes += length
-            return
-        self.flush(more=True)
-        self._stream.send_file(fd, start, length)
-
-    def flush(self, *, more: bool = False) -> None:
-        if self._parts:
-            data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts, self._bytes = [], 0
-            self._stream.send(data, more=more)
-            self._stream.note_work(len(data))

@@ -17,6 +17,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -40,6 +41,8 @@ from stoker.executor.core.disk_index import (
 from stoker.executor.errors import DirectoryHeld, DirectoryRefused
 from stoker.executor.store import file_bytes
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
 LOCK, FORMAT, BOOT, INDEX, BLOCKS = "lock", "format", "boot", "index", "blocks"
 RESERVE_BYTES_MAX = 16 * 1024 * 1024  # of the directory, for what is no block: a quota counts all of it
@@ -47,6 +50,9 @@ RESERVE_SHARE = 16  # but no more than one part in so many
 _PARTIAL = ".partial"
 _INDEX_BYTES_MAX = 256 * 1024 * 1024
 _SMALL_BYTES_MAX = 4096
+_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TRIES_MAX = 16  # blocks that are given up at a start for room to write the index
+_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -61,6 +67,11 @@ def _reserve(fd: int, size: int) -> None:
             return
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
+
+
+def is_short_of_means(error: OSError) -> bool:
+    """Return whether a file could not be opened for want of descriptors or memory: nothing is said of the file."""
+    return error.errno in _SHORTAGES
 
 
 class Disk:
@@ -114,7 +125,11 @@ class Disk:
 
 
 class Opened(NamedTuple):
-    """A directory at a start. `unrecorded`: files to look into, with their data bytes; `index_fd` ends at `index_bytes`."""
+    """A directory at a start. `unrecorded`: files to look into, with their data bytes; `index_fd` ends at `index_bytes`.
+
+    `stuck`: files that are of no use and could not be removed; the index says so, and is to go on saying it. `given_up_count`:
+    blocks that were given up for room to write the index.
+    """
 
     lock_fd: int
     index_fd: int
@@ -125,6 +140,8 @@ class Opened(NamedTuple):
     lost_count: int
     damaged_count: int
     capacity_bytes: int
+    stuck: tuple[BlockFileName, ...]
+    given_up_count: int
 
 
 def open_directory(directory: str, cluster: bytes, *, disk: Disk, boot_id: str, asked_bytes: int) -> Opened:
@@ -145,16 +162,21 @@ def open_directory(directory: str, cluster: bytes, *, disk: Disk, boot_id: str, 
         files = [file for file in names if file is not None]
         found = reconcile(said, files, trusts_unrecorded=is_same_boot)
         unrecorded, unfit = _look_into(directory, cluster, found)
-        for file in (*found.doomed, *unfit):
-            disk.unlink(block_path(directory, file))
-        index_fd, index_bytes = write_index(directory, cluster, disk, found.held)
-        try:
-            replace_file(disk, os.path.join(directory, BOOT), boot_id.encode())
-        except BaseException:
-            os.close(index_fd)
-            raise
+        stuck = [file for file in (*found.doomed, *unfit) if not _is_removed(disk, directory, file)]
+        held = list(found.held)
+        while True:
+            try:
+                index_fd, index_bytes = _begin_boot(directory, cluster, disk, boot_id, held, stuck)
+                break
+            except OSError as error:
+                given_up = len(found.held) - len(held)
+                if error.errno not in _FULL_ERRORS or not held or given_up >= _FULL_TRIES_MAX:
+                    raise
+                oldest = held.pop(0).file
+                if not _is_removed(disk, directory, oldest):
+                    stuck.append(oldest)
         seen = [file.serial for file in files] + list(said.held) + list(said.dropped)
-        used = sum(file_bytes(record.data_bytes) for record in found.held)
+        used = sum(file_bytes(record.data_bytes) for record in held)
         used += sum(file_bytes(data_bytes) for _, data_bytes in unrecorded)
         reserve = min(RESERVE_BYTES_MAX, asked_bytes // RESERVE_SHARE)
         there = used + disk.free_bytes(directory)
@@ -162,16 +184,46 @@ def open_directory(directory: str, cluster: bytes, *, disk: Disk, boot_id: str, 
             lock_fd,
             index_fd,
             index_bytes,
-            found.held,
+            tuple(held),
             unrecorded,
             max(seen, default=0) + 1,
             len(found.lost),
             said.bad_count,
             max(0, min(asked_bytes, there) - reserve),
+            tuple(stuck),
+            len(found.held) - len(held),
         )
     except BaseException:
         os.close(lock_fd)
         raise
+
+
+def _is_removed(disk: Disk, directory: str, file: BlockFileName) -> bool:
+    path = block_path(directory, file)
+    try:
+        disk.unlink(path)
+    except OSError as error:
+        log.error("%s cannot be removed: %s", path, error)
+        return False
+    return True
+
+
+def _begin_boot(
+    directory: str,
+    cluster: bytes,
+    disk: Disk,
+    boot_id: str,
+    held: Iterable[Record],
+    dropped: Iterable[BlockFileName],
+) -> tuple[int, int]:
+    """Make durable what is held, and then that a keeper began in this boot; return as `write_index` does."""
+    index_fd, index_bytes = write_index(directory, cluster, disk, held, dropped)
+    try:
+        replace_file(disk, os.path.join(directory, BOOT), boot_id.encode())
+    except BaseException:
+        os.close(index_fd)
+        raise
+    return index_fd, index_bytes
 
 
 def block_path(directory: str, file: BlockFileName) -> str:
@@ -310,10 +362,15 @@ def _look_into(
 
 
 def _data_bytes(path: str, cluster: bytes, file: BlockFileName) -> int:
-    """Return the data bytes of a block's file; 0: it is not the file of this block."""
+    """Return the data bytes of a block's file; 0: it is not the file of this block.
+
+    :raises OSError: there are no descriptors to find out with.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+    except OSError as error:
+        if is_short_of_means(error):
+            raise
         return 0
     try:
         place = _layout_of(os.fstat(fd).st_size)

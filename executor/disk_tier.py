@@ -11,13 +11,19 @@ for all blocks of the step.
 
 A file that is forgotten stays as it is, and where it is, until nobody uses it: readers may have its descriptor.
 
+A file whose bytes could not be synced is broken for good: the next sync may say yes to pages that are lost already. Of a
+damaged one the header goes at once, and the step that records that it is gone syncs the index: it is found by nobody, also
+after a kill or a power cut.
+
 An error of one file costs its block; an error of the index is tried again with a new index. Both are counted and told, and no
-file is made for DISK_PAUSE_MS after one. Descriptors: OPEN_MAX at most, of files that are being filled for the most part.
+file is made for DISK_PAUSE_MS after one. Where only descriptors or memory are short that is said of no file: it is tried again
+later. Descriptors: OPEN_MAX at most, of files that are being filled for the most part.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections import OrderedDict
@@ -28,7 +34,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from stoker.executor.block import BlockName, block_layout, encode_header
+from stoker.executor.block import MAGIC, BlockName, block_layout, encode_header
 from stoker.executor.core.disk_index import (
     RECORD_BYTES,
     BlockFileName,
@@ -36,12 +42,21 @@ from stoker.executor.core.disk_index import (
     encode_drop,
     encode_hold,
 )
-from stoker.executor.disk import BLOCKS, Disk, Opened, block_path, check_block_file, write_index
+from stoker.executor.disk import (
+    BLOCKS,
+    Disk,
+    Opened,
+    block_path,
+    check_block_file,
+    is_short_of_means,
+    write_index,
+)
 
 log = logging.getLogger(__name__)
 
 OPEN_MAX = 256  # descriptors of block files in the keeper
 STEP_FILES_MAX = 64  # committed together
+STEP_BYTES_MAX = 256 * 1024 * 1024  # of those, unless the first alone has more: removals wait for a step
 STEP_UNLINKS_MAX = 256
 DISK_PAUSE_MS = 5_000  # after an error, until a file is made or an index written again
 INDEX_SLACK_BYTES = 1024 * 1024  # of records that say nothing any more, before the index is written anew
@@ -53,7 +68,7 @@ InThread = Callable[..., Any]  # runs (function, *arguments) off the hub and ret
 class DiskFile:
     """One block's file in the directory. See BlockFile."""
 
-    __slots__ = ("_done", "_is_sealing", "_tier", "data_bytes", "file", "is_forgotten", "record")
+    __slots__ = ("_broken", "_done", "_is_sealing", "_tier", "data_bytes", "file", "is_forgotten", "record")
 
     def __init__(self, tier: DiskTier, file: BlockFileName, data_bytes: int, record: Record | None) -> None:
         self.file = file
@@ -63,6 +78,7 @@ class DiskFile:
         self._tier = tier
         self._is_sealing: Record | None = None
         self._done: Callable[[str], None] | None = None
+        self._broken = ""  # why it can never be durable
 
     @property
     def name(self) -> str:
@@ -75,6 +91,8 @@ class DiskFile:
         assert not self.is_forgotten
         if self.record is not None:
             return True
+        if self._broken:
+            raise OSError(errno.EIO, self._broken)
         if self._is_sealing is None:
             self._is_sealing = Record(self.file, self.data_bytes, version, cached_bytes)
             self._done = done
@@ -86,11 +104,11 @@ class DiskFile:
         self._is_sealing = self._done = self.record = None
         self._tier.recall(self)
 
-    def forget(self) -> None:
+    def forget(self, *, is_damaged: bool = False) -> None:
         if not self.is_forgotten:
             self.is_forgotten = True
             self._is_sealing = self._done = None
-            self._tier.withdraw(self)
+            self._tier.withdraw(self, is_damaged=is_damaged)
 
     def discard(self, on_gone: Callable[[], None]) -> None:
         self.forget()
@@ -110,9 +128,11 @@ class DiskFile:
         return True
 
     def tell(self, reason: str) -> None:
+        """Tell who waits, if anybody does; `reason`: it will never be durable."""
         done, self._done = self._done, None
         if reason:
             self._is_sealing = None
+            self._broken = reason
         if done is not None:
             done(reason)
 
@@ -125,6 +145,7 @@ class _Step:
     drops: list[BlockFileName]
     unlinks: list[DiskFile]
     syncs_directory: bool
+    syncs_drops: bool
     rewrite: tuple[list[Record], list[BlockFileName]] | None
     index_fd: int
     index_bytes: int
@@ -132,6 +153,8 @@ class _Step:
     not_unlinked: dict[DiskFile, str] = field(default_factory=dict)
     index_error: str = ""
     is_directory_synced: bool = False
+    has_lost_names: bool = False
+    not_now: str = ""  # why nothing was committed, which is the fault of none of the files
 
 
 class DiskTier:
@@ -166,15 +189,21 @@ class DiskTier:
         self._open: OrderedDict[DiskFile, int] = OrderedDict()
         self._commits: dict[DiskFile, None] = {}  # in order
         self._drops: list[BlockFileName] = []
-        self._forgotten: dict[int, BlockFileName] = {}  # by serial: not unlinked yet
+        self._forgotten = {file.serial: file for file in opened.stuck}  # not unlinked yet
         self._unlinks: dict[DiskFile, Callable[[], None]] = {}
         self._is_directory_dirty = False
+        self._must_sync_drops = False
+        self._unsure_until = 0  # a sync of the directory failed: lower serials may have lost their names
         self._paused_until_ms = 0
         self._wake = Event()
         if opened.lost_count or opened.damaged_count:
             self._count(
                 f"at the start: {opened.damaged_count} damaged records, {opened.lost_count} records without their file"
             )
+        if opened.stuck:
+            self._count(f"at the start: {len(opened.stuck)} files of no use could not be removed")
+        if opened.given_up_count:
+            self._count(f"at the start: the disk was full, {opened.given_up_count} blocks were given up")
 
     # --- files
 
@@ -182,6 +211,7 @@ class DiskTier:
         if self._now_ms() < self._paused_until_ms:
             return None
         file = DiskFile(self, BlockFileName(name, self._serial_next), data_bytes, None)
+        self._serial_next += 1  # whatever comes of it: what cannot be removed either keeps its name
         layout = block_layout(data_bytes)
         path = block_path(self.directory, file.file)
         try:
@@ -196,7 +226,6 @@ class DiskTier:
         except OSError as error:
             self.note_error(f"a file for block {name} cannot be made: {error}")
             return None
-        self._serial_next += 1
         self._is_directory_dirty = True
         self._keep_open(file, fd)
         return file
@@ -242,12 +271,23 @@ class DiskTier:
     def recall(self, file: DiskFile) -> None:
         self._commits.pop(file, None)
 
-    def withdraw(self, file: DiskFile) -> None:
+    def withdraw(self, file: DiskFile, *, is_damaged: bool) -> None:
         self._commits.pop(file, None)
         self._live.pop(file.file.serial, None)
         self._drops.append(file.file)
         self._forgotten[file.file.serial] = file.file
+        if is_damaged:
+            self._must_sync_drops = True
+            self._spoil(file)
         self._wake.set()
+
+    def _spoil(self, file: DiskFile) -> None:
+        """Make the file one that nobody takes for its block's, should this process end before it is recorded as gone."""
+        try:
+            offset = block_layout(file.data_bytes).trailer_offset
+            self._disk.write(self.descriptor(file), bytes(len(MAGIC)), offset)
+        except OSError as error:
+            log.warning("%s: its header stays: %s", file.name, error)
 
     def remove(self, file: DiskFile, on_gone: Callable[[], None]) -> None:
         fd = self._open.pop(file, None)
@@ -263,7 +303,7 @@ class DiskTier:
         while True:
             self._wake.wait()
             self._wake.clear()
-            while self._commits or self._drops or self._unlinks:
+            while self._commits or self._drops or self._unlinks or self._is_index_broken:
                 if not self.step():
                     gevent.sleep(DISK_PAUSE_MS / 1000)
 
@@ -278,16 +318,12 @@ class DiskTier:
         return self._take(step)
 
     def _next_step(self) -> _Step:
-        commits = []
-        for file in list(self._commits)[:STEP_FILES_MAX]:
-            record = file.sealing
-            assert record is not None, file.name
-            try:
-                commits.append((file, record, os.dup(self.descriptor(file))))
-            except OSError as error:
-                self._commits.pop(file)
-                self._fail(file, f"block {file.file.name} cannot be synced: {error}")
+        commits, not_now = self._next_commits()
         drops, self._drops = self._drops, []
+        syncs_drops, self._must_sync_drops = self._must_sync_drops, False
+        # What is made from now on may come after the sync: the flag is set by it again.
+        syncs_directory = self._is_directory_dirty and bool(commits)
+        self._is_directory_dirty &= not syncs_directory
         rewrite = None
         if self._is_index_broken or self._index_bytes > INDEX_SLACK_BYTES + 2 * RECORD_BYTES * len(
             self._live
@@ -297,11 +333,35 @@ class DiskTier:
             commits,
             drops,
             list(self._unlinks)[:STEP_UNLINKS_MAX],
-            self._is_directory_dirty and bool(commits),
+            syncs_directory,
+            syncs_drops,
             rewrite,
             self._index_fd,
             self._index_bytes,
+            not_now=not_now,
         )
+
+    def _next_commits(self) -> tuple[list[tuple[DiskFile, Record, int]], str]:
+        """Return what to commit now; and why nothing, if there are no descriptors or no memory for it."""
+        commits: list[tuple[DiskFile, Record, int]] = []
+        sync_bytes = 0
+        for file in list(self._commits)[:STEP_FILES_MAX]:
+            record = file.sealing
+            if record is None:
+                continue  # news of one before it made this one go
+            sync_bytes += file.data_bytes
+            if commits and sync_bytes > STEP_BYTES_MAX:
+                break
+            try:
+                if file.file.serial < self._unsure_until:
+                    raise OSError(errno.EIO, "a sync of the directory failed since it was made")
+                commits.append((file, record, os.dup(self.descriptor(file))))
+            except OSError as error:
+                if is_short_of_means(error):
+                    return commits, "" if commits else str(error)
+                self._commits.pop(file, None)
+                self._fail(file, f"block {file.file.name} cannot be synced: {error}")
+        return commits, ""
 
     def _take(self, step: _Step) -> bool:
         if step.index_fd != self._index_fd:
@@ -309,16 +369,20 @@ class DiskTier:
             self._index_fd = step.index_fd
         self._index_bytes = step.index_bytes
         self._is_index_broken = bool(step.index_error)
-        if step.is_directory_synced:
-            self._is_directory_dirty = False
+        if step.syncs_directory and not step.is_directory_synced:
+            self._is_directory_dirty = True
+        if step.has_lost_names:
+            self._unsure_until = self._serial_next
+        if step.not_now:
+            self.note_error(f"blocks are to be synced, which has to wait: {step.not_now}")
         if step.index_error:
             self.note_error(f"the index cannot be written: {step.index_error}")
         for file, record, _ in step.commits:
             if file in step.failed:
                 self._commits.pop(file, None)
                 self._fail(file, step.failed[file])
-            elif step.index_error:
-                continue  # again, with a new index
+            elif step.index_error or step.not_now:
+                continue  # again: with a new index, or more descriptors
             elif file.committed(record):
                 self._commits.pop(file, None)
                 self._live[file.file.serial] = record
@@ -329,9 +393,10 @@ class DiskTier:
                 continue
             self._forgotten.pop(file.file.serial, None)
             self._unlinks.pop(file)()
-        return not step.index_error and not step.not_unlinked
+        return not step.index_error and not step.not_unlinked and not step.not_now
 
     def _fail(self, file: DiskFile, reason: str) -> None:
+        """The file can never be durable, whether anybody waits for that or not."""
         if not file.is_forgotten:
             self.note_error(reason)
             file.tell(reason)
@@ -344,7 +409,36 @@ class DiskTier:
 
 
 def _work(step: _Step, disk: Disk, directory: str, cluster: bytes) -> None:
-    """Do a step; what fails is noted in it. In a thread."""
+    """Do a step; what fails is noted in it. In a thread. Room comes free first: syncs may take long."""
+    try:
+        if step.rewrite is None:
+            _append(step, disk, map(encode_drop, step.drops))
+    except OSError as error:
+        step.index_error = str(error)
+    for file in step.unlinks:
+        try:
+            disk.unlink(block_path(directory, file.file))
+        except OSError as error:
+            step.not_unlinked[file] = str(error)
+    if step.index_error:
+        return
+    synced = _sync(step, disk, directory)
+    try:
+        if step.rewrite is not None:
+            live, forgotten = step.rewrite
+            step.index_fd, step.index_bytes = write_index(
+                directory, cluster, disk, [*live, *synced], [*forgotten, *step.drops]
+            )
+            return
+        _append(step, disk, map(encode_hold, synced))
+        if synced or step.syncs_drops:
+            disk.sync(step.index_fd)  # a drop that is lost only brings back what is right, else
+    except OSError as error:
+        step.index_error = str(error)
+
+
+def _sync(step: _Step, disk: Disk, directory: str) -> list[Record]:
+    """Return the records of what is durable now: bytes and names."""
     synced = []
     for file, record, fd in step.commits:
         try:
@@ -357,30 +451,17 @@ def _work(step: _Step, disk: Disk, directory: str, cluster: bytes) -> None:
             disk.sync_directory(os.path.join(directory, BLOCKS))
             step.is_directory_synced = True
         except OSError as error:
-            step.failed |= {file: f"the directory cannot be synced: {error}" for file, _ in synced}
+            if is_short_of_means(error):
+                step.not_now = str(error)
+            else:
+                step.has_lost_names = True
+                step.failed |= {file: f"the directory cannot be synced: {error}" for file, _ in synced}
             synced = []
-    try:
-        _write_records(step, [record for _, record in synced], disk, directory, cluster)
-    except OSError as error:
-        step.index_error = str(error)
-    for file in step.unlinks:
-        try:
-            disk.unlink(block_path(directory, file.file))
-        except OSError as error:
-            step.not_unlinked[file] = str(error)
+    return [record for _, record in synced]
 
 
-def _write_records(step: _Step, holds: Iterable[Record], disk: Disk, directory: str, cluster: bytes) -> None:
-    holds = list(holds)
-    if step.rewrite is not None:
-        live, forgotten = step.rewrite
-        step.index_fd, step.index_bytes = write_index(
-            directory, cluster, disk, [*live, *holds], [*forgotten, *step.drops]
-        )
-        return
-    data = b"".join((*map(encode_hold, holds), *map(encode_drop, step.drops)))
+def _append(step: _Step, disk: Disk, records: Iterable[bytes]) -> None:
+    data = b"".join(records)
     if data:
         disk.write(step.index_fd, data, step.index_bytes)
         step.index_bytes += len(data)
-    if holds:
-        disk.sync(step.index_fd)  # a drop that is lost only brings back what is right

@@ -25,6 +25,7 @@ from stoker.executor.core.filling import (
 )
 from stoker.executor.core.homes import Source, peers_message, sources
 from stoker.executor.datasets import DatasetView, Manifests
+from stoker.executor.disk import is_short_of_means
 from stoker.executor.fillers import FILLER_JOBS_MAX, WANTED_JOBS_MAX, FillerLink, Fillers, Job
 from stoker.executor.holdings import Block, Holdings
 from stoker.executor.manifest import Manifest
@@ -67,6 +68,7 @@ class Fills:
         self._ready: deque[Block] = deque()  # blocks with ranges that readers wait for
         self._checks: deque[Block] = deque()  # full blocks without all checksums
         self._unsealed: set[Block] = set()  # full blocks that could not be sealed just then
+        self._unmarked: list[tuple[Block, list[Range]]] = []  # valid, which their files do not say yet
         self._reconsider_ms = 0
         self._is_pumping = False
         self._is_asked = False
@@ -95,12 +97,12 @@ class Fills:
             block.is_ready = True
             self._ready.append(block)
 
-    def let_go(self, block: Block, why: str) -> None:
+    def let_go(self, block: Block, why: str, *, is_damaged: bool = False) -> None:
         """Free a block: evicted, not wanted, removed or damaged."""
         for number in list(block.jobs):
             self._fillers.cancel(self._jobs[number])
         block.queued.clear()
-        self._holdings.let_go(block, self._now_ms(), why)
+        self._holdings.let_go(block, self._now_ms(), why, is_damaged=is_damaged)
         self._holdings.settle(block)
 
     def file_failed(self, block: Block, text: str) -> None:
@@ -108,7 +110,7 @@ class Fills:
         if block.is_leaving:
             return
         self._holdings.note_error(block, text)
-        self.let_go(block, f"its file failed: {text}")
+        self.let_go(block, f"its file failed: {text}", is_damaged=True)
         if block.name.block_index in block.view.mine_set and not block.view.is_removed:
             block.view.todo.append(block.name.block_index)
 
@@ -125,7 +127,9 @@ class Fills:
     def update_busy(self, block: Block) -> None:
         held = block.account.cache.held.get(block.holding)
         if held is not None:
-            held.busy = bool(block.jobs or block.pins or block.queued or block.is_checking)
+            held.busy = bool(
+                block.jobs or block.pins or block.queued or block.is_checking or block.is_sealing
+            )
 
     def check_waiters(self, block: Block) -> None:
         """Tell the waiters whose ranges are valid, or will not be."""
@@ -158,6 +162,9 @@ class Fills:
                 self.reconsider()
             else:
                 self.room_came()  # a disk that was full, or failed, may do again
+        unmarked, self._unmarked = self._unmarked, []
+        for block, ranges in unmarked:
+            self._mark_filled(block, ranges)
         unsealed, self._unsealed = self._unsealed, set()
         for block in unsealed:
             self.finish(block)
@@ -213,7 +220,9 @@ class Fills:
                     block.queued[version] = Extents(rest)
                 if block.queued:
                     self._make_ready(block)
-                self._start(link, block, version, taken, urgent=True)
+                if not self._start(link, block, version, taken, urgent=True):
+                    self._put_back(block, version, taken)
+                    return False
                 return True
             self.update_busy(block)
             self.finish(block)  # it may only have waited for these
@@ -222,9 +231,18 @@ class Fills:
             if block.state.version not in block.view.manifests:
                 block.is_checking = False  # a newer version is about to be taken over, and looks again
             elif not block.is_leaving:
-                self._start_checksum(link, block)
+                if not self._start_checksum(link, block):
+                    self._checks.append(block)
+                    return False
                 return True
         return False
+
+    def _put_back(self, block: Block, version: int, ranges: list[Range]) -> None:
+        """A job for readers could not begin just now: `tick` tries again."""
+        queued = block.queued.setdefault(version, Extents())
+        for start, stop in ranges:
+            queued.add(start, stop)
+        self._make_ready(block)
 
     def _refuse_queued(self, block: Block, version: int) -> None:
         """The dataset was removed, or this version of it was forgotten, since the ranges were asked for."""
@@ -252,7 +270,10 @@ class Fills:
                 if taken == ranges:
                     view.todo.popleft()
                 if taken:
-                    self._start(link, block, manifest.version, taken, urgent=False)
+                    if not self._start(link, block, manifest.version, taken, urgent=False):
+                        if taken == ranges:
+                            view.todo.appendleft(block_index)
+                        return False
                     return True
         return False
 
@@ -292,7 +313,8 @@ class Fills:
 
     def _start(
         self, link: FillerLink, block: Block, version: int, ranges: list[Range], *, urgent: bool
-    ) -> None:
+    ) -> bool:
+        """Begin a job, or let go of a block whose file failed; False: its file cannot be opened just now."""
         view = block.view
         try:
             fd = block.file.open()
@@ -300,8 +322,10 @@ class Fills:
                 pages = [(start // PAGE_BYTES, -(-stop // PAGE_BYTES)) for start, stop in ranges]
                 index.mark_known(fd, block.layout, pages, known=False)
         except OSError as error:
+            if is_short_of_means(error):
+                return False
             self.file_failed(block, str(error))
-            return
+            return True
         self._holdings.unseal(block)
         job = self._new_job(link, block, version, ranges, urgent=urgent)
         for number in block.jobs - {job.number}:
@@ -326,18 +350,22 @@ class Fills:
             },
             fd,
         )
+        return True
 
     def _sources(self, view: DatasetView, block_index: int) -> list[Source]:
         spare = int(view.spares[block_index % len(view.spares)])
         return sources(view.table, self.slots, position=view.position, block_index=block_index, spare=spare)
 
-    def _start_checksum(self, link: FillerLink, block: Block) -> None:
+    def _start_checksum(self, link: FillerLink, block: Block) -> bool:
+        """See _start."""
         version = block.state.version
         try:
             fd = block.file.open()
         except OSError as error:
+            if is_short_of_means(error):
+                return False
             self.file_failed(block, str(error))
-            return
+            return True
         job = self._new_job(link, block, version, [], is_checksum=True)
         self._tell_dataset(link, block.view, version)
         message = {
@@ -347,6 +375,7 @@ class Fills:
             "generation": block.view.key[1],
         }
         self._fillers.begin(job, message | {"version": version, "index": block.name.block_index}, fd)
+        return True
 
     def _new_job(
         self,
@@ -402,16 +431,30 @@ class Fills:
         fresh = [
             part for start, stop in message["extents"] for part in block.state.filled(start, stop, job.owned)
         ]
-        try:
-            if fresh and not block.is_scratch:  # nobody asks a scratch block's index what is valid
-                self._holdings.mark_filled(block, fresh)
-                self._count(job, fresh)
-            if message["crc_pages"] and not job.is_stale:
-                pages = [(first, stop) for first, stop in message["crc_pages"]]
-                index.mark_known(block.file.open(), block.layout, pages)
-        except OSError as error:
-            self.file_failed(block, str(error))
+        if fresh and not block.is_scratch:  # nobody asks a scratch block's index what is valid
+            self._mark_filled(block, fresh)
+            self._count(job, fresh)
+        if message["crc_pages"] and not job.is_stale:
+            self._mark_known(block, [(first, stop) for first, stop in message["crc_pages"]])
         self.check_waiters(block)
+
+    def _mark_filled(self, block: Block, ranges: list[Range]) -> None:
+        if block.is_gone:
+            return
+        try:
+            self._holdings.mark_filled(block, ranges)
+        except OSError as error:
+            if is_short_of_means(error):
+                self._unmarked.append((block, ranges))  # readers ask the keeper until then
+            else:
+                self.file_failed(block, str(error))
+
+    def _mark_known(self, block: Block, pages: list[Range]) -> None:
+        try:
+            index.mark_known(block.file.open(), block.layout, pages)
+        except OSError as error:
+            if not is_short_of_means(error):  # else they are computed again once the block is full
+                self.file_failed(block, str(error))
 
     def _count(self, job: Job, fresh: list[Range]) -> None:
         """Count the bytes of files, of the assigned version, that became valid."""
@@ -472,7 +515,7 @@ class Fills:
         for start, stop in padding:
             state.valid.add(start, stop)
         if padding:
-            self._holdings.mark_filled(block, padding)
+            self._mark_filled(block, padding)
 
     def _take_failures(self, job: Job, failed: list[Any]) -> None:
         state = job.block.state
@@ -520,15 +563,18 @@ class Fills:
                 block.is_checking = True
                 self._checks.append(block)
                 return
+            manifest = block.view.manifest
+            if manifest is not None and block.name.block_index < manifest.block_count:
+                block.cached_bytes = manifest.file_bytes_in_block(block.name.block_index)
+            block.view.changes += 1
+            if not self._holdings.seal(block, lambda reason: self._sealed(block, reason)):
+                self._unsealed.add(block)
         except OSError as error:
-            self.file_failed(block, str(error))
-            return
-        manifest = block.view.manifest
-        if manifest is not None and block.name.block_index < manifest.block_count:
-            block.cached_bytes = manifest.file_bytes_in_block(block.name.block_index)
-        block.view.changes += 1
-        if not self._holdings.seal(block, lambda reason: self._sealed(block, reason)):
-            self._unsealed.add(block)
+            if is_short_of_means(error):
+                self._unsealed.add(block)
+            else:
+                self.file_failed(block, str(error))
+        self.update_busy(block)
 
     def _sealed(self, block: Block, reason: str) -> None:
         """The tier has news of a block that it was to seal."""

@@ -162,12 +162,14 @@ class Holdings:
         self._by_dataset: dict[DatasetKey, dict[int, Block]] = {}
         self._stored: dict[DatasetKey, dict[int, Stored]] = {}
         self._stored_holdings: dict[int, Stored] = {}
+        self._strange_tiers: set[str] = set()  # that were warned of
         self._next_holding = 1
         self.scratch_bytes = scratch_bytes
         self.scratch_used_bytes = 0
         self._scratch_charges: dict[int, int] = {}
         self._scratch_waiting: deque[tuple[int, Event]] = deque()
         self.room_changed = Event()
+        self.stored_changed = Event()
 
     def find(self, name: BlockName) -> Block | None:
         return self._by_dataset.get((name.dataset_id, name.generation), {}).get(name.block_index)
@@ -184,7 +186,17 @@ class Holdings:
 
     def account_of(self, view: DatasetView) -> TierAccount:
         """Return the tier that holds the dataset's blocks, and its account."""
-        return self._accounts[view.assignment.tier]
+        tier = view.assignment.tier
+        if tier not in self._accounts:
+            if tier not in self._strange_tiers:
+                self._strange_tiers.add(tier)
+                log.warning(
+                    "dataset %s is for a tier %r, which a newer leader may know: it is held in memory",
+                    view.assignment.name,
+                    tier,
+                )
+            tier = MEM
+        return self._accounts[tier]
 
     def cache_of(self, view: DatasetView) -> Cache:
         return self.account_of(view).cache
@@ -289,7 +301,7 @@ class Holdings:
             block.is_sealing = False
             block.file.unseal()
 
-    def let_go(self, block: Block, now_ms: int, why: str) -> None:
+    def let_go(self, block: Block, now_ms: int, why: str, *, is_damaged: bool = False) -> None:
         """Begin to free a kept block; idempotent. Its waiters are told, its jobs must be cancelled by the caller."""
         if block.is_leaving:
             return
@@ -299,7 +311,7 @@ class Holdings:
             del self._by_dataset[block.view.key]
         block.view.changes += 1
         block.account.cache.leave(block.holding, now_ms)
-        block.file.forget()
+        block.file.forget(is_damaged=is_damaged)
         for waiter in block.waiters:
             waiter.lost = why
             waiter.done.set()
@@ -451,14 +463,14 @@ class Holdings:
         if not self.of_dataset(view.key):
             self._by_dataset.pop(view.key, None)
 
-    def drop_stored(self, stored: Stored, now_ms: int) -> None:
+    def drop_stored(self, stored: Stored, now_ms: int, *, is_damaged: bool = False) -> None:
         """Begin to free a stored file. Idempotent."""
         if stored.is_leaving:
             return
         stored.is_leaving = True
         self._take_stored(stored)
         self._accounts[SSD].cache.leave(stored.holding, now_ms)
-        stored.file.forget()
+        stored.file.forget(is_damaged=is_damaged)
         self._settle_stored(stored)
 
     def stored_by(self, holding: int) -> Stored | None:
@@ -479,6 +491,8 @@ class Holdings:
         del self._stored[key][name.block_index]
         if not self._stored[key]:
             del self._stored[key]
+        self.stored_changed.set()
+        self.stored_changed.clear()
 
     def _make(
         self,

@@ -7,6 +7,7 @@ it can be sealed. This module knows no dataset and no socket.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterable
@@ -65,8 +66,13 @@ def known_pages(fd: int, layout: BlockLayout, first: int, stop: int) -> list[boo
 
 
 def read_crcs(fd: int, layout: BlockLayout, first: int, stop: int) -> tuple[int, ...]:
-    """Return the stored CRC-32C of pages [first, stop); only known ones mean something."""
+    """Return the stored CRC-32C of pages [first, stop); only known ones mean something.
+
+    :raises OSError: they cannot be read, or the file is too short.
+    """
     data = os.pread(fd, 4 * (stop - first), layout.crc_offset + 4 * first)
+    if len(data) != 4 * (stop - first):
+        raise OSError(errno.EIO, f"{len(data)} bytes of {4 * (stop - first)} of its checksums are there")
     return struct.unpack(f"<{stop - first}I", data)
 
 

@@ -38,6 +38,7 @@ from stoker.executor.errors import DirectoryHeld, DirectoryRefused
 from stoker.executor.fillers import ENVIRONMENT, Fillers
 from stoker.executor.fills import Fills
 from stoker.executor.holdings import MEM, SSD, Holdings, TierAccount
+from stoker.executor.loans import files_open_max
 from stoker.executor.machine import (
     available_bytes,
     cgroup_bytes,
@@ -53,7 +54,7 @@ from stoker.executor.messages import (
     HeartbeatAnswer,
     decode_summons,
 )
-from stoker.executor.process import raise_descriptor_limit
+from stoker.executor.process import boot_id, raise_descriptor_limit
 from stoker.executor.report import Reporter
 from stoker.executor.residency import Residents
 from stoker.executor.saving import Saver
@@ -130,7 +131,7 @@ class Keeper:
         self._executor_info: Mapping[str, Any] = {}
         self._epoch_seen = config.epoch
         self._sequence = 0
-        self._boot_id = _boot_id()
+        self._boot_id = boot_id()
         self._children: list[Child] = []
         self._disk: DiskTier | None = None
 
@@ -302,6 +303,7 @@ class Keeper:
             )
         descriptors = raise_descriptor_limit()
         reserved = min(DESCRIPTORS_RESERVED, descriptors // 2)
+        disk_files = files_open_max(descriptors) if config.disk_bytes else 0  # in the server
         server = self._start_child(SERVER, self._from_server)
         self._server = server.outbox
         self._fillers = Fillers(
@@ -311,7 +313,7 @@ class Keeper:
         )
         opened = self._open_disk()  # the children start meanwhile
         accounts: dict[str, TierAccount] = {
-            MEM: TierAccount(Cache(tier, descriptors - reserved), MemTier(config.cluster)),
+            MEM: TierAccount(Cache(tier, descriptors - reserved - disk_files), MemTier(config.cluster)),
             SSD: TierAccount(Cache(0, 0), NoTier()),
         }
         if opened is not None:
@@ -384,6 +386,8 @@ class Keeper:
                 "abstract": self._abstract_socket,
                 "parent": os.getpid(),
                 "disk": "" if self._disk is None else self._disk.blocks_directory,
+                "disk_files": disk_files,
+                "awaited": self._holdings.stored_keys(),
                 "limits": {"connections_max": min(CONNECTIONS_MAX, reserved - DESCRIPTORS_OTHER)},
             }
         )
@@ -464,11 +468,15 @@ class Keeper:
 
     def _quarantine(self, message: dict[str, Any]) -> None:
         """A block's bytes do not match their checksums: it is dropped, and fetched again where it is wanted."""
-        block = self._holdings.get(message["holding"])
+        holding = message["holding"]
+        block, stored = self._holdings.get(holding), self._holdings.stored_by(holding)
+        if stored is not None:
+            log.error("file %s is damaged in pages %s: dropped", stored.file.name, message["pages"][:10])
+            self._holdings.drop_stored(stored, _now_ms(), is_damaged=True)
         if block is None or block.is_leaving:
             return
         log.error("block %s is damaged in pages %s: dropped", block.name, message["pages"][:10])
-        self._fills.let_go(block, "it was damaged")
+        self._fills.let_go(block, "it was damaged", is_damaged=True)
         if block.name.block_index in block.view.mine_set:
             block.view.todo.append(block.name.block_index)
         self._fills.pump()
@@ -527,7 +535,7 @@ class Keeper:
             port=port,
             socket_path=config.socket_path,
             abstract_socket=self._abstract_socket,
-            boot_id=self._boot_id,
+            boot_id=self._boot_id or socket.gethostname(),
             pid=os.getpid(),
             capacity_bytes=cache.capacity_bytes,
             used_bytes=cache.used_bytes,
@@ -570,11 +578,3 @@ class Keeper:
 
 def _now_ms() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-
-
-def _boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return socket.gethostname()

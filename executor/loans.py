@@ -17,19 +17,36 @@ import errno
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
+
+from gevent.event import Event
 
 from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout
 from stoker.executor.disk import check_block_file
+from stoker.executor.wire import Caller
 
 log = logging.getLogger(__name__)
 
 FILE_ERRORS = frozenset(
     (errno.EIO, errno.ENXIO, errno.ENODATA, errno.EUCLEAN, errno.EBADMSG, errno.ESTALE)
 )  # of a file, never of a socket
+_FILE_GONE = frozenset((errno.ENOENT, errno.ELOOP))  # it is not there, or is no file of ours
+_NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+# How long a greeting waits for a dataset of which the start found blocks: callers have a little more patience.
+AWAITED_S = {Caller.CLIENT: 1.2, Caller.EXECUTOR: 0.3}
 FILES_OPEN_MAX = 1_024  # descriptors of the SSD tier's files, beside those that answers are being sent from
+FILES_OPEN_SHARE = 8  # but no more than one part in so many of what the process may have
+
+
+def files_open_max(descriptors: int) -> int:
+    """Return how many files of the SSD tier are open at once, for a process that may have so many descriptors.
+
+    >>> files_open_max(1024), files_open_max(1 << 20)
+    (128, 1024)
+    """
+    return min(FILES_OPEN_MAX, descriptors // FILES_OPEN_SHARE)
 
 
 def read_exactly(fd: int, length: int, start: int) -> bytes:
@@ -128,7 +145,7 @@ class DiskEntry(Entry):
         try:
             return super().has(version, start, stop)
         except OSError as error:
-            self.files.on_broken(self.holding, str(error))
+            self.files.note_error(self, error)
             return False
 
     def open(self) -> bool:
@@ -136,13 +153,22 @@ class DiskEntry(Entry):
 
 
 class DiskFiles:
-    """The open files of the SSD tier. `on_broken(holding, text)`: a file could not be opened or read."""
+    """The open files of the SSD tier. `on_broken(holding, text)`: a file is not the block's, or cannot be read."""
 
-    def __init__(self, directory: str, cluster: bytes, on_broken: Callable[[int, str], None]) -> None:
-        self.on_broken = on_broken
+    def __init__(
+        self,
+        directory: str,
+        cluster: bytes,
+        on_broken: Callable[[int, str], None],
+        *,
+        open_max: int = FILES_OPEN_MAX,
+    ) -> None:
+        self._on_broken = on_broken
         self._directory = directory
         self._cluster = cluster
+        self._open_max = open_max
         self._open: OrderedDict[int, DiskEntry] = OrderedDict()  # by holding; the longest unread first
+        self._is_short = False  # the last file was not opened, for want of something that is no fault of it
 
     def open(self, entry: DiskEntry) -> bool:
         """See Entry. A file that is not the block's is not read from."""
@@ -153,27 +179,52 @@ class DiskFiles:
         assert dataset is not None
         name = BlockName(dataset.dataset_id, dataset.generation, entry.block_index)
         path = os.path.join(self._directory, entry.file)
+        while len(self._open) >= self._open_max and self._close_one():
+            continue
         fd = -1
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = self._open_file(path)
             check_block_file(fd, self._cluster, name, entry.layout)
         except (OSError, ValueError) as error:
             if fd >= 0:
                 os.close(fd)
-            log.error("%s: %s", path, error)
-            self.on_broken(entry.holding, str(error))
+            self._not_opened(entry, path, error)
             return False
+        self._is_short = False
         entry.fd = fd
         self._open[entry.holding] = entry
-        if len(self._open) > FILES_OPEN_MAX:
-            self._close_one(entry)
         return True
 
-    def _close_one(self, kept: DiskEntry) -> None:
-        for entry in self._open.values():
-            if not entry.pins and entry is not kept:
-                self.close(entry)
-                return
+    def _open_file(self, path: str) -> int:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(path, flags)
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTORS or not self._close_one():
+                raise
+        return os.open(path, flags)
+
+    def _not_opened(self, entry: DiskEntry, path: str, error: OSError | ValueError) -> None:
+        code = error.errno if isinstance(error, OSError) else None
+        if code is None or code in FILE_ERRORS or code in _FILE_GONE:
+            log.error("%s: %s", path, error)
+            self._on_broken(entry.holding, str(error))
+        elif not self._is_short:
+            self._is_short = True  # told once, until one is opened again
+            log.warning("blocks of the SSD tier cannot be opened now: %s", error)
+
+    def note_error(self, entry: DiskEntry, error: OSError) -> None:
+        """Tell of a file that could not be read, if that is what the error says."""
+        if error.errno in FILE_ERRORS:
+            self._on_broken(entry.holding, str(error))
+
+    def _close_one(self) -> bool:
+        """Close the longest unread file that nothing is sent from; False: there is none."""
+        entry = next((entry for entry in self._open.values() if not entry.pins), None)
+        if entry is None:
+            return False
+        self.close(entry)
+        return True
 
     def close(self, entry: DiskEntry) -> None:
         if entry.fd >= 0:
@@ -224,6 +275,18 @@ class Shelf:
         self.holdings: dict[int, Entry] = {}
         self.files: DiskFiles | None = None
         self._on_gone = on_gone
+        self._awaited: dict[tuple[int, int], Event] = {}
+
+    def await_datasets(self, keys: Iterable[tuple[int, int]]) -> None:
+        """Blocks of these were found at the start: they are here as soon as the leader has named them."""
+        self._awaited = {key: Event() for key in keys}
+
+    def find_dataset(self, key: tuple[int, int], caller: Caller) -> DatasetShelf | None:
+        """Return a dataset generation; of an awaited one soon. None: it is not known here."""
+        awaited = self._awaited.get(key)
+        if awaited is not None:
+            awaited.wait(AWAITED_S.get(caller, 0.0))
+        return self.datasets.get(key)
 
     def put_dataset(self, dataset_id: int, generation: int, version: int, block_bytes: int) -> DatasetShelf:
         """Make a dataset generation known, or its version newer. Idempotent."""
@@ -231,6 +294,9 @@ class Shelf:
         dataset = self.datasets.get(key)
         if dataset is None:
             dataset = self.datasets[key] = DatasetShelf(dataset_id, generation, version, block_bytes)
+            awaited = self._awaited.pop(key, None)
+            if awaited is not None:
+                awaited.set()
         assert dataset.block_bytes == block_bytes, "a generation's block size is fixed"
         dataset.version = max(dataset.version, version)
         return dataset
@@ -308,8 +374,8 @@ class Shelf:
 
     def note_error(self, entry: Entry, error: OSError) -> None:
         """Tell of a holding whose file could not be read, if that is what the error says."""
-        if isinstance(entry, DiskEntry) and error.errno in FILE_ERRORS:
-            entry.files.on_broken(entry.holding, str(error))
+        if isinstance(entry, DiskEntry):
+            entry.files.note_error(entry, error)
 
     def unpin(self, entry: Entry) -> None:
         entry.pins -= 1

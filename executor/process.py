@@ -40,3 +40,12 @@ def start_logging(name: str) -> None:
         level=level if level in logging.getLevelNamesMapping() else "INFO",
         format=f"%(asctime)s %(levelname).1s {name}[%(process)d] %(name)s: %(message)s",
     )
+
+
+def boot_id(path: str = "/proc/sys/kernel/random/boot_id") -> str:
+    """Return what tells one start of this machine from another; empty: the machine does not say."""
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -21,6 +21,7 @@ from stoker.executor.block import block_layout
 from stoker.executor.core.cache import CacheRules, DatasetKey
 from stoker.executor.core.homes import with_known_addresses
 from stoker.executor.datasets import DatasetView, Manifests, Spawn, select_mine
+from stoker.executor.disk import is_short_of_means
 from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.fills import Fills
 from stoker.executor.holdings import Block, Holdings, Stored
@@ -189,6 +190,8 @@ class Residents:
                 gevent.sleep(delay_ms / 1000)
                 delay_ms = min(RETRY_MS_MAX, 2 * delay_ms)
                 continue
+            if view.is_removed:
+                break
             if self._holdings.stored_of(view.key):
                 self._attach(view, manifest)
             if not view.is_shown:
@@ -227,8 +230,13 @@ class Residents:
         view.changes += 1
 
     def _attach_partial(self, view: DatasetView, manifest: Manifest, stored: Stored) -> None:
+        delay_ms = RETRY_MS_MIN
         try:
-            fd = os.dup(stored.file.open())
+            while (fd := _open_stored(stored)) < 0:
+                gevent.sleep(delay_ms / 1000)
+                delay_ms = min(RETRY_MS_MAX, 2 * delay_ms)
+                if view.is_removed or stored.is_leaving:
+                    return
             try:
                 layout = block_layout(stored.file.data_bytes)
                 valid = get_hub().threadpool.apply(valid_extents, (fd, layout))
@@ -251,7 +259,7 @@ class Residents:
         """Bring the held blocks in line with the assigned version and wishes."""
         is_new_version = view.manifest is not manifest
         view.manifest = manifest
-        for block_index, block in self._holdings.of_dataset(view.key).items():
+        for block_index, block in list(self._holdings.of_dataset(view.key).items()):  # some may fail, and go
             block.account.cache.held[block.holding].wanted = block_index in view.mine_set
             if is_new_version and block_index < manifest.block_count:
                 if block.is_full:
@@ -286,6 +294,16 @@ class Residents:
                 "slots": _pack_slots(assignment.slots),
             }
         )
+
+
+def _open_stored(stored: Stored) -> int:
+    """Return a descriptor of one's own; -1: there is none to be had just now. :raises OSError: the file cannot be opened."""
+    try:
+        return os.dup(stored.file.open())
+    except OSError as error:
+        if is_short_of_means(error):
+            return -1
+        raise
 
 
 def _pack_slots(slots: tuple[SlotAddress, ...]) -> bytes:

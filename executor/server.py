@@ -4,8 +4,9 @@ It imports no under store and no Mesos driver, and is not monkey-patched: gevent
 long (a pure-Python loop of another thread would cost it nine tenths of its rate, measured). What it knows comes from the
 keeper, over the channel FD:
 
-    start     {cluster, launch, incarnation, host, port, path, abstract, parent, limits?, disk?}   once, first; answered by
-              listening {port} or failed {message}; disk: where the files of the SSD tier are
+    start     {cluster, launch, incarnation, host, port, path, abstract, parent, limits?, disk?, disk_files?, awaited?}   once,
+              first; answered by listening {port} or failed {message}; disk: where the files of the SSD tier are, disk_files: how
+              many of them may be open at once; awaited: [[id, generation]..] of which it found blocks
     dataset   {id, generation, version, block_bytes, placement}
     dataset_gone {id, generation}          answered by cleared {id, generation}, when no caller can read it any more
     slots     {placement_version, slots}                                             for REFRESH, with a dataset's placement
@@ -87,7 +88,10 @@ class Server:
     def _start(self, message: dict[str, Any]) -> bool:
         identity = Identity(message["cluster"], message["launch"], message["incarnation"])
         if message.get("disk"):
-            self._shelf.files = DiskFiles(message["disk"], message["cluster"], self._broken)
+            self._shelf.files = DiskFiles(
+                message["disk"], message["cluster"], self._broken, open_max=message["disk_files"]
+            )
+        self._shelf.await_datasets((key[0], key[1]) for key in message.get("awaited", ()))
         self._limits = Limits(**message.get("limits", {}))
         self._state = ServerState(identity, self._limits, self._shelf, self._misses)
         try:

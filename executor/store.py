@@ -37,6 +37,7 @@ class BlockFile(Protocol):
         """Make a block that is full, from this dataset version on, read-only or durable, as the tier promises it.
 
         False: not yet. `done` is called when there is news: with nothing, to ask again; or why it cannot be. Idempotent.
+        :raises OSError: it can never be, as was found out before.
         """
         ...
 
@@ -44,8 +45,8 @@ class BlockFile(Protocol):
         """It is written to again: what `seal` began counts no more."""
         ...
 
-    def forget(self) -> None:
-        """Nobody may find it any more, also not after a restart. Idempotent."""
+    def forget(self, *, is_damaged: bool = False) -> None:
+        """Nobody may find it any more, also not after a restart; if it is damaged, after nothing at all. Idempotent."""
         ...
 
     def discard(self, on_gone: Callable[[], None]) -> None:
@@ -138,7 +139,7 @@ class MemFile:
     def unseal(self) -> None:
         pass
 
-    def forget(self) -> None:
+    def forget(self, *, is_damaged: bool = False) -> None:
         pass
 
     def discard(self, on_gone: Callable[[], None]) -> None:

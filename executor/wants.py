@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 WANT_DEADLINE_MS = 20_000
 ROOM_WAIT_MS = 300  # for an evicted block's memory; then the miss is served without being kept
+ATTACH_WAIT_MS = 5_000  # for a block that the start found, and that is not attached yet
 SCRATCH_TRAILER_BYTES = 8 * 1024  # what a scratch block takes beside its ranges: header, known bits and,
 SCRATCH_CHECKSUM_BYTES = 4 * 1024  # a page of them for each run of ranges
 _PAGE = 4096
@@ -210,10 +211,14 @@ class Wants:
     def _kept_block(self, view: DatasetView, item: _Item, deadline_ms: int) -> Block | None:
         """Return a kept block where the item's bytes are or can be put; None: they cannot be kept."""
         name = BlockName(*view.key, item.block_index)
+        attached_ms = self._now_ms() + ATTACH_WAIT_MS
         while True:
             block = self._holdings.find(name)
             if block is not None:
                 return block if not block.is_full or not subtract(item.need, block.state.valid) else None
+            if self._holdings.is_stored(name) and not view.is_removed and self._now_ms() < attached_ms:
+                self._holdings.stored_changed.wait((attached_ms - self._now_ms()) / 1000)
+                continue  # it is about to be attached: nothing of it is to be read of the under store again
             if not view.is_home(item.block_index) or view.is_removed or self._holdings.is_stored(name):
                 return None
             demand = Demand(name, file_bytes(item.files.length), wanted=False)

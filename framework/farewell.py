@@ -72,7 +72,9 @@ class Farewell:
             loop.stop(Fenced(f"another scheduler speaks to Mesos for this framework now ({message})"))
         elif REMOVED not in message:
             loop.stop(
-                Fatal(f"Mesos refused this framework (id {known}): {message}{way_out(message)}; nothing was changed")
+                Fatal(
+                    f"Mesos refused this framework (id {known}): {message}{way_out(message)}; nothing was changed"
+                )
             )
         elif catalog.uninstall is not None and catalog.uninstall.state is UninstallState.TEARING_DOWN:
             loop.put(TornDown(), must=True)

@@ -33,6 +33,7 @@ from stoker.zk.home import Home, Snapshot
 from stoker.zk.journal import Recovered
 
 SLICE_MS = 20  # of applying, then the hub gets a turn
+ROLE_UNTOLD = "*"  # of who was started without --role
 RECORDS_A_LOOK = REPLAYED_MAX  # between two looks at the clock
 
 log = logging.getLogger(__name__)
@@ -179,8 +180,12 @@ def check_belongs(catalog: Catalog, config: Config) -> None:
     }
     if config.new_master:
         del kept["--master"]
-    if catalog.roles_had and not {config.role, *config.roles_more} & set(catalog.roles_had):
-        told["--role"], kept["--role"] = config.role, catalog.roles_had[0]
+    roles = {config.role, *config.roles_more}
+    if catalog.roles_had and not roles & set(catalog.roles_had):
+        if roles != {ROLE_UNTOLD}:
+            told["--role"], kept["--role"] = config.role, catalog.roles_had[0]
+        else:
+            log.warning("no --role is given: this cluster's fleet has %r, and keeps it", catalog.roles_had[0])
     other = [f"{flag} {kept[flag]!r}, not {told[flag]!r}" for flag in kept if kept[flag] != told[flag]]
     if other:
         hint = "; if the master has moved, say --new-master" if "--master" in "".join(other) else ""

@@ -169,6 +169,7 @@ class Leadership:
         self.loop.spawn(self._summons.run)
         self.loop.spawn(self._farewell.watch)
         self.loop.spawn(self._warn_of_newer_journal)
+        self.loop.spawn(self._warn_of_mass_silence)
         self.loop.spawn(self._tell_of_what_does_not_fit)
         log.info(
             "leading epoch=%d cluster=%s framework_id=%s datasets=%d jobs=%d",
@@ -221,7 +222,7 @@ class Leadership:
                 "next_index": self.loop.next_index,
                 "behind": 0,
                 "mesos": {"subscribed": fleet.subscribed, "reason": self._mesos.reason},
-                "reason": fleet.newer_journal and _about_newer(fleet.newer_journal),
+                "reason": _trouble(fleet),
             }
 
         return self.loop.read(view)
@@ -287,6 +288,16 @@ class Leadership:
             gevent.sleep(NEWER_LOOK_INTERVAL_MS / 1000)
         log.error("%s", _about_newer(proof))
 
+    def _warn_of_mass_silence(self) -> None:
+        """Say once that it began, each time."""
+        is_told = False
+        while True:
+            said = self.loop.peek(lambda catalog, fleet: _about_silence(fleet))
+            if said and not is_told:
+                log.warning("%s", said)
+            is_told = bool(said)
+            gevent.sleep(UNFIT_LOOK_INTERVAL_MS / 1000)
+
     def _warn_of_ignored_fleet(self) -> None:
         kept, told = self._catalog.fleet, self._config.fleet
         if kept is not None and kept != told:
@@ -295,6 +306,20 @@ class Leadership:
                 "mem_bytes=%d role=%s) are for a new cluster: change it with `stoker fleet set`",
                 kept.instances, kept.mem_bytes, kept.role, told.instances, told.mem_bytes, told.role,
             )  # fmt: skip
+
+
+def _trouble(fleet: Fleet) -> str:
+    """Return what is wrong with this leadership, or nothing."""
+    return _about_newer(fleet.newer_journal) if fleet.newer_journal else _about_silence(fleet)
+
+
+def _about_silence(fleet: Fleet) -> str:
+    if not fleet.mass_silence.reason:
+        return ""
+    return (
+        f"{fleet.mass_silence.reason}: as a rule they cannot reach this scheduler (its --advertise address, a firewall). None "
+        f"is told to end before it was silent for {fleet.settings.unreachable_delay_ms} ms"
+    )
 
 
 def _about_newer(proof: str) -> str:

@@ -274,10 +274,14 @@ class Settings:
     kill_tries_max: int = 8  # times; then implicit reconciliation finds the task again
     ending_grace_ms: int = 30_000  # an executor that is being ended may serve for so long yet
     volume_patience_ms: int = 3_600_000  # how long a slot waits for the agent that has its volume
-    volume_missing_ms: int = 5_000  # for so long, and in two offers at least, a volume is missed before it is gone
+    volume_missing_ms: int = (
+        5_000  # for so long, and in two offers at least, a volume is missed before it is gone
+    )
     rate_window_ms: int = 10_000
     tick_ms: int = 500
-    unreachable_delay_ms: int = 300_000  # a silent executor whose end Mesos does not confirm is replaced after this
+    unreachable_delay_ms: int = (
+        300_000  # a silent executor whose end Mesos does not confirm is replaced after this
+    )
     unknown_patience_ms: int = 120_000  # with a new master: until its agents are back it knows no tasks
     kill_grace_ms: int = 5_000  # of KILL
     maintenance_soon_ms: int = 3_600_000  # no launch, and a drain, where maintenance begins within this

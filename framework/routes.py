@@ -103,7 +103,11 @@ NEW_JOB: Schema = {
     "properties": {
         "kind": {"type": "string", "enum": [str(k) for k in JobKind]},
         "dataset": {**NAME_FIELD, "description": f"of a load or free: {NAME_RULE}"},
-        "agent": {"type": "string", "maxLength": 255, "description": "of a drain: an agent's id, or its hostname"},
+        "agent": {
+            "type": "string",
+            "maxLength": 255,
+            "description": "of a drain: an agent's id, or its hostname",
+        },
         "paths": {
             "type": "array",
             "items": {"type": "string", "maxLength": PATH_BYTES_MAX},
@@ -117,7 +121,10 @@ NEW_JOB: Schema = {
 UNINSTALL: Schema = {
     "type": "object",
     "properties": {
-        "keep_volumes": {"type": "boolean", "description": "leave persistent volumes, and their data, where they are"}
+        "keep_volumes": {
+            "type": "boolean",
+            "description": "leave persistent volumes, and their data, where they are",
+        }
     },
 }
 FLEET: Schema = {

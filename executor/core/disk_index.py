@@ -3,8 +3,9 @@
 Theory of operation. The index is a header and then records of equal size, only ever appended. HOLD says that a file has all that
 the named dataset version needs of its block, and was synced before the record was; DROP takes that back. Each record
 carries its own checksum and no record crosses a sector, so a torn or damaged one costs itself and nothing else. What has no good HOLD
-is not there. A block may have several files in the course of time, each with a serial number of its own, which is never used
-again in a directory and is part of the file's name:
+is not there. A block may have several files in the course of time, each with a serial number that is part of the file's
+name. A keeper uses none twice, and begins above those of all files and records that it found: a number may come again only when
+neither the file nor a record of it is left:
 
     blocks/<dataset>.<generation>.<block>-<serial>
 

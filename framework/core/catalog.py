@@ -10,6 +10,7 @@ Ids are counted here and never used again, also not after a removal.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
@@ -26,6 +27,7 @@ from stoker.framework.model import DatasetState, FileError, FleetSpec, JobKind, 
 
 SNAPSHOT_FORMAT = 1
 ROLES_HAD_MAX = 64
+LAUNCH_CHANGES_MAX = 1_024  # remembered; who is farther behind looks at all
 SLOTS_GONE_MAX = (
     64  # removed slots that placement still remembers, so that a removal moves only their own share
 )
@@ -184,7 +186,7 @@ class Catalog:
         """
         twin = Catalog.__new__(Catalog)
         for name, value in vars(self).items():
-            setattr(twin, name, value.copy() if isinstance(value, dict | set | Homes) else value)
+            setattr(twin, name, value.copy() if isinstance(value, dict | set | deque | Homes) else value)
         return twin
 
     def snapshot(self) -> dict[str, Any]:
@@ -315,11 +317,15 @@ class Catalog:
         self.volumes = Volumes(self.volumes)
         self._slots_in = None
         self._homes = Homes()
+        # The slot and launch (0: none) of each of the newest steps of launch_revision.
+        self.launch_changes: deque[tuple[int, int]] = deque(maxlen=LAUNCH_CHANGES_MAX)
 
-    def _changed(self, *, placement: bool = False, launches: bool = False) -> None:
+    def _changed(self, *, placement: bool = False, launches: tuple[int, int] | None = None) -> None:
         self.revision += 1
         self.placement_version += placement
-        self.launch_revision += launches
+        if launches is not None:
+            self.launch_revision += 1
+            self.launch_changes.append(launches)
 
     def _slots_changed(self) -> None:
         self.slots_revision += 1
@@ -357,7 +363,7 @@ class Catalog:
         self.slot_id_next = entry.slot_id + 1
         self.slots[entry.slot_id] = Slot(entry.slot_id, entry.mem_bytes, disk_bytes=entry.disk_bytes)
         self._slots_changed()
-        self._changed(placement=True, launches=True)
+        self._changed(placement=True, launches=(entry.slot_id, 0))
 
     def _slot_resized(self, entry: e.SlotResized) -> None:
         slot = self.slots[entry.slot_id]
@@ -365,7 +371,7 @@ class Catalog:
         if entry.slot_id in self.slots_out:
             self.slots_out[entry.slot_id] = entry.mem_bytes
         self._slots_changed()
-        self._changed(placement=True, launches=True)
+        self._changed(placement=True, launches=(entry.slot_id, 0))
 
     def _slot_marked(self, entry: e.SlotMarked) -> None:
         if entry.is_in:
@@ -383,7 +389,7 @@ class Catalog:
         for slot_id in gone[: max(0, len(gone) - SLOTS_GONE_MAX)]:
             del self.slots_out[slot_id]
         self._slots_changed()
-        self._changed(placement=True, launches=True)
+        self._changed(placement=True, launches=(entry.slot_id, 0))
 
     def _launch_planned(self, entry: e.LaunchPlanned) -> None:
         slot = self.slots[entry.slot_id]
@@ -394,7 +400,7 @@ class Catalog:
         self.launch_id_next = entry.launch_id + 1
         self.slots[slot.slot_id] = slot._replace(launch_id=entry.launch_id, last_agent_id=entry.agent_id)
         self._saw(entry.wall_ms)
-        self._changed(launches=True)
+        self._changed(launches=(entry.slot_id, entry.launch_id))
 
     def _launch_ended(self, entry: e.LaunchEnded) -> None:
         launch = self.launches.pop(entry.launch_id)
@@ -409,7 +415,7 @@ class Catalog:
             ended_wall_ms=entry.wall_ms,
         )
         self._saw(entry.wall_ms)
-        self._changed(launches=True)
+        self._changed(launches=(launch.slot_id, launch.launch_id))
 
     def _volume_changed(self, entry: VolumeEntry) -> None:
         self.volumes.apply(entry)

@@ -32,8 +32,9 @@ from stoker.framework.core.datasets import refuse
 from stoker.framework.core.departures import CAUSE_MAINTENANCE, CAUSE_OPERATOR, Drain
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.launches import is_utf8, now_wall_ms, order_end, released
-from stoker.framework.core.moves import left_on, staying_bits, waits_for
+from stoker.framework.core.moves import leaving_bits, left_on, waits_for
 from stoker.framework.core.views import agent_view, job_view
+from stoker.framework.core.volumes import VolumeState
 from stoker.framework.model import JobKind, JobState, Refusal, Settings
 
 DRAINS_MAX = 1_000
@@ -112,23 +113,28 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings
         return Frame()
     entries: list[e.Entry] = []
     actions: list[Action] = []
+    jobs = (
+        {job.paths[0]: job for job in catalog.active_jobs() if job.kind == JobKind.DRAIN}
+        if catalog.drains
+        else {}
+    )
     for agent_id, drain in list(catalog.drains.items()):
         if len(entries) >= settings.launches_frame_max:
             break
-        launch = catalog.launch_on_agent(agent_id)
+        launch, job = catalog.launch_on_agent(agent_id), jobs.get(agent_id)
         if launch is None:
-            entries += _gone(catalog, fleet, stamp, drain)
+            entries += _gone(catalog, fleet, stamp, drain, job)
             continue
         if not catalog.is_out(launch.slot_id):
             entries += begin(catalog, drain, now_wall_ms(catalog, stamp))[1:]
             continue
-        if is_empty(fleet, launch):
+        if is_empty(catalog, fleet, launch):
             if drain.cause == CAUSE_MAINTENANCE and not fleet.windows.is_open(agent_id):
                 continue  # it ends with the next question, which is then answered with yes
-            entries += _drained(catalog, fleet, stamp, drain, launch)
+            entries += _drained(catalog, fleet, stamp, drain, launch, job)
             actions += order_end(launch, settings)
         elif drain.cause == CAUSE_OPERATOR:
-            entries += _given_up(catalog, fleet, stamp, drain, settings)
+            entries += _given_up(catalog, fleet, stamp, drain, job, settings)
     return Frame(tuple(entries), tuple(actions))
 
 
@@ -214,8 +220,7 @@ def _only_there(catalog: Catalog, fleet: Fleet, launch: Launch, now_ms: int) -> 
     seen = fleet.executors.get(launch.launch_id)
     if seen is None:
         return 0, 0
-    others = staying_bits(catalog, fleet, now_ms, but=launch.launch_id)
-    left = left_on(catalog, seen, others)
+    left = left_on(catalog, seen, leaving_bits(catalog, fleet, now_ms, also=launch.launch_id))
     return sum(part.bits.bit_count() for part in left), sum(part.bytes for part in left)
 
 
@@ -228,28 +233,31 @@ def _job_of(catalog: Catalog, agent_id: str) -> Job | None:
     return next(jobs, None)
 
 
-def is_empty(fleet: Fleet, launch: Launch) -> bool:
+def is_empty(catalog: Catalog, fleet: Fleet, launch: Launch) -> bool:
     """Return whether nothing is only on this executor, whose agent is drained."""
     move = fleet.moves.by_agent.get(launch.agent_id)
     seen = fleet.launches.get(launch.launch_id)
-    if launch.launch_id not in fleet.executors:  # on its way up, it holds nothing yet
-        return seen is not None and not seen.is_inherited and fleet.subscribed
+    if launch.launch_id not in fleet.executors:
+        # On its way up it holds nothing yet, but what is on its volume; one that was made for it is PLANNED until it runs.
+        volume = catalog.volumes.get(launch.volume_id)
+        is_new = launch.volume_id == 0 or (volume is not None and volume.state is VolumeState.PLANNED)
+        return is_new and seen is not None and not seen.is_inherited and fleet.subscribed
     return fleet.subscribed and move is not None and move.is_counted and not move.blocks
 
 
-def _drained(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, drain: Drain, launch: Launch) -> list[e.Entry]:
+def _drained(
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, drain: Drain, launch: Launch, job: Job | None
+) -> list[e.Entry]:
     reason = f"agent {drain.hostname} is drained: {drain.reason}"
     entries: list[e.Entry] = [e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp))]
     entries += released(catalog, launch, reason)
-    job = _job_of(catalog, drain.agent_id)
     if job is not None:
         entries.append(_finished(catalog, fleet, stamp, job, JobState.SUCCEEDED, ""))
     return entries
 
 
-def _gone(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, drain: Drain) -> list[e.Entry]:
+def _gone(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, drain: Drain, job: Job | None) -> list[e.Entry]:
     """The executor ended by itself: was anything only there?"""
-    job = _job_of(catalog, drain.agent_id)
     if job is None:
         return []
     move = fleet.moves.by_agent.get(drain.agent_id)
@@ -268,10 +276,10 @@ def _gone(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, drain: Drain) -> list
 
 
 def _given_up(
-    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, drain: Drain, settings: Settings
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, drain: Drain, job: Job | None, settings: Settings
 ) -> list[e.Entry]:
     """End an operator's drain that cannot go on, and leave everything where it is."""
-    move, job = fleet.moves.by_agent.get(drain.agent_id), _job_of(catalog, drain.agent_id)
+    move = fleet.moves.by_agent.get(drain.agent_id)
     if job is None or move is None or not move.is_stuck(stamp.now_ms, settings):
         return []
     message = (

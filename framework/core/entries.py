@@ -121,6 +121,14 @@ class VolumeAdopted(NamedTuple):
     slot_id: int
 
 
+class VolumeMoved(NamedTuple):
+    """Its agent came back under another id, and with it."""
+
+    volume_id: int
+    agent_id: str
+    hostname: str
+
+
 class VolumeDoomed(NamedTuple):
     """Somebody asked for less: it is to be destroyed, and its disk given back."""
 
@@ -294,6 +302,7 @@ Entry = (
     | VolumeFailed
     | VolumeReleased
     | VolumeAdopted
+    | VolumeMoved
     | VolumeDoomed
     | VolumeRemoved
     | AgentDrainSet

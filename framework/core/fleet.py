@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from stoker.executor.messages import Assignment, Heartbeat, Residency, SlotAddress
 from stoker.framework.core import actions as a
@@ -22,6 +23,7 @@ from stoker.framework.core.moves import Moves
 from stoker.framework.core.progress import job_progress
 from stoker.framework.core.reports import Reports
 from stoker.framework.core.sightings import Sightings
+from stoker.framework.core.silence import MassSilence
 from stoker.framework.core.spares import Spares
 from stoker.framework.core.windows import Windows
 from stoker.framework.model import Manifested, Offer, Selection, Settings, TaskStatus
@@ -172,13 +174,16 @@ class Fleet:
         self.spares = Spares()
         self.windows = Windows(settings)
         self.teardown_next_ms = 0
+        self.cleared_ms: int | None = None  # since an uninstall knows of nothing that is left
         self._clearing_since_ms: int | None = None
+        self._left: tuple[int, ...] = ()  # what an uninstall had left when it was looked last
         self._drain_count = 0
 
         self.awaited_ms = -(2**63)  # when somebody last waited for what executors do
 
         self.assignment_memo: Assignment | None = None
 
+        self.mass_silence = MassSilence(settings.heartbeat_timeout_ms)
         self._observed_ms: int | None = None
         self._awake_ms = 0  # silence is measured from here at the earliest
         self._followed = -1
@@ -237,9 +242,7 @@ class Fleet:
         """Count the action as done: the offer is spent, the call was made."""
         now_ms = stamp.now_ms
         match action:
-            case (
-                a.Accept() | a.DestroyVolume() | a.Decline() | a.ReconcileOperations() | a.UpdateFramework()
-            ):
+            case a.Accept() | a.DestroyVolume() | a.Decline() | a.ReconcileOperations() | a.UpdateFramework():
                 self.sightings.apply(stamp, action, self.offers)
             case a.Kill():
                 self._killed(now_ms, action)
@@ -285,7 +288,7 @@ class Fleet:
     # --- questions
 
     def clearing_ms(self, now_ms: int) -> int:
-        """Return for how long this leadership has been ending what is there, with Mesos at hand when it was looked last."""
+        """Return for how long an uninstall has come no further, since Mesos is at hand."""
         return 0 if self._clearing_since_ms is None else now_ms - self._clearing_since_ms
 
     def believes(self, status: TaskStatus, catalog: Catalog, now_ms: int) -> bool:
@@ -293,9 +296,15 @@ class Fleet:
         if status.state != "TASK_UNKNOWN":
             return True
         launch = catalog.launch_of_task(status.task_id)
-        seen = None if launch is None else self.executors.get(launch.launch_id)
-        is_heard = seen is not None and self.silent_ms(seen, now_ms) <= self.settings.heartbeat_timeout_ms
-        return not is_heard and now_ms - self.master_since_ms >= self.settings.unknown_patience_ms
+        seen = None if launch is None else self.launches.get(launch.launch_id)
+        executor = None if launch is None else self.executors.get(launch.launch_id)
+        silent_ms = self.settings.unreachable_delay_ms  # what never came up may be given up at once
+        if executor is not None:
+            silent_ms = self.silent_ms(executor, now_ms)
+        elif seen is not None and seen.is_inherited:
+            silent_ms = self.waited_ms(seen, now_ms)
+        is_silent = silent_ms >= self.settings.unreachable_delay_ms
+        return is_silent and now_ms - self.master_since_ms >= self.settings.unknown_patience_ms
 
     def silent_ms(self, seen: ExecutorSeen, now_ms: int) -> int:
         """Return for how long the executor was not heard while this process could have heard it."""
@@ -369,20 +378,30 @@ class Fleet:
             self.revision += 1
 
     def _follow(self, now_ms: int, catalog: Catalog, *, is_inherited: bool = False) -> None:
-        if self._followed == catalog.launch_revision:
+        missed = catalog.launch_revision - self._followed
+        if not missed:
             return
         self._followed = catalog.launch_revision
-        for launch_id in [i for i in self.launches if i not in catalog.launches]:
-            self._launch_ended(now_ms, launch_id, catalog)
-        for launch_id, launch in catalog.launches.items():
-            if launch_id not in self.launches:
+        changes = catalog.launch_changes
+        if missed <= len(changes):
+            newest = list(islice(reversed(changes), missed))
+            slot_ids, launch_ids = {slot_id for slot_id, _ in newest}, {launch_id for _, launch_id in newest}
+        else:
+            slot_ids = catalog.slots.keys() | self.empty_since_ms.keys() | self.backoffs.keys()
+            launch_ids = catalog.launches.keys() | self.launches.keys()
+        for launch_id in sorted(launch_ids):
+            launch = catalog.launches.get(launch_id)
+            if launch is None and launch_id in self.launches:
+                self._launch_ended(now_ms, launch_id, catalog)
+            elif launch is not None and launch_id not in self.launches:
                 self.launches[launch_id] = LaunchSeen(launch, now_ms, is_inherited)
-        for slot_id, slot in catalog.slots.items():
-            if slot.launch_id not in self.executors:
+        for slot_id in slot_ids:
+            slot = catalog.slots.get(slot_id)
+            if slot is None:
+                self.empty_since_ms.pop(slot_id, None)
+                self.backoffs.pop(slot_id, None)
+            elif slot.launch_id not in self.executors:
                 self.empty_since_ms.setdefault(slot_id, now_ms)
-        for table in (self.empty_since_ms, self.backoffs):
-            for slot_id in [i for i in table if i not in catalog.slots]:
-                del table[slot_id]
         self._complete(now_ms)
 
     def _launch_ended(self, now_ms: int, launch_id: int, catalog: Catalog) -> None:
@@ -405,11 +424,12 @@ class Fleet:
 
     def _ticked(self, stamp: ev.Stamp, catalog: Catalog) -> None:
         self._complete(stamp.now_ms)
+        self.mass_silence.look(self.launches, self.executors, stamp.now_ms, self._awake_ms)
         if self._is_dirty:
             self._is_dirty = False
             self.revision += 1
-        if catalog.uninstall is not None and self.subscribed and self._clearing_since_ms is None:
-            self._clearing_since_ms = stamp.now_ms
+        if catalog.uninstall is not None and self.subscribed:
+            self._clears(stamp.now_ms, catalog)
         if len(catalog.drains) != self._drain_count:
             self._drain_count = len(catalog.drains)
             self.revive_delay_ms = self.settings.revive_interval_ms_min  # an agent may be of use again
@@ -425,6 +445,14 @@ class Fleet:
         if self._removed_count != catalog.datasets_removed:
             self._removed_count = catalog.datasets_removed
             self._forget_datasets(catalog)
+
+    def _clears(self, now_ms: int, catalog: Catalog) -> None:
+        """Begin an uninstall's patience anew with each step that is made."""
+        left = (len(catalog.launches), len(catalog.volumes), self.sightings.stray_count())
+        if left != self._left:
+            self._left, self._clearing_since_ms = left, now_ms
+            self.cleared_ms = None if any(left) else now_ms
+            self.revive_delay_ms = self.settings.revive_interval_ms_min
 
     def _forget_jobs(self, catalog: Catalog, jobs: list[Job]) -> None:
         """Drop what is known for the sake of jobs, but for these, the active ones."""
@@ -457,6 +485,7 @@ class Fleet:
         if event.master_id != self.master_id:
             self.master_since_ms = stamp.now_ms
         self.framework_id, self.master_id = event.framework_id, event.master_id
+        self._left = ()
         self.offers.clear()
         # A subscription without suppressed roles gets offers: it is as good as a REVIVE.
         self.suppressed, self.revived_ms = False, stamp.now_ms

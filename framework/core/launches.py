@@ -11,6 +11,8 @@ or more, and a hanging executor never. So it is told to end by SHUTDOWN alone, w
 there obeys (it kills what does not end by itself) and says so, and then the slot is launched anew. If no such word comes, or
 Mesos says TASK_UNREACHABLE, nothing is replaced before `unreachable_delay_ms`: an executor that is heard again, or whose
 task Mesos finds again, is as it was. After the delay the launch ends, and what returns then is a stray, and killed.
+Where most executors are silent at once the fault is rather this scheduler's (silence.py): then none is told to end before
+that delay.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from stoker.framework.model import FleetSpec, Refusal, Settings, TaskStatus
 
 STAGING_STATES = ("", "TASK_STAGING", "TASK_STARTING")
 UNREACHABLE = "TASK_UNREACHABLE"
+GONE = "TASK_GONE_BY_OPERATOR"
 
 
 def task_prefix(cluster: bytes) -> str:
@@ -63,7 +66,7 @@ def fleet_requested(
     catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.FleetRequested, settings: Settings
 ) -> Frame:
     """Set the wanted fleet; slots follow in this frame and the next ticks."""
-    refusal = _fleet_refusal(catalog, event.spec, settings)
+    refusal = _fleet_refusal(catalog, fleet, event.spec, settings)
     if refusal is not None:
         return Frame(actions=(Answer(event.reply_id, refusal.status, None, refusal),))
     answer = Answer(event.reply_id, 200, fleet_json(catalog, fleet, event.spec, stamp.now_ms))
@@ -89,7 +92,9 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings
         if silence.is_over:
             entries.append(e.LaunchEnded(launch_id, silence.reason, now_wall_ms(catalog, stamp)))
             actions += order_end(seen.launch, settings)
-        elif silence.reason and seen.task_state != UNREACHABLE and seen.shutdown_next_ms <= stamp.now_ms:
+        elif fleet.mass_silence.reason or not silence.reason or seen.task_state == UNREACHABLE:
+            continue
+        elif seen.shutdown_next_ms <= stamp.now_ms:
             actions.append(ShutdownExecutor(seen.launch.task_id, seen.launch.agent_id, launch_id))
     if not entries:
         entries += _mark_slots(catalog, fleet, stamp, settings)
@@ -109,7 +114,7 @@ def task_updated(
     if launch is not None and status.state in TERMINAL_STATES and is_told:
         reason = clip(_task_end(status), settings.error_bytes_max)
         entries.append(e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp)))
-        if status.reason == AGENT_DRAINING:
+        if status.reason == AGENT_DRAINING and status.state != GONE:  # then operations.py forgets the volume
             entries += released(catalog, launch, "Mesos drains its agent")
         if status.state == "TASK_UNKNOWN":
             actions += order_end(launch, settings)  # the master cannot tell whether it lives
@@ -132,10 +137,12 @@ def executor_ended(catalog: Catalog, stamp: ev.Stamp, event: ev.ExecutorEnded) -
 def agent_removed(
     catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.AgentRemoved, settings: Settings
 ) -> Frame:
-    """End the launch that never came up there. A heard executor may live on behind a partition: heartbeats decide."""
+    """End the launch that never came up there. Another's executor may live on behind a partition: heartbeats decide."""
     launch = catalog.launch_on_agent(event.agent_id)
     if launch is None or launch.launch_id in fleet.executors or fleet.newer_journal:
         return Frame()
+    if fleet.launches[launch.launch_id].is_inherited:
+        return Frame()  # an earlier leadership may have heard it
     reason = f"the master removed agent {launch.hostname} before the executor answered"
     entry = e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp))
     return Frame((entry,), tuple(order_end(launch, settings)))
@@ -198,7 +205,7 @@ def describe_wait_status(status: int) -> str:
     return f"exit status {status >> 8 & 0xFF}"
 
 
-def _fleet_refusal(catalog: Catalog, spec: FleetSpec, settings: Settings) -> Refusal | None:
+def _fleet_refusal(catalog: Catalog, fleet: Fleet, spec: FleetSpec, settings: Settings) -> Refusal | None:
     least, most = settings.executor_mem_bytes_min, settings.executor_mem_bytes_max
     if not 0 <= spec.instances <= settings.instances_max:
         return Refusal(
@@ -216,7 +223,7 @@ def _fleet_refusal(catalog: Catalog, spec: FleetSpec, settings: Settings) -> Ref
         )
     if spec.cpus_milli <= 0:
         return Refusal(400, "bad_request", f"cpus_milli is {spec.cpus_milli}", "it must be above 0")
-    return wish_refusal(catalog, spec, settings)
+    return wish_refusal(catalog, fleet, spec, settings)
 
 
 def _missing_slots(catalog: Catalog, spec: FleetSpec, settings: Settings) -> list[e.Entry]:
@@ -266,8 +273,8 @@ def _replace_misfit(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp) -> Frame:
     slots = catalog.slots.values()
     for slot in slots:
         launch = catalog.launches.get(slot.launch_id)
-        if launch is None or _fits(catalog, slot, launch):
-            continue
+        if launch is None or launch.agent_id in catalog.drains or _fits(catalog, slot, launch):
+            continue  # what is drained keeps what is only there until it is copied
         others = (s for s in slots if s.slot_id != slot.slot_id and not catalog.is_out(s.slot_id))
         if any(s.launch_id not in fleet.executors for s in others):
             return Frame()

@@ -43,7 +43,7 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: Stamp, settings: Settings) -
         launch = catalog.launch_on_agent(agent_id)
         if launch is None:
             given.append(offer_id)
-        elif agent_id not in catalog.drains or not is_empty(fleet, launch):
+        elif agent_id not in catalog.drains or not is_empty(catalog, fleet, launch):
             kept.append(offer_id)
     for drain in catalog.drains.values():
         is_over = drain.cause == CAUSE_MAINTENANCE and _is_over(catalog, fleet, stamp, drain, settings)

@@ -35,6 +35,7 @@ from stoker.framework.core.catalog import Catalog, Slot
 from stoker.framework.core.constraints import group_counts
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.launches import now_wall_ms, task_prefix
+from stoker.framework.core.leftovers import is_clearing, wants_offers
 from stoker.framework.core.requirements import (
     AgentOffer,
     Requirements,
@@ -65,7 +66,7 @@ def match_offers(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Sett
     may_launch = not fleet.newer_journal and catalog.uninstall is None
     wanted = [slot for slot in catalog.slots.values() if slot.launch_id == 0 and may_launch]
     due = [slot for slot in wanted if fleet.backoff_ms(slot.slot_id, stamp.now_ms) == 0]
-    is_hungry = bool(wanted) or _has_leftovers(catalog, fleet)
+    is_hungry = bool(wanted) or wants_offers(catalog, fleet, stamp.now_ms)
     matching = _Matching(catalog, fleet, stamp, settings, spec, due, is_wanted=bool(wanted))
     for key, offers in _by_agent(fleet).items():
         matching.take(key, offers)
@@ -112,8 +113,8 @@ class _Matching:
         self.bytes = 0
         self.declines: dict[tuple[int, str], list[str]] = defaultdict(list)
         self.explained: list[tuple[int, Explained, AgentOffer]] = []
-        uninstall = catalog.uninstall
-        self.gives_disk_back = spec.disk_bytes == 0 or (uninstall is not None and not uninstall.keep_volumes)
+        self.is_clearing = is_clearing(catalog)
+        self.gives_disk_back = spec.disk_bytes == 0 or self.is_clearing
         # What one of the slots that may go anywhere asks of an agent; all of them are of one size.
         self.any_slot = Slot(0, spec.mem_bytes, disk_bytes=spec.disk_bytes)
 
@@ -129,7 +130,7 @@ class _Matching:
             reason = self.fleet.newer_journal or "every wanted executor is launched"
             # What is left of a doomed volume shows in the next offers.
             volumes = self.catalog.volumes.on_agent(key[0])
-            is_watched = any(volume.state is VolumeState.DOOMED for volume in volumes)
+            is_watched = self.is_clearing or any(volume.state is VolumeState.DOOMED for volume in volumes)
             refuse_ms = settings.decline_busy_ms if is_watched else settings.decline_ms
             return self._decline(offers, refuse_ms, reason)
         agent = agent or merge_offers(offers, self.cluster)
@@ -254,7 +255,9 @@ class _Matching:
         for volume_id in [v.volume_id for v in agent.volumes] + [r.volume_id for r in agent.reserved_disk]:
             known = self.catalog.volumes.get(volume_id)
             is_doomed = known is not None and known.state is VolumeState.DOOMED
-            is_left = known is None and self.gives_disk_back and not agent.has_volume(volume_id)
+            # What the catalog does not know is data all the same: only an uninstall that keeps none destroys it.
+            gives_back = self.is_clearing or (self.gives_disk_back and not agent.has_volume(volume_id))
+            is_left = known is None and gives_back
             may = self.fleet.sightings.may_destroy(volume_id, self.stamp.now_ms)
             if may and (is_doomed or is_left):
                 attempt = f"e{self.catalog.epoch}-{self.stamp.event_id}"
@@ -407,12 +410,6 @@ def introduce(catalog: Catalog, fleet: Fleet) -> Frame:
     if spec is None or not fleet.subscribed or (spec.roles, spec.disk_bytes) == fleet.sightings.told:
         return Frame()
     return Frame(actions=(UpdateFramework(spec.roles, spec.disk_bytes, fleet.suppressed),))
-
-
-def _has_leftovers(catalog: Catalog, fleet: Fleet) -> bool:
-    """Return whether offers are wanted to clear agents of doomed volumes."""
-    is_doomed = any(volume.state is VolumeState.DOOMED for volume in catalog.volumes.values())
-    return is_doomed and not fleet.newer_journal
 
 
 def _by_agent(fleet: Fleet) -> dict[_Key, list[Offer]]:

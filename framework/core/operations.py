@@ -1,8 +1,8 @@
 """What becomes of volumes: answers to operations, volumes that vanished, those that were waited for long enough.
 
 Operations have ids that name the volume, so an answer means something to any leader. FINISHED makes a planned volume ready, a
-refusal makes it failed. UNKNOWN says nothing (an older leader may have acknowledged it): then the agent's next
-offers tell, which hold the volume, or do not, again and again. Nothing here destroys a volume.
+refusal makes it failed. UNKNOWN says nothing while the master is new, or the launch lives (an older leader may have acknowledged
+it): then the agent's next offers tell, which hold the volume, or do not, again and again. Nothing here destroys a volume.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from stoker.framework.core.actions import AcknowledgeOperation, Action, Frame, R
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.launches import clip, task_prefix
+from stoker.framework.core.leftovers import is_away
 from stoker.framework.core.volumes import Volume, VolumeState
-from stoker.framework.model import Settings
+from stoker.framework.model import Offer, Settings
 
 RESERVE, CREATE, DESTROY, UNRESERVE = "reserve", "create", "destroy", "unreserve"
 REFUSED_STATES = frozenset({"OPERATION_ERROR", "OPERATION_FAILED", "OPERATION_DROPPED"})
@@ -42,7 +43,7 @@ def operation_of(cluster: bytes, name: str) -> tuple[int, str]:
 
 
 def operation_updated(
-    catalog: Catalog, fleet: Fleet, event: ev.OperationUpdated, settings: Settings
+    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.OperationUpdated, settings: Settings
 ) -> Frame:
     """Note what became of a volume; acknowledge."""
     status = event.status
@@ -51,6 +52,8 @@ def operation_updated(
     entries: list[e.Entry] = []
     if volume is not None and not fleet.newer_journal:
         entries += _operated(volume, kind, status.state, clip(status.message, settings.error_bytes_max))
+        if kind == CREATE and status.state == "OPERATION_UNKNOWN":
+            entries += _unknown(catalog, fleet, volume, stamp, settings)
     actions: list[Action] = []
     if status.uuid:
         actions.append(AcknowledgeOperation(status.operation_id, status.agent_id, status.uuid))
@@ -69,6 +72,17 @@ def _operated(volume: Volume, kind: str, state: str, message: str) -> list[e.Ent
     if volume.state is VolumeState.DOOMED and kind == UNRESERVE and is_finished:
         return [e.VolumeRemoved(volume.volume_id)]
     return []
+
+
+def _unknown(
+    catalog: Catalog, fleet: Fleet, volume: Volume, stamp: ev.Stamp, settings: Settings
+) -> list[e.Entry]:
+    """A master that has been there for long knows every operation that was begun: this one never was."""
+    is_live = any(launch.volume_id == volume.volume_id for launch in catalog.launches.values())
+    is_believed = stamp.now_ms - fleet.master_since_ms >= settings.unknown_patience_ms
+    if volume.state is not VolumeState.PLANNED or is_live or not is_believed:
+        return []
+    return [e.VolumeFailed(volume.volume_id, f"Mesos knows nothing of its making on {volume.hostname}")]
 
 
 def _forget(volume: Volume, reason: str) -> list[e.Entry]:
@@ -90,10 +104,37 @@ def task_updated(catalog: Catalog, fleet: Fleet, event: ev.TaskUpdated) -> Frame
     return Frame()
 
 
+def moved(catalog: Catalog, fleet: Fleet, settings: Settings) -> Frame:
+    """Follow volumes whose agents came back under other ids: a volume is its label, wherever it is."""
+    if fleet.newer_journal:
+        return Frame()
+    cluster = catalog.cluster.hex()
+    seen: dict[int, Offer] = {}
+    for offer in fleet.offers.values():
+        for volume in offer.volumes:
+            known = catalog.volumes.get(volume.volume_id) if volume.cluster == cluster else None
+            if known is not None and known.role == offer.role and offer.agent_id != known.agent_id:
+                seen[volume.volume_id] = offer
+    entries: list[e.Entry] = []
+    in_use = {launch.volume_id for launch in catalog.launches.values()} if seen else set()
+    for volume_id, offer in seen.items():
+        if volume_id in in_use or len(entries) >= settings.launches_frame_max:
+            continue
+        entries.append(e.VolumeMoved(volume_id, offer.agent_id, offer.hostname))
+        others = [v for v in catalog.volumes.on_agent(offer.agent_id) if v.slot_id]
+        if catalog.volumes[volume_id].slot_id and (others or catalog.launch_on_agent(offer.agent_id)):
+            why = f"agent {offer.agent_id}, with which it came back, has an executor of another slot"
+            entries.append(e.VolumeReleased(volume_id, why))
+    return Frame(tuple(entries))
+
+
 def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
     """On a tick: forget what vanished, give up what was waited for long enough, ask what became of operations."""
     if not fleet.subscribed or fleet.newer_journal or not catalog.volumes:
         return Frame()
+    frame = moved(catalog, fleet, settings)
+    if frame.entries:
+        return frame
     entries: list[e.Entry] = []
     for volume in catalog.volumes.values():
         if len(entries) >= settings.launches_frame_max:
@@ -119,12 +160,17 @@ def _vanished(
     return [e.VolumeReleased(volume.volume_id, why)]
 
 
+def _is_idle(catalog: Catalog, volume: Volume) -> bool:
+    slot = catalog.slots.get(volume.slot_id)
+    return slot is None or not slot.launch_id
+
+
 def _questions(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp) -> list[Action]:
     if stamp.now_ms < fleet.sightings.operations_next_ms:
         return []
     asked = [
         (operation_id(catalog.cluster, volume.volume_id, CREATE), volume.agent_id)
         for volume in catalog.volumes.values()
-        if volume.state is VolumeState.PLANNED
+        if volume.state is VolumeState.PLANNED or (is_away(fleet, volume) and _is_idle(catalog, volume))
     ]
     return [ReconcileOperations(tuple(asked[:OPERATIONS_MAX]))] if asked else []

@@ -85,7 +85,8 @@ class Requirements:
 
     def __init__(self, catalog: Catalog, spec: FleetSpec, settings: Settings, wall_ms: int) -> None:
         self.catalog, self.spec, self.settings, self.wall_ms = catalog, spec, settings, wall_ms
-        in_use = [launch_fields(launch.attributes, launch.hostname) for launch in catalog.launches.values()]
+        launches = catalog.launches.values() if spec.constraints else ()
+        in_use = [launch_fields(launch.attributes, launch.hostname) for launch in launches]
         self.tallies = [Tally(constraint, in_use) for constraint in spec.constraints]
         self.static_texts = {t.text for t in self.tallies if not t.is_counting}
         self.balanced_texts = {t.text for t in self.tallies if t.constraint.operator == "GROUP_BY"}

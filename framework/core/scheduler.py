@@ -37,12 +37,15 @@ def decide(  # noqa: C901 (one flat match, a line an event)
             published = fleet.listed and is_small
             return join(answer, publishing.publish(catalog, fleet, stamp)) if published else answer
         case ev.OffersReceived():
+            followed = operations.moved(catalog, fleet, settings)
+            if followed.entries:  # the next tick matches these offers with volumes as they are then
+                return followed
             return matching.match_offers(catalog, fleet, stamp, settings)
         case ev.TaskUpdated():
             told = operations.task_updated(catalog, fleet, event)
             return join(told, launches.task_updated(catalog, fleet, stamp, event, settings))
         case ev.OperationUpdated():
-            return operations.operation_updated(catalog, fleet, event, settings)
+            return operations.operation_updated(catalog, fleet, stamp, event, settings)
         case ev.ExecutorEnded():
             return launches.executor_ended(catalog, stamp, event)
         case ev.AgentRemoved():
@@ -104,7 +107,10 @@ def _converged(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settin
     """Bring slots, launches and volumes towards what is wanted: one concern's entries a tick, since they share those."""
     wishes = (launches.converge, operations.converge, maintenance.converge, draining.converge)
     frame = Frame()
-    for converge in (uninstalling.converge, *(wishes if catalog.uninstall is None else (operations.converge,))):
+    for converge in (
+        uninstalling.converge,
+        *(wishes if catalog.uninstall is None else (operations.converge,)),
+    ):
         if not frame.entries:
             frame = join(frame, converge(catalog, fleet, stamp, settings))
     return frame

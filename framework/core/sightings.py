@@ -15,7 +15,7 @@ from stoker.framework.core import actions as a
 from stoker.framework.core import events as ev
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.volumes import Volume
-from stoker.framework.model import FleetSpec, Offer, OfferedVolume, Settings
+from stoker.framework.model import FleetSpec, Offer, OfferedReservation, OfferedVolume, Settings
 
 UNKNOWN_MAX = 10_000  # agents with volumes that the catalog does not know
 NEAREST_MS = 30_000  # that a nearer agent's checks stand before newer ones of a worse one
@@ -59,6 +59,8 @@ class Sightings:
         self.settings = settings
         self.decisions: deque[OfferDecision] = deque(maxlen=settings.offers_kept_max)
         self.unknown: dict[str, dict[int, OfferedVolume]] = {}  # by agent id and volume id
+        self.unused: dict[str, dict[int, OfferedReservation]] = {}  # disk without a volume
+        self.subscribed_ms = self.offered_ms = 0  # the last offers
         self.missing: dict[int, Missing] = {}
         self.destroys: dict[int, tuple[int, int]] = {}  # tries, and when the next may be, by volume id
         self.nearest: dict[int, Nearest] = {}  # by slot id; 0: for those that may go anywhere
@@ -74,6 +76,7 @@ class Sightings:
     def subscribed(self, now_ms: int) -> None:
         """Another master, maybe: what became of operations is asked anew."""
         self.told = self._began_with
+        self.subscribed_ms = self.offered_ms = now_ms
         self.missing.clear()
         self.operations_next_ms, self.operations_delay_ms = now_ms, 0
 
@@ -149,11 +152,13 @@ class Sightings:
             if len(table) > len(catalog.volumes) + FORGOTTEN_MAX:
                 for volume_id in [i for i in table if i not in catalog.volumes]:
                     del table[volume_id]
+        self.offered_ms = now_ms
         proof = ""
         cluster = catalog.cluster.hex()
         by_agent: dict[str, list[Offer]] = defaultdict(list)
         for offer in held.values():
-            if offer.volumes or offer.agent_id in self.unknown or catalog.volumes.on_agent(offer.agent_id):
+            is_known = offer.agent_id in self.unknown or offer.agent_id in self.unused
+            if offer.volumes or offer.reserved_disk or is_known or catalog.volumes.on_agent(offer.agent_id):
                 by_agent[offer.agent_id].append(offer)
         for agent_id, offers in by_agent.items():
             volumes = {v.volume_id: v for offer in offers for v in offer.volumes if v.cluster == cluster}
@@ -167,12 +172,25 @@ class Sightings:
                     )
                 elif volume_id not in catalog.volumes:
                     unknown[volume_id] = volume
+                else:
+                    self.missing.pop(volume_id, None)
             if unknown and len(self.unknown) < UNKNOWN_MAX:
                 self.unknown[agent_id] = unknown
-
+            self._note_unused(agent_id, offers, catalog, unknown)
             for known in catalog.volumes.on_agent(agent_id):
                 self._look_for(now_ms, known, offers, catalog, is_busy=agent_id in ending)
         return proof
+
+    def _note_unused(
+        self, agent_id: str, offers: list[Offer], catalog: Catalog, unknown: Collection[int]
+    ) -> None:
+        roles, cluster = {offer.role for offer in offers}, catalog.cluster.hex()
+        unused = {i: r for i, r in self.unused.pop(agent_id, {}).items() if r.role not in roles}
+        reserved = [r for offer in offers for r in offer.reserved_disk if r.cluster == cluster]
+        unused |= {r.volume_id: r for r in reserved if r.volume_id not in catalog.volumes}
+        unused = {i: r for i, r in unused.items() if i not in unknown}
+        if unused and len(self.unused) < UNKNOWN_MAX:
+            self.unused[agent_id] = unused
 
     def _look_for(
         self, now_ms: int, volume: Volume, offers: list[Offer], catalog: Catalog, *, is_busy: bool
@@ -195,6 +213,10 @@ class Sightings:
     def unknown_volumes(self) -> list[tuple[str, OfferedVolume]]:
         """Return the volumes that the catalog does not know, with their agents."""
         return [(agent_id, v) for agent_id, table in sorted(self.unknown.items()) for v in table.values()]
+
+    def stray_count(self) -> int:
+        """Return how many volumes and reservations of this cluster are known of, that the catalog does not know."""
+        return sum(map(len, self.unknown.values())) + sum(map(len, self.unused.values()))
 
     def may_destroy(self, volume_id: int, now_ms: int) -> bool:
         """Return whether it was not tried just now: what cannot be destroyed keeps nobody from the rest of its agent."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from stoker.executor.messages import NO_HOME
 from stoker.framework.core.catalog import Catalog, Dataset
-from stoker.framework.core.moves import is_busy, leaving_launches, staying_bits
+from stoker.framework.core.moves import is_busy, leaving_bits, leaving_launches
 
 if TYPE_CHECKING:
     from stoker.framework.core.fleet import Fleet
@@ -69,7 +69,7 @@ class Spares:
 
 def _look(catalog: Catalog, fleet: Fleet, now_ms: int) -> dict[int, Hints]:
     leaving = leaving_launches(catalog)
-    staying = staying_bits(catalog, fleet, now_ms) if leaving else {}
+    alone = leaving_bits(catalog, fleet, now_ms) if leaving else {}
     places = {slot.slot_id: place for place, slot in enumerate(catalog.slot_order())}
     # Who leaves comes last, and so first: it holds what nobody else does, and has nothing else to do.
     order = sorted(fleet.executors.items(), key=lambda item: (item[0] in leaving, item[0]))
@@ -80,20 +80,27 @@ def _look(catalog: Catalog, fleet: Fleet, now_ms: int) -> dict[int, Hints]:
         if current is None:
             continue
         key = (dataset.dataset_id, current.generation)
+        holders = [
+            (launch_id, seen, held)
+            for launch_id, seen in order
+            if (held := seen.datasets.get(key)) is not None and held.residency.full_blocks
+        ]
+        # Counted first: copies alone, in a fleet that is too large for this, would hold up the loop.
+        groups = dataset.replicas * current.pg_count
+        cells += sum(8 * len(held.bitmap) + groups for _, _, held in holders)
+        if cells > CELLS_MAX:
+            continue
         bitmaps = [
             (places[seen.heartbeat.slot_id], bytes(held.bitmap), launch_id in leaving)
-            for launch_id, seen in order
-            if (held := seen.datasets.get(key)) is not None
-            and any(held.bitmap)
-            and seen.heartbeat.slot_id in places
+            for launch_id, seen, held in holders
+            if seen.heartbeat.slot_id in places
         ]
-        cells += sum(8 * len(bits) + dataset.replicas * current.pg_count for _, bits, _ in bitmaps)
-        if not bitmaps or cells > CELLS_MAX:
+        if not bitmaps:
             continue
         kept = 0
         for _, bits, is_leaving in bitmaps:
             kept |= int.from_bytes(bits, "little") if is_leaving else 0
-        kept &= ~staying.get(key, 0)
+        kept &= alone.get(key, 0)
         hints = Hints(_spares(catalog, dataset, bitmaps), kept.to_bytes(-(-kept.bit_length() // 8), "little"))
         if hints != NO_HINTS:
             found[dataset.dataset_id] = hints

@@ -17,6 +17,7 @@ from typing import Any
 
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
+from stoker.framework.core import leftovers
 from stoker.framework.core.actions import Action, Answer, Frame, Teardown
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.datasets import refuse
@@ -117,13 +118,14 @@ def _clear(
         if volume.state is not VolumeState.DOOMED and is_free and len(entries) < settings.launches_frame_max:
             entries.append(e.VolumeDoomed(volume.volume_id, DOOMED))
     is_over = fleet.clearing_ms(stamp.now_ms) >= settings.uninstall_patience_ms
-    if (not catalog.launches and not volumes) or is_over:
-        left = tuple(_left(catalog, keep_volumes=uninstall.keep_volumes))
+    is_clean = uninstall.keep_volumes or leftovers.is_clean(catalog, fleet, stamp.now_ms)
+    if (not catalog.launches and not volumes and is_clean) or is_over:
+        left = tuple(_left(catalog, fleet, keep_volumes=uninstall.keep_volumes))
         return Frame((*entries, e.TeardownPlanned(left, now_wall_ms(catalog, stamp))), tuple(actions))
     return Frame(tuple(entries), tuple(actions))
 
 
-def _left(catalog: Catalog, *, keep_volumes: bool) -> list[str]:
+def _left(catalog: Catalog, fleet: Fleet, *, keep_volumes: bool) -> list[str]:
     """Return what the TEARDOWN leaves behind, or may, in words."""
     texts = [
         f"executor {launch.task_id} on agent {launch.agent_id} ({launch.hostname}): Mesos did not confirm its end"
@@ -134,6 +136,17 @@ def _left(catalog: Catalog, *, keep_volumes: bool) -> list[str]:
             f"volume {volume.volume_id}, {volume.disk_bytes} bytes, on agent {volume.agent_id} ({volume.hostname}): "
             "not destroyed, its agent made no offer of it"
             for _, volume in sorted(catalog.volumes.items())
+        ]
+        sightings = fleet.sightings
+        texts += [
+            f"volume {volume.volume_id}, {volume.disk_bytes} bytes, on agent {agent_id}: the journal does not know it, and "
+            "it was not destroyed"
+            for agent_id, volume in sightings.unknown_volumes()
+        ]
+        texts += [
+            f"{reserved.disk_bytes} bytes reserved for volume {reserved.volume_id} on agent {agent_id}: not given back"
+            for agent_id, table in sorted(sightings.unused.items())
+            for reserved in table.values()
         ]
     more = len(texts) - LEFT_NAMED_MAX
     return texts[:LEFT_NAMED_MAX] + ([f"and {more} more"] if more > 0 else [])

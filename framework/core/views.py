@@ -228,6 +228,8 @@ def _silence_text(fleet: Fleet, silent_ms: int, task: str) -> str:
     if silent_ms <= settings.heartbeat_timeout_ms:
         return f"silent for {silent_ms} ms"
     where = "Mesos cannot reach its agent" if task == "TASK_UNREACHABLE" else "its agent was told to end it"
+    if fleet.mass_silence.reason and task != "TASK_UNREACHABLE":
+        where = f"{fleet.mass_silence.reason}, so it is not told to end"
     return f"silent for {silent_ms} ms; {where}; without word of it, it is replaced after {settings.unreachable_delay_ms} ms"
 
 

@@ -24,6 +24,7 @@ VolumeEntry = (
     | e.VolumeFailed
     | e.VolumeReleased
     | e.VolumeAdopted
+    | e.VolumeMoved
     | e.VolumeDoomed
     | e.VolumeRemoved
 )
@@ -84,6 +85,8 @@ class Volumes(dict[int, Volume]):
             case e.VolumeAdopted():
                 assert volume.state is not VolumeState.DOOMED, entry
                 self._put(volume._replace(slot_id=entry.slot_id, reason=""))
+            case e.VolumeMoved():
+                self._put(volume._replace(agent_id=entry.agent_id, hostname=entry.hostname))
             case e.VolumeDoomed():
                 self._put(volume._replace(slot_id=0, state=VolumeState.DOOMED, reason=entry.reason))
 

@@ -8,6 +8,8 @@ from stoker.executor.units import format_bytes
 from stoker.framework.core import entries as e
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.constraints import problems_of
+from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.leftovers import is_away
 from stoker.framework.core.programs import parse_program
 from stoker.framework.core.volumes import VolumeState
 from stoker.framework.model import FleetSpec, Refusal, Settings
@@ -43,14 +45,15 @@ def problem_of_wish(spec: FleetSpec, settings: Settings) -> tuple[str, str]:
     return ("; ".join(problems), "see `stoker fleet set --help` for constraints") if problems else ("", "")
 
 
-def wish_refusal(catalog: Catalog, spec: FleetSpec, settings: Settings) -> Refusal | None:
+def wish_refusal(catalog: Catalog, fleet: Fleet, spec: FleetSpec, settings: Settings) -> Refusal | None:
     """Return why the fleet cannot become this, if it cannot."""
     message, hint = problem_of_wish(spec, settings)
     if message:
         return Refusal(400, "bad_request", message, hint)
     stranded: dict[str, int] = {}
     for volume in catalog.volumes.values():
-        if volume.role not in spec.roles:
+        is_lost = volume.state is VolumeState.DOOMED and is_away(fleet, volume)
+        if volume.role not in spec.roles and not is_lost:
             stranded[volume.role] = stranded.get(volume.role, 0) + 1
     for role, count in stranded.items():
         return Refusal(

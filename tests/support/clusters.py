@@ -131,14 +131,15 @@ class ScriptedExecutor:
             self._process.stdin.flush()
             return self._read()
 
-    def put(self, dataset: ScriptedDataset, only: set[int] | None = None) -> None:
-        """Give it all blocks of a dataset, or `only` some."""
+    def put(self, dataset: ScriptedDataset, only: set[int] | None = None, *, on_disk: bool = False) -> None:
+        """Give it all blocks of a dataset, or `only` some; as memory, or as files of a disk."""
         for index, data in enumerate(dataset.blocks()):
             if only is None or index in only:
                 with tempfile.NamedTemporaryFile() as file:
                     file.write(data)
                     file.flush()
-                    self.command(t="put", dataset=dataset.dataset_id, index=index, path=file.name)
+                    put = {"dataset": dataset.dataset_id, "index": index, "path": file.name}
+                    self.command(t="put", on_disk=on_disk, **put)
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout

@@ -12,6 +12,7 @@ import pathlib
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import time
 from typing import Any
@@ -45,6 +46,7 @@ class _Server:
         self.incarnation = incarnation
         self.blocks = {}
         self.not_full: set[tuple[int, int]] = set()
+        self.lends = ""  # a file that is lent in place of every block
         self.fail: dict[int, tuple[int, str]] = {}  # index -> failure
         self.refused: dict[str, Any] = {}
         self.delay_s = 0.0
@@ -143,13 +145,15 @@ class _Server:
                 states.append(wire.DescriptorStatus.NOT_FULL)
             else:
                 states.append(wire.DescriptorStatus.PASSED)
-                fds.append(fd)
+                fds.append(os.open(self.lends, os.O_RDONLY) if self.lends else os.dup(fd))
                 self.loans.setdefault(opened, set()).add(index)
         header = wire.ANSWER.pack(
             wire.Op.DESCRIPTORS, 0, 0, request_id, len(states), self.placement_version, 1
         )
         if fds:
             socket.send_fds(opened, [header + states], fds)
+            for fd in fds:
+                os.close(fd)
         else:
             opened.sendall(header + states)
 
@@ -169,7 +173,11 @@ class _Server:
             self.reset(**command)
         if kind == "put":
             data = pathlib.Path(command["path"]).read_bytes()
-            fd = os.memfd_create("block", os.MFD_CLOEXEC)
+            if command.get("on_disk"):
+                fd, path = tempfile.mkstemp()
+                os.unlink(path)
+            else:
+                fd = os.memfd_create("block", os.MFD_CLOEXEC)
             assert os.write(fd, data) == len(data)
             self.blocks[command["dataset"], command["index"]] = fd
         elif kind == "remove":

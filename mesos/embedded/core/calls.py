@@ -58,7 +58,9 @@ def decode_scheduler_call(headers: Mapping[str, str], body: bytes) -> Message:
         _require(call, call["type"].lower(), "scheduler::Call")
     if call["type"] == "UPDATE_FRAMEWORK":
         if call["update_framework"]["framework_info"].get("id") != call["framework_id"]:
-            raise _invalid("scheduler::Call", "'framework_id' differs from 'update_framework.framework_info.id'")
+            raise _invalid(
+                "scheduler::Call", "'framework_id' differs from 'update_framework.framework_info.id'"
+            )
     if call["type"] == "ACKNOWLEDGE_OPERATION_STATUS":
         _require(call["acknowledge_operation_status"], "agent_id", "scheduler::Call")
     if call["type"] in ("ACKNOWLEDGE", "ACKNOWLEDGE_OPERATION_STATUS"):

@@ -191,7 +191,9 @@ class KillProcess:
     container_id: str
 
 
-Output: TypeAlias = Send | Close | Abort | AgentEnded | AgentNamed | StartProcess | KillProcess | MakeVolume | RemoveVolume
+Output: TypeAlias = (
+    Send | Close | Abort | AgentEnded | AgentNamed | StartProcess | KillProcess | MakeVolume | RemoveVolume
+)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_04_acks(play: Play) -> None:
-    play(Script("04-acks", scale=7))
+    play(Script("04-acks", scale=6))
 
 
 def test_04b_executor_acks(play: Play) -> None:

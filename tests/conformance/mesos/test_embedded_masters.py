@@ -297,6 +297,7 @@ def test_the_leader_is_told_in_zookeeper_and_the_others_send_there(
         # The dead one comes back, as the last of three.
         assert mesos.fault("master-start", "1").status == 200
         wait_until(lambda: len(infos(client, path)) == 3, "three masters again")
+        wait_until(lambda: subscribe(leader).status == 307, "its knowledge of who leads")
         assert subscribe(leader).headers["Location"] == f"//{address}/master/api/v1/scheduler"
         # The leader is stopped until its session is over; going on, it ends.
         assert mesos.fault("master-freeze").status == 200

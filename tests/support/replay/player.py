@@ -33,7 +33,7 @@ from support.replay.wire import (
 )
 
 CONNECT_TIMEOUT_S = 20.0
-RETRY_S = 0.05
+RETRY_S = 0.02  # a master that leads anew recovers for 0.2 s, which must not be missed
 AFTER_OFFERS_TICKS = 1.5  # in which other offers than those that came would have to come
 
 _OFFERS = ("offers", "offers")
@@ -141,8 +141,8 @@ class Player:
                 self.puppets.latest(name).tell("signal", number=int(number))
             case ("executor-child-is-gone", name):
                 self._check_child(name)
-            case ("await-leader", number):
-                self.target.await_leader(int(number), self.script.patience_s)
+            case ("await-leader", number, agents):
+                self.target.await_leader(int(number), int(agents), self.script.patience_s)
             case _:
                 self.target.hook(*step)
         self.timing.done(entry)

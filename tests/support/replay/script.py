@@ -47,8 +47,7 @@ class Script:
     all_offers: frozenset[int] = frozenset()
     agent_calls: Mapping[int, int] = field(default_factory=dict)
     masters: Mapping[int, int] = field(default_factory=dict)
-    # Calls that are made again as long as they get this status: 503 while a master recovers; 307 (from now on, whatever the time)
-    # while it sends to the former leader.
+    # Calls that are made again as long as they get this status: 307, from now on, while a master sends to the former leader.
     asked_again: Mapping[int, int] = field(default_factory=dict)
     # Lines that are not played; that must come but are not compared, as chance made them; whose texts are compared up to the
     # first line's end; that may overtake others; OFFERS whose agents chance has chosen; events of a program's former stream.

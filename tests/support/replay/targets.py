@@ -79,16 +79,18 @@ class Target:
             key=lambda item: str(item["resources"].get("ports")),
         )
 
-    def await_leader(self, number: int, seconds: float) -> None:
-        """Wait until a master leads and has recovered, however long the former leader's session lasts.
+    def await_leader(self, number: int, agents: int, seconds: float) -> None:
+        """Wait until a master leads and so many agents are there, however long the former leader's session lasts.
 
         :raises HookFailed: it does not within `seconds`.
         """
         address, deadline = self._master_address(number), time.monotonic() + seconds
-        while request(address, "GET", "/state", b"", {}).status != 200:
-            if time.monotonic() > deadline:
-                raise HookFailed(f"master {number} does not lead after {seconds:.0f} s")
+        while time.monotonic() < deadline:
+            reply = request(address, "GET", "/state", b"", {})
+            if reply.status == 200 and json.loads(reply.text)["activated_slaves"] >= agents:
+                return
             time.sleep(POLL_S)
+        raise HookFailed(f"master {number} does not lead {agents} agents after {seconds:.0f} s")
 
     def _master_address(self, number: int) -> str:
         raise MissingHook(f"the address of master {number} is not known: only that of one is given")

@@ -146,10 +146,14 @@ def test_a_file_that_was_harmed_while_nobody_looked_is_fetched_again(
                 file.write(b"harm")
     with running_executor(scheduler, launch=9, **on(disk)) as executor:
         client = executor.wait_dataset()
+        if harm != "gone":
+            scheduler.wait_full(blocks, launch=9)  # who asks before it is attached is told to ask again
         if harm == "bytes":  # only who asks for the check is told at once; the block goes with that
-            failed, _ = client.read_failing((2, 0, length), flags=ReadFlag.CHECK)
-            assert failed[0][0] == Failure.CORRUPT
-            wait_until(lambda: not path.exists(), "the damaged block to go")
+            with open(path, "rb") as file:
+                failed, _ = client.read_failing((2, 0, length), flags=ReadFlag.CHECK)
+                assert failed[0][0] == Failure.CORRUPT
+                wait_until(lambda: not path.exists(), "the damaged block to go")
+                assert os.pread(file.fileno(), 8, layout.trailer_offset) == bytes(8)
         elif harm != "gone":
             assert client.read((2, 0, length)) == expected(dataset, 2)
             scheduler.wait(lambda: report(scheduler, 9).error_count == 1, "the error to be told")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import random
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from stoker.executor import index
 from stoker.executor.block import BlockName
 from stoker.executor.core.extents import Extents
 from stoker.executor.disk import Disk
-from stoker.executor.disk_tier import DISK_PAUSE_MS
+from stoker.executor.disk_tier import DISK_PAUSE_MS, DiskFile
 from stoker.executor.fills import RECONSIDER_INTERVAL_MS
 from stoker.executor.holdings import Block, Waiter
 from stoker.executor.report import count
@@ -227,3 +229,119 @@ def test_whatever_comes_the_account_is_right_and_nothing_is_left(  # noqa: C901,
         stage.later(DISK_PAUSE_MS)
     assert (cache.used_bytes, cache.leaving_bytes) == (0, 0)
     assert not list(Path(stage.ssd.blocks_directory).iterdir())
+
+
+# --- what must not be lost, and what is no fault of a file
+
+
+def test_a_block_whose_sync_failed_while_it_was_written_to_goes(stage: DiskStage, disk: FailingDisk) -> None:
+    stage.want()
+    block = stage.fill()
+    disk.errors["sync"] = errno.EIO
+    block.state.valid = Extents(block.state.needed)
+    block.state.valid.remove(0, 64)
+    real, stage.ssd._in_thread = stage.ssd._in_thread, lambda work, *more: (meanwhile(), work(*more))
+
+    def meanwhile() -> None:
+        stage.fills.request(block, 1, [(0, 64)])
+        stage.fills.pump()
+
+    stage.ssd.step()
+    stage.ssd._in_thread = real
+    disk.errors.clear()
+    assert not block.is_leaving, "a fill is under way"
+    job = stage.jobs()[-1]
+    stage.filled(job, [[0, 1]])
+    stage.done(job)
+    assert block.is_leaving and not stage.server.of("full")
+
+
+def test_the_header_of_a_file_that_failed_is_gone_at_once(stage: DiskStage) -> None:
+    stage.want()
+    block = stage.held()
+    stage.fail(stage.jobs()[-1], "no")
+    path = Path(stage.ssd.blocks_directory) / block.file.name
+    assert path.read_bytes()[block.layout.trailer_offset :][:8] == bytes(8)
+
+
+def test_a_block_that_is_being_committed_is_no_victim(stage: DiskStage) -> None:
+    stage.want()
+    block = stage.fill()
+    held = stage.holdings.cache_of(stage.view).held[block.holding]
+    assert block.is_sealing and held.busy
+    stage.ssd.step()
+    assert block.is_full and not held.busy
+
+
+def without_descriptors(stage: DiskStage, disk: FailingDisk, block: Block) -> None:
+    assert isinstance(block.file, DiskFile)
+    stage.disk.crowd_out(block.file)
+    disk.errors["open"] = errno.EMFILE
+
+
+def test_a_fill_for_a_reader_waits_for_descriptors(stage: DiskStage, disk: FailingDisk) -> None:
+    block = stage.block()
+    without_descriptors(stage, disk, block)
+    stage.fills.request(block, 1, [(0, 64)])
+    stage.fills.pump()
+    stage.later(300)
+    assert not stage.jobs() and not block.is_leaving
+    disk.errors.clear()
+    stage.later(300)
+    assert [job["ranges"] for job in stage.jobs()] == [[(0, 64)]] and stage.ssd.error_count == 0
+
+
+def test_a_wanted_fill_waits_for_descriptors(stage: DiskStage, disk: FailingDisk) -> None:
+    block = stage.block()
+    without_descriptors(stage, disk, block)
+    stage.want()
+    assert not stage.jobs() and not block.is_leaving and list(stage.view.todo) == [0]
+    disk.errors.clear()
+    stage.later(300)
+    assert len(stage.jobs()) == 1 and not stage.view.todo
+
+
+def test_what_was_filled_is_noted_once_there_are_descriptors(stage: DiskStage, disk: FailingDisk) -> None:
+    stage.want()
+    block = stage.held()
+    (job,) = stage.jobs()
+    without_descriptors(stage, disk, block)
+    stage.filled(job, [[0, block.layout.page_count]])
+    stage.done(job)
+    stage.later(300)
+    assert not block.is_leaving and stage.ssd.error_count == 0
+    disk.errors.clear()
+    stage.later(300)
+    assert index.valid_extents(block.file.open(), block.layout)[0][0] == 0
+    (check,) = stage.jobs("checksum")
+    stage.filled(check, [[0, block.layout.page_count]])
+    stage.done(check)
+    stage.ssd.step()
+    assert block.is_full
+
+
+def test_checksums_wait_for_descriptors(stage: DiskStage, disk: FailingDisk) -> None:
+    stage.want()
+    block = stage.held()
+    (job,) = stage.jobs()
+    stage.filled(job, [])
+    stage.filler.limit = 0
+    stage.done(job)
+    assert block.is_checking
+    without_descriptors(stage, disk, block)
+    stage.filler.limit = 100
+    stage.later(300)
+    assert not stage.jobs("checksum") and not block.is_leaving
+    disk.errors.clear()
+    stage.later(300)
+    assert len(stage.jobs("checksum")) == 1
+
+
+def test_a_tier_that_a_newer_leader_names_is_memory_and_told_of_once(
+    stage: DiskStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.view.assignment = dataclasses.replace(stage.view.assignment, tier="tape")
+    for _ in range(3):
+        assert stage.holdings.account_of(stage.view).tier is stage.tier
+    assert [record for record in caplog.text.splitlines() if "'tape'" in record][1:] == []
+    assert "'tape'" in caplog.text

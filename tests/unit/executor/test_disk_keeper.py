@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
+from stoker.executor.loans import Shelf
 from stoker.executor.messages import DiskReport, Heartbeat
-from stoker.executor.wire import DescriptorStatus, HelloStatus, Op, ReadFlag, Status
+from stoker.executor.wire import Caller, DescriptorStatus, HelloStatus, Op, ReadFlag, Status
 from support.data_servers import CLUSTER, DEADLINE_S, LAUNCH
 from support.executors import (
     ALL,
@@ -91,6 +93,38 @@ def test_what_was_loaded_is_found_again_and_nothing_is_read_twice(
         told = scheduler.residency(launch=8)
         assert told is not None and told.filled_bytes == told.copied_bytes == 0
         assert told.wanted_settled == blocks and told.cached_bytes == dataset.manifest.total_bytes
+
+
+def test_what_is_found_again_is_not_read_again_for_a_reader_who_comes_before_it_is_attached(
+    disk: Path, dataset: TestDataset, scheduler: FakeScheduler
+) -> None:
+    scheduler.assign(dataset.assignment(wanted=ALL, wanted_version=1, tier="ssd"))
+    blocks = dataset.manifest.block_count
+    with running_executor(scheduler, **on(disk)):
+        scheduler.wait_full(blocks)
+    scheduler.bundles.clear()
+    with running_executor(scheduler, launch=8, **on(disk)) as executor:
+        client = executor.wait_dataset()  # without its manifest, which is asked for again and again
+        scheduler.serve(dataset)
+        check_all(client, dataset)  # the manifest comes for its sake
+        client.close()
+        scheduler.wait(
+            lambda: (r := scheduler.residency(launch=8)) is not None and r.wanted_full == blocks, "planned"
+        )
+        told = scheduler.residency(launch=8)
+        assert told is not None and told.filled_bytes == told.copied_bytes == 0
+
+
+def test_a_caller_of_a_dataset_whose_blocks_were_found_waits_for_it() -> None:
+    shelf = Shelf(lambda _: None)
+    shelf.await_datasets([(1, 1)])
+    assert shelf.find_dataset((2, 1), Caller.CLIENT) is None
+    waiting = gevent.spawn(shelf.find_dataset, (1, 1), Caller.CLIENT)
+    gevent.sleep(0)
+    assert not waiting.ready()
+    made = shelf.put_dataset(1, 1, 1, MIB)
+    assert waiting.get(timeout=DEADLINE_S) is made
+    assert shelf.find_dataset((1, 1), Caller.EXECUTOR) is made
 
 
 def test_full_blocks_are_lent_read_only(disk: Path, dataset: TestDataset, scheduler: FakeScheduler) -> None:

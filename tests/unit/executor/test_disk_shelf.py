@@ -2,33 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+import gevent
+import msgpack
 import pytest
 
 from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout, encode_header
-from stoker.executor.loans import FILES_OPEN_MAX, DiskFiles, Entry, Shelf, read_exactly
-from support.data_servers import CLUSTER
+from stoker.executor.connection import Connection, Identity, Limits, ServerState
+from stoker.executor.loans import (
+    FILES_OPEN_MAX,
+    DiskFiles,
+    Entry,
+    Shelf,
+    files_open_max,
+    read_exactly,
+)
+from stoker.executor.misses import Misses
+from stoker.executor.stream import Stream
+from stoker.executor.wire import (
+    ANSWER,
+    HELLO_ANSWER_BYTES,
+    DescriptorStatus,
+    Failure,
+    Hello,
+    Op,
+    Status,
+    encode_hello,
+    encode_request,
+)
+from support.data_servers import CLUSTER, INCARNATION, LAUNCH
+from support.greenlets import wait_until
+from support.waiting import DEADLINE_S
 
 DATA = 1_000
 
 
 class Files:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, open_max: int = FILES_OPEN_MAX) -> None:
         self.directory = directory
         self.gone: list[int] = []
         self.broken: list[tuple[int, str]] = []
         self.shelf = Shelf(self.gone.append)
-        self.shelf.files = DiskFiles(str(directory), CLUSTER, lambda *told: self.broken.append(told))
+        self.shelf.files = DiskFiles(
+            str(directory), CLUSTER, lambda *told: self.broken.append(told), open_max=open_max
+        )
         self.dataset = self.shelf.put_dataset(1, 1, 1, 2**20)
 
     def put(self, number: int, *, full_from: int = 1, is_restored: bool = False) -> Entry:
         name, layout = BlockName(1, 1, number), block_layout(DATA)
         path = self.directory / f"1.1.{number}-{number}"
         with open(path, "wb") as file:
+            file.write(bytes([number % 256]) * DATA)
             file.truncate(layout.file_bytes)
             file.seek(layout.trailer_offset)
             file.write(encode_header(CLUSTER, name, DATA))
@@ -103,3 +135,161 @@ def test_only_errors_of_the_file_are_held_against_it(files: Files) -> None:
     assert entry.open()
     with pytest.raises(OSError, match="are there"):
         read_exactly(entry.fd, DATA, block_layout(DATA).file_bytes - 10)
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[list[int]]:
+    """Every number that this process may have is taken; those in the list may be closed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open("/dev/null", os.O_RDONLY)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        yield taken
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
+
+
+def test_without_a_descriptor_a_good_block_waits_and_is_not_told_of(files: Files) -> None:
+    """It is durable: another one's descriptor is taken for it, else it is read later."""
+    idle, pinned, wanted = (files.put(number) for number in (1, 2, 3))
+    assert pinned.open()
+    pinned.pins += 1
+    with no_descriptor_left() as taken:
+        assert not wanted.has(1, 0, DATA) and not wanted.open(), "all that is open is being sent"
+        assert pinned.fd >= 0
+        os.close(taken.pop())
+        assert idle.has(1, 0, DATA)
+        assert wanted.has(1, 0, DATA), "the idle one's is taken"
+        assert idle.fd < 0 and pinned.fd >= 0
+    assert idle.has(1, 0, DATA) and not files.broken
+
+
+def test_a_file_that_may_not_be_opened_is_not_told_of(files: Files) -> None:
+    """Only what is wrong with the file itself costs the block."""
+    entry, linked = files.put(1), files.put(2)
+    (files.directory / "1.1.2-2").rename(files.directory / "other")
+    (files.directory / "1.1.2-2").symlink_to("other")
+    assert not linked.open() and [holding for holding, _ in files.broken] == [2]
+    files.shelf.note_error(entry, OSError(errno.ENOMEM, "not now"))
+    assert entry.open() and len(files.broken) == 1
+
+
+def test_the_open_files_are_a_share_of_the_descriptors(tmp_path: Path) -> None:
+    assert files_open_max(1024) == 128 and files_open_max(2**20) == FILES_OPEN_MAX
+    files = Files(tmp_path, open_max=3)
+    entries = [files.put(number) for number in range(1, 8)]
+    for entry in entries:
+        assert entry.has(1, 0, DATA)
+        assert files.open_count() <= 3
+    for entry in entries:
+        assert entry.open()
+        entry.pins += 1
+    assert files.open_count() == len(entries), "what is being sent is never closed"
+    for entry in entries:
+        files.shelf.unpin(entry)
+    assert files.put(8).open() and files.open_count() == 3
+
+
+class Caller:
+    """A caller of the data port that takes nothing until it is asked to, and the connection that serves it."""
+
+    def __init__(self, files: Files) -> None:
+        served, self.sock = socket.socketpair()
+        self.sock.settimeout(DEADLINE_S)
+        identity = Identity(CLUSTER, LAUNCH, INCARNATION)
+        state = ServerState(identity, Limits(), files.shelf, Misses(files.shelf, lambda message: None))
+        hello = Hello(CLUSTER, LAUNCH, INCARNATION, 1, 1, 1)
+        self.sock.sendall(encode_hello(hello))
+        self.stream = Stream(served)
+        self.greenlet = gevent.spawn(Connection(self.stream, state).serve)
+        self.fill_bytes = 0
+        wait_until(lambda: len(files.dataset.borrowers) > 0)
+        assert len(self.sock.recv(HELLO_ANSWER_BYTES)) == HELLO_ANSWER_BYTES
+
+    def fill(self) -> None:
+        """See that the connection's next send must wait."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.fill_bytes += self.stream.sock.send(b"x" * 65536)
+
+    def receive(self) -> tuple[bytes, list[int]]:
+        """Return what is sent after the filling, and the descriptors that came with it."""
+        data, fds = b"", list[int]()
+        self.sock.setblocking(False)
+
+        def is_there() -> bool:
+            nonlocal data, fds
+            with contextlib.suppress(BlockingIOError):
+                part, more, _, _ = socket.recv_fds(self.sock, 65536, 8)
+                data, fds = data + part, fds + more
+            return bool(fds)
+
+        wait_until(is_there)
+        return data[self.fill_bytes :], fds
+
+    def close(self) -> None:
+        self.sock.close()
+        self.greenlet.join(DEADLINE_S)
+        assert self.greenlet.dead
+
+
+def test_a_passed_descriptor_is_the_asked_blocks_however_long_its_caller_waits(tmp_path: Path) -> None:
+    """Other readers' files come and go meanwhile, and their descriptors have the numbers of those that were closed."""
+    files = Files(tmp_path, open_max=4)
+    entries = [files.put(number) for number in range(12)]
+    caller = Caller(files)
+    caller.fill()
+    caller.sock.sendall(encode_request(Op.DESCRIPTORS, [(2, 0, 0), (3, 0, 0)], request_id=1))
+    wait_until(lambda: len(files.shelf.lent()) == 2)
+    assert entries[2].fd >= 0 and entries[3].fd >= 0
+    for entry in (*entries[4:], *entries[:2]):
+        assert entry.has(1, 0, DATA)
+    answer, passed = caller.receive()
+    assert answer[ANSWER.size :] == bytes([DescriptorStatus.PASSED] * 2)
+    assert [os.pread(fd, DATA, 0) for fd in passed] == [bytes([number]) * DATA for number in (2, 3)]
+    assert not entries[2].pins and not entries[3].pins
+    for fd in passed:
+        os.close(fd)
+    caller.close()
+    assert not files.shelf.lent()
+
+
+def test_checksums_that_cannot_be_read_are_told_of(files: Files) -> None:
+    """The file was cut after it was opened: a short read is an error of the file."""
+    entry = files.put(1)
+    assert entry.open()
+    os.truncate(files.directory / "1.1.1-1", block_layout(DATA).trailer_offset)
+    caller = Caller(files)
+    caller.sock.sendall(encode_request(Op.CRCS, [(1, 0, 0)], request_id=1))
+    wait_until(lambda: caller.greenlet.dead or len(files.broken) > 0)
+    op, status, *_ = ANSWER.unpack(caller.sock.recv(ANSWER.size))
+    assert (op, status) == (Op.CRCS, Status.UNAVAILABLE)
+    assert [holding for holding, _ in files.broken] == [1]
+    caller.close()
+
+
+def test_small_reads_that_a_file_does_not_give_fail_and_the_conversation_goes_on(files: Files) -> None:
+    """One range of one, and one of several: the caller asks another executor for that range alone."""
+    harmed, good = files.put(1), files.put(2)
+    assert harmed.open()
+    os.truncate(files.directory / "1.1.1-1", 0)
+    caller = Caller(files)
+    for ranges, given in (([(1, 0, 100)], 0), ([(2, 0, 100), (1, 0, 100), (2, 50, 100)], 200)):
+        files.broken.clear()
+        caller.sock.sendall(encode_request(Op.READ, ranges, request_id=1))
+        wait_until(lambda: caller.greenlet.dead or len(files.broken) > 0)
+        op, status, failed, _, payload_bytes, *_ = ANSWER.unpack(caller.sock.recv(ANSWER.size))
+        assert (op, status, failed) == (Op.READ, Status.OK, 1)
+        payload = caller.sock.recv(payload_bytes, socket.MSG_WAITALL)
+        names_bytes = int.from_bytes(payload[:4], "little")
+        ((number, code, _),) = msgpack.unpackb(payload[4 : 4 + names_bytes])
+        assert ranges[number] == (1, 0, 100) and code == Failure.OVERLOADED
+        assert payload[4 + names_bytes :] == bytes([2]) * given
+        assert [holding for holding, _ in files.broken] == [1]
+    assert not harmed.pins and not good.pins
+    caller.close()

@@ -236,7 +236,6 @@ def test_the_journal_of_the_own_cluster_is_followed() -> None:
         ({"name": "other"}, "--name 'other', not 'stoker'; nothing was changed$"),
         ({"master": "n:5050"}, "--master 'n:5050', not 'm:5050'.*--new-master"),
         ({"name": "x", "master": "n:5050"}, "--name .* and --master"),
-        ({"roles_had": ("cache", "older")}, "--role 'cache', not '\\*'; nothing was changed$"),
     ],
 )
 def test_the_journal_of_another_cluster_is_refused(fields: dict[str, Any], says: str) -> None:
@@ -245,6 +244,18 @@ def test_the_journal_of_another_cluster_is_refused(fields: dict[str, Any], says:
     with pytest.raises(Fatal) as caught:
         check_belongs(catalog_of(**fields), Config(master="m:5050", journal="zk://u:secret@z:2181/stoker"))
     assert "secret" not in str(caught.value)
+
+
+def test_another_role_than_the_fleet_ever_had_is_refused_but_no_role_is_only_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    catalog = catalog_of(roles_had=("cache", "older"))
+    with pytest.raises(Fatal, match="--role 'cache', not 'train'; nothing was changed$"):
+        check_belongs(catalog, Config(master="m:5050", journal="zk://z:2181/stoker", role="train"))
+    check_belongs(catalog, Config(master="m:5050", journal="zk://z:2181/stoker", role="older"))
+    assert not caplog.records
+    check_belongs(catalog, ZK)
+    assert "'cache'" in caplog.text
 
 
 def test_a_follower_of_another_clusters_journal_ends(follow: Any) -> None:

@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from stoker.framework import leadership as leadership_module
+from stoker.framework.core import silence as silence_module
 from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.core.events import HeartbeatReceived
 from stoker.zk.errors import Unavailable
@@ -64,5 +65,25 @@ def test_it_tells_the_operator_that_its_journal_is_an_older_one(
         assert (answer.status, before["reason"]) == ("unknown", "")
         assert scheduler.leadership.leader_view()["reason"].startswith(proof)
         wait_until(lambda: proof in caplog.text, "the log to say it")
+    finally:
+        scheduler.close()
+
+
+def test_it_tells_the_operator_that_no_executor_reaches_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leadership_module, "UNFIT_LOOK_INTERVAL_MS", 10)
+    scheduler = InProcess(MemoryJournal(), tmp_path / "scratch")
+    scheduler.lead()
+    try:
+        assert scheduler.leadership.leader_view()["reason"] == ""
+        said = "5 of 5 executors are silent at once"
+        monkeypatch.setattr(silence_module, "mass_silence", lambda *_: said)
+        wait_until(lambda: scheduler.leadership.leader_view()["reason"].startswith(said), "the reason")
+        assert "--advertise" in scheduler.leadership.leader_view()["reason"]
+        wait_until(lambda: said in caplog.text, "the log to say it")
+        monkeypatch.setattr(silence_module, "mass_silence", lambda *_: "6 of 6")
+        wait_until(lambda: scheduler.leadership.leader_view()["reason"].startswith("6 of 6"), "another")
+        assert caplog.text.count("are silent at once") == 1 and "6 of 6" not in caplog.text
     finally:
         scheduler.close()

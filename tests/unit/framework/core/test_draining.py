@@ -10,14 +10,16 @@ import pytest
 
 from stoker.executor.messages import NO_HOME
 from stoker.framework.core import actions as a
+from stoker.framework.core import draining
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.assignments import current_assignment
-from stoker.framework.core.catalog import Catalog, Dataset
+from stoker.framework.core.catalog import Catalog, Dataset, Job
 from stoker.framework.core.codec import plain
+from stoker.framework.core.moves import LOOK_MS, SMALL_FLEET
 from stoker.framework.core.views import agent_views, job_view
-from stoker.framework.model import JobState
-from support.core_stage import BLOCK_BYTES, Stage, actions_of, bitmap_of, entries_of, residency_of
+from stoker.framework.model import FleetSpec, JobState
+from support.core_stage import BLOCK_BYTES, MIB, Stage, actions_of, bitmap_of, entries_of, residency_of
 
 
 def ask(stage: Stage, agent: str = "agent-1", key: str = "") -> a.Answer:
@@ -293,3 +295,60 @@ def test_a_drain_survives_a_snapshot() -> None:
     ask(stage)
     state = msgpack.unpackb(msgpack.packb(stage.catalog.snapshot(), default=plain), use_list=False)
     assert Catalog.restore(state).drains == stage.catalog.drains
+
+
+def test_an_executor_that_is_drained_is_not_ended_for_its_size() -> None:
+    """It is a source until its blocks are elsewhere; its slot's next one has the new size anyway."""
+    stage, _ = loaded()
+    ask(stage)
+    leaving = stage.launch(1).launch_id
+    stage.ask(ev.FleetRequested(7, FleetSpec(3, 96 * MIB)))
+    ended = [x for frame in stage.pass_time(3_000) for x in entries_of(frame, e.LaunchEnded)]
+    assert len(ended) == 1 and "its slot has" in ended[0].reason and ended[0].launch_id != leaving
+    assert leaving in stage.catalog.launches
+
+
+def test_an_executor_of_which_a_heartbeat_was_missed_holds_nothing_for_sure() -> None:
+    stage = Stage(instances=2).start()
+    dataset = stage.ready(blocks=4)
+    stage.job()
+    for slot_id in (1, 2):
+        stage.hold(slot_id, stage.dataset(), {0})
+    ask(stage)
+    other = stage.launch(2)
+    stage.sequences[other.launch_id] += 1  # it is lost: the other may have told there that it freed the block
+    stage.beat(other)
+    assert not entries_of(stage.tick(), e.LaunchEnded)
+    stage.hold(2, dataset, {0})
+    assert entries_of(stage.tick(), e.LaunchEnded)
+
+
+def test_a_large_fleet_is_not_looked_at_with_every_tick() -> None:
+    stage = Stage(instances=SMALL_FLEET + 1).start()
+    dataset = stage.ready(blocks=2)
+    stage.hold(1, dataset, {0, 1})
+    ask(stage)
+    stage.tick()
+    move = stage.fleet.moves.by_agent["agent-1"]
+    assert move.blocks == 2
+    stage.hold(2, dataset, {0})
+    stage.tick()
+    assert move.blocks == 2, "counted a moment ago"
+    stage.tick(LOOK_MS)
+    assert move.blocks == 1
+
+
+def test_jobs_are_looked_through_once_a_tick_whatever_drains(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, _ = loaded()
+    for agent in ("agent-1", "agent-2"):
+        ask(stage, agent)
+    looks: list[int] = []
+    known = Catalog.active_jobs
+
+    def counted(catalog: Catalog) -> list[Job]:
+        looks.append(1)
+        return known(catalog)
+
+    monkeypatch.setattr(Catalog, "active_jobs", counted)
+    draining.converge(stage.catalog, stage.fleet, ev.Stamp(9, stage.now_ms, 9), stage.settings)
+    assert len(looks) == 1

@@ -67,6 +67,7 @@ FIELDS_EVER = {
     "VolumeFailed": "volume_id reason",
     "VolumeReleased": "volume_id reason",
     "VolumeAdopted": "volume_id slot_id",
+    "VolumeMoved": "volume_id agent_id hostname",
     "VolumeDoomed": "volume_id reason",
     "VolumeRemoved": "volume_id",
     "AgentDrainSet": "agent_id hostname reason until_wall_ms cause",

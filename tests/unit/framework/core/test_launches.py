@@ -161,6 +161,62 @@ def test_a_silent_executor_that_is_heard_again_lives() -> None:
     assert not any(f.entries or actions_of(f, a.ShutdownExecutor) for f in stage.pass_time(60_000))
 
 
+def shutdowns(frames: list[a.Frame]) -> set[int]:
+    return {call.launch_id for frame in frames for call in actions_of(frame, a.ShutdownExecutor)}
+
+
+def test_a_leader_that_hears_nobody_any_more_ends_nobody_for_it() -> None:
+    """Its own API cannot be reached: Mesos would end an executor after the other, and all serve."""
+    stage = Stage(instances=5).start()
+    for launch in list(stage.catalog.launches.values()):
+        stage.beat(launch, after_ms=190)  # they do not beat in one moment
+    assert not shutdowns(stage.pass_time(60_000, beating=False))
+    assert stage.fleet.mass_silence.reason == "5 of 5 executors are silent at once"
+    for slot_id in (1, 2, 3):
+        stage.beat(stage.launch(slot_id))
+    assert not shutdowns(stage.pass_time(5_000)), "the others are about to be heard again, too"
+    for slot_id in (4, 5):
+        stage.beat(stage.launch(slot_id))
+    assert not shutdowns(stage.pass_time(60_000)) and not stage.fleet.mass_silence.reason
+    assert stage.catalog.launch_id_next == 6
+
+
+def test_a_take_over_that_no_executor_reaches_ends_nobody() -> None:
+    stage = Stage(instances=20).start()
+    stage.lead()
+    stage.subscribe()
+    for number, launch in enumerate(list(stage.catalog.launches.values())):
+        if number % 4:  # of the others Mesos has not said anything yet
+            stage.status(launch.task_id, "TASK_RUNNING", agent_id=launch.agent_id)
+    delay_ms = stage.settings.unreachable_delay_ms
+    assert not shutdowns(stage.pass_time(delay_ms - 1_000, beating=False))
+    assert "20 of 20" in stage.fleet.mass_silence.reason
+    assert actions_of(end_by_silence(stage), a.Kill), "then they are replaced, as those of lost agents are"
+
+
+def test_one_that_hangs_among_several_is_ended_and_so_are_half() -> None:
+    stage = Stage(instances=4).start()
+    hanging = {stage.launch(3).launch_id, stage.launch(4).launch_id}
+    frames = []
+    for _ in range(12):
+        for slot_id in (1, 2):
+            stage.beat(stage.launch(slot_id))
+        frames += [stage.tick(), stage.tick()]
+    assert shutdowns(frames) == hanging and not stage.fleet.mass_silence.reason
+
+
+def test_executors_whose_silence_mesos_explains_do_not_save_one_that_hangs() -> None:
+    stage = Stage(instances=5).start(agents=4)
+    for slot_id in (3, 4):
+        stage.status(stage.launch(slot_id).task_id, "TASK_UNREACHABLE", agent_id=f"agent-{slot_id}")
+    stage.offer("agent-5")  # on its way up: not heard yet
+    frames = []
+    for _ in range(12):
+        stage.beat(stage.launch(1))
+        frames += [stage.tick(), stage.tick()]
+    assert shutdowns(frames) == {stage.launch(2).launch_id}
+
+
 def test_an_agent_that_mesos_drains_gets_its_slot_launched_elsewhere_without_back_off() -> None:
     stage = Stage(instances=1).start()
     launch = stage.launch(1)
@@ -176,7 +232,10 @@ def test_an_agent_that_mesos_drains_gets_its_slot_launched_elsewhere_without_bac
 
 
 def test_an_unknown_task_is_not_believed_soon_after_a_new_master() -> None:
-    stage = Stage(instances=1, unreachable_delay_ms=600_000).start()
+    stage = Stage(instances=1, register_timeout_ms=600_000)
+    stage.lead()
+    stage.subscribe()
+    stage.offer("agent-1")
     task_id = stage.launch(1).task_id
     stage.do(ev.Disconnected())
     stage.do(ev.Subscribed("framework-1", "master-2"))
@@ -197,8 +256,23 @@ def test_an_unknown_task_whose_executor_answers_is_never_believed() -> None:
     launch = stage.launch(1)
     stage.pass_time(stage.settings.unknown_patience_ms + 10_000)
     assert not stage.status(launch.task_id, "TASK_UNKNOWN").entries
-    stage.pass_time(stage.settings.heartbeat_timeout_ms + 1_000, beating=False)
-    assert entries_of(stage.status(launch.task_id, "TASK_UNKNOWN"), e.LaunchEnded)
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_an_unknown_task_of_an_executor_that_came_up_waits_as_long_as_an_unreachable_one(
+    is_heard: bool,
+) -> None:
+    """A new master that does not know the agent is no better proof than one that cannot reach it."""
+    stage = Stage(instances=1, unknown_patience_ms=1_000).start()
+    task_id, delay_ms = stage.launch(1).task_id, stage.settings.unreachable_delay_ms
+    if not is_heard:
+        stage.lead()
+        stage.subscribe()
+    for _ in range(0, delay_ms - 15_000, 5_000):
+        frames = stage.pass_time(5_000, beating=False)
+        frames.append(stage.status(task_id, "TASK_UNKNOWN", reason="REASON_RECONCILIATION"))
+        assert not any(entries_of(frame, e.LaunchEnded) for frame in frames)
+    assert actions_of(end_by_silence(stage), a.Kill)
 
 
 def test_kills_are_repeated_until_mesos_says_that_it_is_dead() -> None:
@@ -281,6 +355,25 @@ def test_a_removed_agent_ends_a_launch_that_was_never_heard_and_no_other() -> No
     stage.beat(stage.launch(1), whole=True)
     assert not stage.do(ev.AgentRemoved("agent-1")).entries
     assert entries_of(stage.do(ev.AgentRemoved("agent-2")), e.LaunchEnded)
+
+
+def test_an_agent_that_was_marked_gone_while_mesos_drained_it_ends_the_launch() -> None:
+    stage = Stage(instances=1).start()
+    frame = stage.status(
+        stage.launch(1).task_id, "TASK_GONE_BY_OPERATOR", reason="REASON_AGENT_DRAINING", uuid=b"u"
+    )
+    assert [type(x) for x in frame.entries] == [e.LaunchEnded]
+
+
+def test_a_removed_agent_does_not_end_what_an_earlier_leadership_launched() -> None:
+    """Its executor is perhaps only not heard yet: the fail-over was just now."""
+    stage = Stage(instances=2).start()
+    launch = stage.launch(1)
+    stage.lead()
+    stage.subscribe()
+    frame = stage.do(ev.AgentRemoved("agent-1"))
+    assert not frame.entries and not frame.actions
+    assert stage.beat(launch, whole=True).status == "ok"
 
 
 # --- take-over and reconciliation

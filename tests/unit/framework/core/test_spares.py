@@ -11,7 +11,7 @@ from stoker.executor.core.homes import sources, spares_table
 from stoker.executor.messages import NO_HOME, SlotAddress
 from stoker.framework.core import entries as e
 from stoker.framework.core.assignments import current_assignment
-from stoker.framework.core.moves import left_on, staying_bits
+from stoker.framework.core.moves import leaving_bits, left_on
 from support.core_stage import Stage, bitmap_of, residency_of
 
 
@@ -51,8 +51,41 @@ def test_hints_name_holders_that_are_no_homes_and_only_those(seed: int) -> None:
     only = held[leaving] - set().union(*(held[slot] for slot in held if slot != leaving))
     assert named.kept == (bitmap_of(only) if only else b"")
     seen = stage.fleet.executors[stage.launch(leaving).launch_id]
-    left = left_on(stage.catalog, seen, staying_bits(stage.catalog, stage.fleet, stage.now_ms))
+    left = left_on(stage.catalog, seen, leaving_bits(stage.catalog, stage.fleet, stage.now_ms))
     assert sum(part.bits for part in left) == bits_of(only)
+
+
+def test_what_is_only_there_is_worked_out_with_many_that_stay_one_after_the_other() -> None:
+    stage = Stage(instances=60).start()
+    dataset = stage.ready(blocks=200)
+    held = {
+        slot: {b for b in range(200) if random.Random(slot * 1000 + b).random() < 0.05}
+        for slot in range(2, 61)
+    }
+    held[1] = set(range(150))
+    for slot_id, blocks in held.items():
+        stage.beat(stage.launch(slot_id), whole=True, datasets=(residency_of(dataset, blocks, set()),))
+    stage.catalog.apply(e.AgentDrainSet("agent-1", "host", "test"))
+    (bits,) = leaving_bits(stage.catalog, stage.fleet, stage.now_ms).values()
+    assert bits == bits_of(held[1] - set().union(*(held[slot] for slot in range(2, 61))))
+    assert 0 < bits.bit_count() < 30
+
+
+class Uncopied(bytearray):
+    def __bytes__(self) -> bytes:
+        raise AssertionError("copied")
+
+
+def test_a_fleet_that_is_too_large_to_look_at_is_not_copied_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(instances=3).start()
+    dataset = stage.ready()
+    stage.hold(1, dataset, {1, 2})
+    for held in stage.fleet.executors[stage.launch(1).launch_id].datasets.values():
+        held.bitmap = Uncopied(held.bitmap)
+    monkeypatch.setattr("stoker.framework.core.spares.CELLS_MAX", 1)
+    stage.catalog.apply(e.SlotMarked(2, False, "test", stage.catalog.wall_ms))
+    stage.tick()
+    assert stage.fleet.spares.of(dataset.dataset_id) == (b"", b"")
 
 
 def test_without_anything_held_there_are_no_hints() -> None:

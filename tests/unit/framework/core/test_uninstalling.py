@@ -10,7 +10,7 @@ from stoker.framework.core import events as ev
 from stoker.framework.core.departures import UninstallState
 from stoker.framework.core.uninstalling import uninstall_view
 from stoker.framework.core.volumes import VolumeState
-from stoker.framework.model import OfferedVolume
+from stoker.framework.model import OfferedReservation, OfferedVolume
 from support.core_stage import CLUSTER, MIB, Stage, actions_of, entries_of
 
 
@@ -92,7 +92,89 @@ def test_volumes_are_doomed_where_no_executor_is_and_destroyed_as_they_are_offer
     assert (destroy.volume_id, destroy.agent_id) == (1, "agent-1")
     for volume_id in (1, 2):
         stage.catalog.apply(e.VolumeRemoved(volume_id))
-    assert entries_of(stage.tick(), e.TeardownPlanned)
+    frames = stage.pass_time(10_000)
+    (planned,) = [x for f in frames for x in entries_of(f, e.TeardownPlanned)]
+    assert planned.left == ()
+    assert any(actions_of(f, a.Revive) for f in frames), "all agents are looked at once more"
+
+
+def with_strays(**settings: int) -> Stage:
+    """A fleet that had a volume once, and knows of none now; its executor is ended, it is to be uninstalled."""
+    stage = with_volumes(Stage(instances=1, **settings).start())
+    end_executors(stage)
+    stage.catalog.apply(e.VolumeFailed(1, "it is gone"))
+    ask(stage)
+    return stage
+
+
+def planned_of(frames: list[a.Frame]) -> list[e.TeardownPlanned]:
+    return [entry for frame in frames for entry in entries_of(frame, e.TeardownPlanned)]
+
+
+def test_a_volume_that_the_journal_does_not_know_is_destroyed_too() -> None:
+    stage = with_strays()
+    frames = stage.pass_time(6_000)
+    assert any(actions_of(f, a.Revive) for f in frames) and not planned_of(frames)
+    frame = stage.offer("agent-1", volumes=(OfferedVolume(CLUSTER.hex(), 1, "*", 64 * MIB),))
+    (destroy,) = actions_of(frame, a.DestroyVolume)
+    assert (destroy.volume_id, destroy.agent_id) == (1, "agent-1")
+    stage.offer("agent-1")
+    (planned,) = planned_of(stage.pass_time(15_000))
+    assert planned.left == ()
+
+
+@pytest.mark.parametrize("what", ["volume", "reservation"])
+def test_what_the_journal_does_not_know_and_cannot_be_destroyed_is_named(what: str) -> None:
+    stage = with_strays(uninstall_patience_ms=30_000)
+    stage.tick()
+    if what == "volume":
+        stage.offer("agent-1", volumes=(OfferedVolume(CLUSTER.hex(), 1, "*", 64 * MIB),))
+    else:
+        stage.offer("agent-1", reserved_disk=(OfferedReservation(CLUSTER.hex(), 1, "*", 64 * MIB),))
+    assert not planned_of(stage.pass_time(28_000))
+    (planned,) = planned_of(stage.pass_time(5_000))
+    (left,) = planned.left
+    assert "volume 1" in left and "agent-1" in left
+
+
+def test_an_unknown_volume_is_kept_where_volumes_are_kept() -> None:
+    stage = with_volumes(Stage(instances=1).start())
+    ask(stage, keep_volumes=True)
+    stage.tick()
+    stage.catalog.apply(e.VolumeFailed(1, "it is gone"))
+    frame = stage.offer("agent-1", volumes=(OfferedVolume(CLUSTER.hex(), 1, "*", 64 * MIB),))
+    assert not actions_of(frame, a.DestroyVolume)
+
+
+def test_disk_that_a_failed_operation_left_reserved_is_given_back_before_the_teardown() -> None:
+    stage = with_strays()
+    frame = stage.offer("agent-1", reserved_disk=(OfferedReservation(CLUSTER.hex(), 1, "*", 64 * MIB),))
+    assert actions_of(frame, a.DestroyVolume) and not planned_of([stage.tick()])
+    stage.offer("agent-1")
+    (planned,) = planned_of(stage.pass_time(15_000))
+    assert planned.left == ()
+
+
+def test_the_patience_begins_anew_with_each_subscription() -> None:
+    stage = with_volumes(Stage(instances=1, uninstall_patience_ms=30_000).start())
+    ask(stage)
+    stage.tick()
+    stage.do(ev.Disconnected())
+    stage.pass_time(60_000, beating=False)
+    stage.do(ev.Subscribed("framework-1", "master-2"))
+    assert not planned_of(stage.pass_time(28_000, beating=False))
+    assert planned_of(stage.pass_time(5_000, beating=False))
+
+
+def test_the_patience_begins_anew_with_each_end_and_each_volume_that_went() -> None:
+    stage = with_volumes(Stage(instances=2, uninstall_patience_ms=30_000).start())
+    ask(stage)
+    for end in (lambda: end_executors(stage), lambda: stage.catalog.apply(e.VolumeRemoved(1))):
+        assert not planned_of(stage.pass_time(28_000, beating=False))
+        end()
+    assert not planned_of(stage.pass_time(28_000, beating=False))
+    (planned,) = planned_of(stage.pass_time(5_000, beating=False))
+    assert len(planned.left) == 1 and "volume 2" in planned.left[0]
 
 
 def test_a_volume_of_somebody_else_is_not_touched() -> None:

@@ -141,7 +141,8 @@ def test_planned_volumes_are_asked_for_after_a_take_over_ever_more_rarely() -> N
     assert 3 <= len(asked) <= 7
     assert asked[0][1].operations == ((operation_id(CLUSTER, 1, CREATE), "agent-1"),)
     stage.operated(1, CREATE, "OPERATION_FINISHED")
-    assert not any(actions_of(f, a.ReconcileOperations) for f in stage.pass_time(700_000, beating=False))
+    stage.beat(stage.launch(1), whole=True)
+    assert not any(actions_of(f, a.ReconcileOperations) for f in stage.pass_time(700_000))
 
 
 def test_a_running_task_has_its_volume() -> None:
@@ -405,3 +406,137 @@ def test_a_take_over_knows_all_volumes() -> None:
     twin = stage.catalog.copy()
     twin.volumes.apply(e.VolumeReleased(1, "why"))
     assert stage.catalog.volumes.of_slot(1) is not None, "a copy is its own"
+
+
+def back(stage: Disks, agent_id: str = "agent-9", volume_id: int = 1, **fields: Any) -> a.Frame:
+    """The agent of volume 1 comes back under another id."""
+    offer = stage.disk_offer(agent_id, volumes=(offered(volume_id),), **fields)
+    return stage.do(ev.OffersReceived((replace(offer, hostname="agent-1"),)))
+
+
+def test_a_volume_whose_agent_comes_back_under_another_id_is_found_again() -> None:
+    stage = Disks().with_volume()
+    stage.status(stage.launch(1).task_id, "TASK_GONE")
+    stage.do(ev.AgentRemoved("agent-1"))
+    stage.tick(5_000)
+    frame = back(stage, disk_bytes=0)
+    assert frame.entries == (e.VolumeMoved(1, "agent-9", "agent-1"),) and not frame.actions
+    (launch,) = entries_of(stage.tick(), e.LaunchPlanned)
+    assert (launch.agent_id, launch.volume_id) == ("agent-9", 1)
+    stage.lead()
+    assert stage.catalog.volumes[1].agent_id == "agent-9" and not stage.catalog.volumes.on_agent("agent-1")
+
+
+def test_a_volume_that_is_in_use_does_not_move() -> None:
+    stage = Disks(instances=2).with_volume()
+    assert not entries_of(back(stage), e.VolumeMoved)
+    assert stage.catalog.volumes[1].agent_id == "agent-1"
+
+
+def test_a_doomed_volume_is_destroyed_where_it_came_back() -> None:
+    stage = Disks().with_volume()
+    stage.end()
+    stage.catalog.apply(e.VolumeDoomed(1, "the fleet was set to have no SSD tier"))
+    assert entries_of(back(stage), e.VolumeMoved)
+    (destroy,) = actions_of(stage.tick(), a.DestroyVolume)
+    assert (destroy.volume_id, destroy.agent_id) == (1, "agent-9")
+
+
+def test_a_volume_that_came_back_where_another_slot_runs_is_kept_and_its_slot_goes_elsewhere() -> None:
+    stage = Disks(instances=2).with_volume()
+    stage.bring("agent-2")
+    stage.end()
+    frame = back(stage, "agent-2")
+    assert [type(x) for x in frame.entries] == [e.VolumeMoved, e.VolumeReleased]
+    stage.tick()
+    assert [x.slot_id for x in entries_of(stage.bring("agent-3"), e.VolumePlanned)] == [1]
+
+
+def test_an_agent_marked_gone_while_mesos_drained_it_fails_the_volume_and_releases_none() -> None:
+    stage = Disks().with_volume()
+    frame = stage.status(
+        stage.launch(1).task_id, "TASK_GONE_BY_OPERATOR", reason="REASON_AGENT_DRAINING", uuid=b"u"
+    )
+    assert [type(x) for x in frame.entries] == [e.VolumeFailed, e.LaunchEnded]
+    assert not stage.catalog.volumes and not stage.catalog.launches
+
+
+def lost(stage: Disks) -> Disks:
+    """The agent of volume 1 dies for good, then the fleet is set to have no SSD tier."""
+    stage.status(stage.launch(1).task_id, "TASK_FAILED")
+    stage.do(ev.AgentRemoved("agent-1"))
+    stage.fleet_set(disk_bytes=0)
+    stage.tick()
+    assert stage.catalog.volumes[1].state is VolumeState.DOOMED
+    stage.tick(3_000)
+    stage.offer("agent-2", role=ROLE)
+    stage.beat(stage.launch(1), whole=True)
+    return stage
+
+
+def test_a_doomed_volume_of_an_agent_that_is_gone_is_looked_for_and_then_no_more() -> None:
+    stage = lost(Disks().with_volume())
+    frames = [stage.tick(10_000) for _ in range(60)]
+    assert any(actions_of(f, a.Revive) for f in frames), "it may come back soon"
+    frames = [stage.tick(10_000) for _ in range(60)]
+    assert not any(actions_of(f, a.Revive) for f in frames) and stage.fleet.suppressed
+
+
+def test_a_doomed_volume_of_an_agent_that_is_gone_does_not_hold_the_role() -> None:
+    stage = lost(Disks().with_volume())
+    assert stage.fleet_set(role="other").status == 200
+    for other in (Disks().with_volume(), stage):
+        if other is stage:  # a new leader has seen no agents yet
+            stage.catalog.apply(e.VolumePlanned(2, 0, "agent-1", "agent-1", ROLE, DISK, 0))
+            stage.catalog.apply(e.VolumeDoomed(2, "test"))
+            other.do(ev.Subscribed("framework-1", "master-1"))
+        refused = other.fleet_set(role="third").refusal
+        assert refused is not None and refused.code == "role_in_use"
+
+
+def test_the_only_agent_that_is_gone_does_not_hold_the_role_either() -> None:
+    stage = Disks().with_volume()
+    stage.status(stage.launch(1).task_id, "TASK_FAILED")
+    stage.do(ev.AgentRemoved("agent-1"))
+    stage.fleet_set(disk_bytes=0)
+    stage.pass_time(12_000, beating=False)
+    assert stage.fleet_set(role="other").status == 200
+
+
+def test_it_is_asked_what_became_of_an_idle_volume_whose_agent_is_gone() -> None:
+    stage = lost(Disks().with_volume())
+    asked = [x for _ in range(120) for x in actions_of(stage.tick(10_000), a.ReconcileOperations)]
+    assert asked and asked[0].operations == ((operation_id(CLUSTER, 1, CREATE), "agent-1"),)
+    assert stage.operated(1, CREATE, "OPERATION_GONE_BY_OPERATOR").entries == (e.VolumeRemoved(1),)
+
+
+def test_a_planned_volume_that_an_old_master_does_not_know_was_never_made() -> None:
+    stage = Disks().led()
+    stage.bring("agent-1")
+    stage.tick(stage.settings.unknown_patience_ms)
+    assert not stage.operated(1, CREATE, "OPERATION_UNKNOWN").entries, "its launch lives"
+    stage.end()
+    stage.do(ev.Subscribed("framework-1", "master-2"))
+    assert not stage.operated(1, CREATE, "OPERATION_UNKNOWN").entries, "a new master does not know yet"
+    stage.tick(stage.settings.unknown_patience_ms)
+    assert not stage.operated(1, RESERVE, "OPERATION_UNKNOWN").entries, "it was made on what is reserved"
+    (failed,) = stage.operated(1, CREATE, "OPERATION_UNKNOWN").entries
+    assert isinstance(failed, e.VolumeFailed)
+    assert [x.volume_id for x in entries_of(stage.bring("agent-2"), e.VolumePlanned)] == [2]
+
+
+def test_an_executor_that_is_not_heard_yet_may_hold_what_is_on_its_volume() -> None:
+    stage = Disks().with_volume()
+    stage.end()
+    stage.bring("agent-1", volumes=(offered(1),))
+    stage.ask(ev.DrainRequested(7, "agent-1", ""))
+    assert not any(entries_of(f, e.LaunchEnded) for f in stage.pass_time(3_000, beating=False))
+    stage.beat(stage.launch(1), whole=True)
+    assert any(entries_of(f, e.LaunchEnded) for f in stage.pass_time(3_000))
+
+
+def test_an_executor_that_is_not_heard_yet_holds_nothing_on_a_volume_that_was_made_for_it() -> None:
+    stage = Disks().led()
+    stage.bring("agent-1")
+    stage.ask(ev.DrainRequested(7, "agent-1", ""))
+    assert any(entries_of(f, e.LaunchEnded) for f in stage.pass_time(3_000, beating=False))

@@ -1,0 +1,99 @@
+"""What was found on SSD becomes blocks of its dataset: not of one that is gone, and not before there are descriptors for it."""
+
+from __future__ import annotations
+
+import errno
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import pytest
+
+from stoker.executor import index
+from stoker.executor.block import BlockName, block_layout
+from stoker.executor.holdings import Stored
+from stoker.executor.residency import Residents
+from support.block_disks import FailingDisk, TierStage
+from support.data_servers import CLUSTER
+from support.executors import TestDataset
+from support.fill_stage import Stage
+
+DEADLINE_S = 10
+
+
+class ResidentStage(Stage):
+    """A dataset of one block, of which a part was filled before the restart."""
+
+    def __init__(self, root: Path, disk: FailingDisk) -> None:
+        (root / "data").mkdir()
+        (root / "data" / "a").write_bytes(random.Random(1).randbytes(20_000))
+        dataset = TestDataset(str(root / "data"))
+        tier = TierStage(root / "disk", disk)
+        file = tier.tier.create_file(BlockName(1, 1, 0), dataset.manifest.block_length(0))
+        assert file is not None
+        index.mark_valid(file.open(), block_layout(file.data_bytes), [(0, 64)])
+        tier.tier.close()
+        self.ssd = TierStage(root / "disk", disk).tier
+        super().__init__(dataset, ssd=self.ssd)
+        self.holdings.restore(self.ssd.restored, 0)
+        self.manifest = dataset.manifest
+        self.on_get = lambda: None
+        self.residents = Residents(
+            cluster=CLUSTER,
+            slot_id=1,
+            datasets={self.view.key: self.view},
+            holdings=self.holdings,
+            fills=self.fills,
+            manifests=SimpleNamespace(get=self._get),  # type: ignore[arg-type]
+            server=self.server,  # type: ignore[arg-type]
+            spawn=gevent.spawn,
+            now_ms=lambda: self.now_ms,
+            on_planned=lambda: None,
+        )
+
+    def _get(self, view: Any, version: int) -> Any:
+        self.on_get()
+        return self.manifest
+
+    def stored(self) -> list[Stored]:
+        return list(self.holdings.stored_of(self.view.key).values())
+
+
+@pytest.fixture
+def disk() -> FailingDisk:
+    return FailingDisk()
+
+
+@pytest.fixture
+def stage(tmp_path: Path, disk: FailingDisk) -> ResidentStage:
+    return ResidentStage(tmp_path, disk)
+
+
+def test_a_dataset_that_is_removed_while_its_manifest_comes_gets_no_blocks(stage: ResidentStage) -> None:
+    def remove() -> None:
+        stage.view.is_removed = True
+
+    stage.on_get = remove
+    stage.residents._plan(stage.view)
+    assert len(stage.stored()) == 1 and not list(stage.holdings.kept()) and not stage.server.said
+
+
+def test_what_was_partly_filled_waits_for_descriptors(stage: ResidentStage, disk: FailingDisk) -> None:
+    (stored,) = stage.stored()
+    disk.errors["open"] = errno.EMFILE
+    work = gevent.spawn(stage.residents._attach_partial, stage.view, stage.manifest, stored)
+    gevent.sleep(0)
+    assert not work.ready() and stage.stored() == [stored]
+    disk.errors.clear()
+    work.get(timeout=DEADLINE_S)
+    (block,) = stage.holdings.kept()
+    assert list(block.state.valid) == [(0, 64)] and stage.ssd.error_count == 0
+
+
+def test_a_partly_filled_file_that_cannot_be_read_is_dropped(stage: ResidentStage, disk: FailingDisk) -> None:
+    (stored,) = stage.stored()
+    disk.errors["open"] = errno.EIO
+    stage.residents._attach_partial(stage.view, stage.manifest, stored)
+    assert stored.is_leaving and not stage.stored()
