@@ -163,6 +163,10 @@ def test_a_job_is_followed_detached_from_and_cancelled(cluster: Local, stalling_
     cluster.client.delete_dataset("slow")
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are born with it ignored
+
+
 @contextlib.contextmanager
 def _running(*words: str, url: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
@@ -171,6 +175,7 @@ def _running(*words: str, url: str) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"STOKER_URL": url},
+        preexec_fn=_heed_interrupts,
     )
     try:
         yield process
