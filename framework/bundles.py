@@ -116,7 +116,8 @@ def bundle_command(bundle: Bundle) -> str:
         f"echo '{bundle.digest}  {SANDBOX_NAME}' | sha256sum -c --status || "
         "{ echo 'the fetched bundle is not what the scheduler serves' >&2; exit 1; }; "
         'd="${TMPDIR:-/tmp}/stoker-bundles-$(id -u)"; mkdir -m 700 "$d" 2>/dev/null; '
-        '[ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ] && [ -w "$d" ] || d="$PWD/.bundle"; '
+        '[ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ] && [ -w "$d" ] || '
+        '{ echo "$d cannot be used: the bundle is unpacked into the sandbox" >&2; d="$PWD/.bundle"; }; '
         f'export PEX_ROOT="$d"; exec ./{name}'
     )
 

@@ -20,6 +20,7 @@ Exit status: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong configuration.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
@@ -164,6 +165,7 @@ class Daemon:
         self._bundles = bundles or Bundles()
         self._process = uuid.uuid4().hex
         self._secret = secret
+        self._tls = config.master_context()
         self._open_home = open_home
         self._make_driver = make_driver or self._make_mesos_driver
         self._guard = Guard.of(config, secret)
@@ -304,6 +306,8 @@ class Daemon:
                 self._say("starting", f"the journal cannot be used now: {error}")
             except BeginAnew as error:
                 log.warning("%s", error)
+                # It was said of one framework: the next that is removed needs the operator's word again.
+                self._config = dataclasses.replace(self._config, new_framework=False)
                 self._say("starting", str(error))
             except Fenced as error:
                 if not self._config.is_shared:
@@ -455,7 +459,7 @@ class Daemon:
             implicit_acknowledgements=False,
             principal=config.principal or None,
             secret=self._secret or None,
-            tls=config.master_context(),
+            tls=self._tls,
             may_send=scheduler.may_send,
             on_trouble=scheduler.trouble,
         )

@@ -107,6 +107,10 @@ class ZooKeeperDetector:
                 self._watch(client, change_master)
             except (KazooException, client.handler.timeout_exception) as error:
                 self._say(f"ZooKeeper at {_servers(self._place)} cannot be asked: {_reason(error)}")
+            except Exception as error:
+                # The thread's top frame: without it no other master would ever be found.
+                self._say(f"our mistake while looking for the leading Mesos master: {error!r}")
+                logger.exception("looking for the leading Mesos master failed; it is tried again")
             finally:
                 _end(client)
             self._is_stopped.wait(RETRY_INTERVAL_MS / 1000)

@@ -1,10 +1,11 @@
 """Offers to launches, and how many offers are wanted.
 
 Offers are decided as they come: an agent's offers of one role are taken together, and checked against all requirements
-(requirements.py). A slot that has a volume is launched where that is, and nowhere else; of the others the slot whose executor was
-last on an agent is launched there, else the longest waiting one, where its group is smallest. What cannot be used is declined with the reason, in numbers. An
-offer is held undecided only for a slot whose back-off is nearly over. One executor an agent: with fewer
-agents than instances the rest of the slots waits. Doomed volumes are destroyed where they are offered.
+(requirements.py). A slot that has a volume is launched where that is, and nowhere else; of the others the slot whose
+executor was last on an agent is launched there, else the longest waiting one, where its group is smallest. What cannot be
+used is declined with the reason, in numbers. An offer is held undecided only for a slot whose back-off is nearly over. One
+executor an agent: with fewer agents than instances the rest of the slots waits. Doomed volumes are destroyed where they
+are offered.
 
 While a slot is wanted, declines are short and REVIVE is repeated (calls are unreliable), ever more rarely; else declines
 are long and offers are suppressed. A decline that only a changed wish could undo is long too: a new wish revives.

@@ -308,3 +308,40 @@ def make_uuid(number: int) -> str:
 
 def cpus(offer: Message) -> float:
     return float(next(item["scalar"]["value"] for item in offer["resources"] if item["name"] == "cpus"))
+
+
+PINGS = {"agent_ping_timeout_ms": 1000, "registration_backoff_ms": 10}
+
+
+def running(
+    agents: int = 1,
+    *,
+    info: Message | None = None,
+    fields: Message | None = None,
+    settle_ms: int = 1000,
+    **options: Any,
+) -> tuple[Bench, int, int]:
+    """Return a bench with t1 RUNNING and acknowledged on agent S0, the scheduler's stream, and the executor's.
+
+    Agents are missed soon (PINGS). `info` is of the framework, `fields` of the task, `options` of the bench; `settle_ms`
+    pass after the acknowledgement.
+    """
+    bench = Bench(agents, **PINGS, **options)
+    stream = bench.subscribe(**(info or {}))
+    offer = next(offer for offer in bench.offers(stream) if offer["agent_id"]["value"] == "S0")
+    bench.launch(stream, task(**(fields or {})), offer_ids=[offer["id"]])
+    agent_stream = bench.executor_call("SUBSCRIBE", {})
+    assert isinstance(agent_stream, int)
+    bench.update("t1", "TASK_RUNNING", 1)
+    bench.acknowledge(stream, "t1", make_uuid(1))
+    bench.advance(settle_ms)
+    return bench, stream, agent_stream
+
+
+def since(bench: Bench, stream: int, mark: int = 0) -> list[str]:
+    """Return what came after the first `mark` events: kinds, and states in place of UPDATE."""
+    return [
+        event["update"]["status"]["state"] if event["type"] == "UPDATE" else event["type"]
+        for event in bench.events[stream][mark:]
+        if event["type"] != "HEARTBEAT"
+    ]

@@ -153,3 +153,4 @@ def test_a_directory_that_another_user_may_have_laid_is_not_used(tmp_path: pathl
         os.chown(there, NOBODY, -1)
     result = run(given(tmp_path), sandbox, TMPDIR=str(tmp_path))
     assert result.stdout == f"root={sandbox}/.bundle\n"
+    assert "cannot be used: the bundle is unpacked into the sandbox" in result.stderr

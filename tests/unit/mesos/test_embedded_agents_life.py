@@ -12,32 +12,7 @@ from stoker.mesos.embedded.core.cluster import Refusal
 from stoker.mesos.embedded.core.codec import Message
 from stoker.mesos.embedded.core.recovery import AgentCheckpoint
 from stoker.mesos.embedded.core.resources import plain
-from support.embedded_bench import WALL_MS, Bench, cpus, executor, make_uuid, task
-
-PINGS = {"agent_ping_timeout_ms": 1000, "registration_backoff_ms": 10}
-
-
-def running(agents: int = 1, **options: Any) -> tuple[Bench, int, int]:
-    """Return a bench with t1 RUNNING and acknowledged on agent 1, the scheduler's stream, and the executor's."""
-    bench = Bench(agents, **PINGS, **options)
-    stream = bench.subscribe()
-    offer = next(offer for offer in bench.offers(stream) if offer["agent_id"]["value"] == "S0")
-    bench.launch(stream, task(), offer_ids=[offer["id"]])
-    agent_stream = bench.executor_call("SUBSCRIBE", {})
-    assert isinstance(agent_stream, int)
-    bench.update("t1", "TASK_RUNNING", 1)
-    bench.acknowledge(stream, "t1", make_uuid(1))
-    bench.advance(1000)
-    return bench, stream, agent_stream
-
-
-def since(bench: Bench, stream: int, mark: int) -> list[str]:
-    """Return what came after the first `mark` events: kinds, and states in place of UPDATE."""
-    return [
-        event["update"]["status"]["state"] if event["type"] == "UPDATE" else event["type"]
-        for event in bench.events[stream][mark:]
-        if event["type"] != "HEARTBEAT"
-    ]
+from support.embedded_bench import PINGS, WALL_MS, Bench, cpus, executor, make_uuid, running, since, task
 
 
 def resubscribe(

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from stoker.mesos.embedded.core import view
 from stoker.mesos.embedded.core.codec import Message
-from support.embedded_bench import Bench, cpus, make_uuid, task
-
-FAST = {"agent_ping_timeout_ms": 1000, "registration_backoff_ms": 10}
-
-
-def running(**info: Any) -> tuple[Bench, int, int]:
-    """Return a bench of two agents with t1 on the first, the stream of its framework, and the executor's."""
-    bench = Bench(2, **FAST)
-    stream = bench.subscribe(**info)
-    offer = next(offer for offer in bench.offers(stream) if offer["agent_id"]["value"] == "S0")
-    bench.launch(stream, task(), offer_ids=[offer["id"]])
-    agent_stream = bench.executor_call("SUBSCRIBE", {})
-    assert isinstance(agent_stream, int)
-    bench.update("t1", "TASK_RUNNING", 1)
-    bench.acknowledge(stream, "t1", make_uuid(1))
-    bench.advance(1500)
-    return bench, stream, agent_stream
+from support.embedded_bench import PINGS, Bench, cpus, make_uuid, since, task
+from support.embedded_bench import running as running_agents
 
 
-def since(bench: Bench, stream: int, mark: int = 0) -> list[str]:
-    return [
-        event["update"]["status"]["state"] if event["type"] == "UPDATE" else event["type"]
-        for event in bench.events[stream][mark:]
-        if event["type"] != "HEARTBEAT"
-    ]
+def running(**info: object) -> tuple[Bench, int, int]:
+    """Return two agents, t1 on the first, 1,500 ms after its update was acknowledged."""
+    return running_agents(2, info=info, settle_ms=1500)
 
 
 def ask(bench: Bench, stream: int, kind: str = "RECONCILE", agent_id: str | None = "S0") -> list[str]:
@@ -187,7 +167,7 @@ def test_an_agent_started_while_there_is_no_master_registers_with_the_next() -> 
 
 
 def test_ids_of_agents_are_never_given_twice() -> None:
-    bench = Bench(1, **FAST)
+    bench = Bench(1, **PINGS)
     given = ["S0"]
     for _ in range(3):
         bench.stop()

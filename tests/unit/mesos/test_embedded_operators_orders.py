@@ -9,34 +9,12 @@ import pytest
 from stoker.mesos.embedded.core import draining
 from stoker.mesos.embedded.core.codec import Message
 from stoker.mesos.embedded.core.ports import DrainConfig
-from support.embedded_bench import WALL_MS, Bench, make_uuid, task
+from support.embedded_bench import WALL_MS, Bench, make_uuid, running, since
 
-PINGS = {"agent_ping_timeout_ms": 1000, "registration_backoff_ms": 10}
 WINDOW = {
     "start": {"nanoseconds": (WALL_MS + 30_000) * 1_000_000},
     "duration": {"nanoseconds": 60_000_000_000},
 }
-
-
-def running(agents: int = 1, **fields: Any) -> tuple[Bench, int, int]:
-    bench = Bench(agents, **PINGS)
-    stream = bench.subscribe()
-    offer = next(offer for offer in bench.offers(stream) if offer["agent_id"]["value"] == "S0")
-    bench.launch(stream, task(**fields), offer_ids=[offer["id"]])
-    agent_stream = bench.executor_call("SUBSCRIBE", {})
-    assert isinstance(agent_stream, int)
-    bench.update("t1", "TASK_RUNNING", 1)
-    bench.acknowledge(stream, "t1", make_uuid(1))
-    bench.advance(1000)
-    return bench, stream, agent_stream
-
-
-def since(bench: Bench, stream: int, mark: int) -> list[str]:
-    return [
-        event["update"]["status"]["state"] if event["type"] == "UPDATE" else event["type"]
-        for event in bench.events[stream][mark:]
-        if event["type"] != "HEARTBEAT"
-    ]
 
 
 def asked(bench: Bench, stream: int, agent_id: str = "S0") -> Message:
@@ -121,7 +99,7 @@ def test_a_drain_kills_with_its_grace_at_most(
     own_ms: int | None, given_ms: int | None, grace_ms: int | None
 ) -> None:
     policy = {"kill_policy": {"grace_period": {"nanoseconds": own_ms * 1_000_000}}} if own_ms else {}
-    bench, stream, agent_stream = running(**policy)
+    bench, stream, agent_stream = running(fields=policy)
     mark = len(bench.events[stream])
     assert drain(bench, given_ms) == 200
     assert since(bench, stream, mark) == ["RESCIND"]
