@@ -42,7 +42,7 @@ class _Writer:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         recovered = journal.lead()
-        self._next = recovered.snapshot_index + sum(1 for _ in recovered.records)
+        self._next = recovered.snapshot_index + sum(len(records) for _, records in recovered.batches)
 
     def append(self, records: list[bytes]) -> None:
         self._journal.append(self._next, records)

@@ -17,8 +17,8 @@ from common import Result
 from kazoo.client import KazooClient
 
 from stoker.framework.core import entries as e
-from stoker.framework.core.catalog import job_id_of
 from stoker.framework.core.codec import encode_entry
+from stoker.framework.core.job_table import job_id_of
 from stoker.framework.model import Manifested
 from stoker.zk.home import open_home
 from stoker.zk.journal import BATCH_BYTES_MAX
@@ -109,7 +109,7 @@ def _fill(url: str) -> None:
         home.wait_turn()
         journal = home.journal()
         recovered = journal.lead()
-        index = recovered.snapshot_index + sum(1 for _ in recovered.records)
+        index = recovered.snapshot_index + sum(len(records) for _, records in recovered.batches)
         batch: list[bytes] = []
         for record in map(encode_entry, _entries()):
             if sum(map(len, batch)) + len(record) > BATCH_BYTES_MAX or len(batch) >= 1_000:

@@ -63,7 +63,13 @@ class Child:
         except subprocess.TimeoutExpired:
             log.warning("%s does not end, killed", self.module)
             self.process.kill()
-            self.process.wait()
+            self._bury()
+
+    def _bury(self) -> None:
+        try:
+            self.process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            log.error("%s waits for a disk that does not answer: it goes once that does", self.module)
 
     def _receive(self) -> None:
         try:

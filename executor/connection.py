@@ -1,16 +1,12 @@
 """One connection of the data port: the hello, then requests and their answers, as stoker.executor.wire says.
 
-A request is either answered wholly or the connection ends: there is no way to send less than was promised. What is not
-valid here is asked of the keeper in groups; while every byte has its place in a block, the answer waits for all groups and
-names each failed range. Where the keeper can only read through (a scratch file, which must be sent before the next one is
-given), the answer begins with the first of them, and a range that fails after that ends the connection: the keeper
-remembers failures, so the caller's next try is told at once.
+A request is either answered wholly or the connection ends: there is no way to send less than was promised. READ is in
+stoker.executor.reading.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
 
 import gevent
 import msgpack
@@ -18,30 +14,26 @@ from gevent.lock import Semaphore
 
 from stoker.executor import index
 from stoker.executor.block import PAGE_BYTES
-from stoker.executor.checks import find_bad_pages
-from stoker.executor.gatherer import COPY_BYTES_MAX, Gatherer, encode_failures, unreadable
-from stoker.executor.loans import DatasetShelf, Entry, Shelf, read_exactly
-from stoker.executor.misses import Group, GroupPlanner, Misses
-from stoker.executor.stream import STALL_TIMEOUT_MS, Stream
+from stoker.executor.entries import Entry
+from stoker.executor.gatherer import unreadable
+from stoker.executor.loans import DatasetShelf
+from stoker.executor.reading import BadRequest, Cut, Reads
+from stoker.executor.server_state import ServerState
+from stoker.executor.stream import Stream
 from stoker.executor.wire import (
-    ANSWER,
     DESCRIPTORS_MAX,
     FAILURE_MESSAGE_BYTES_MAX,
     HELLO_BYTES,
-    HELLO_TIMEOUT_MS,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     RANGE,
     RANGES_MAX,
     REQUEST,
-    REQUEST_BYTES_MAX,
     DescriptorStatus,
-    Failure,
     Hello,
     HelloAnswer,
     HelloStatus,
     Op,
-    ReadFlag,
     Status,
     WireError,
     decode_hello,
@@ -51,42 +43,7 @@ from stoker.executor.wire import (
 
 log = logging.getLogger(__name__)
 
-CHECK_BYTES = 1024 * 1024  # checked against their checksums before others have their turn
-# Groups of one request that the keeper is asked for at once: WANTS_MAX is for all callers.
-GROUPS_AHEAD_MAX = 64
-
-LET_GO_TIMEOUT_MS = 30_000  # of a removed dataset; a caller that is stopped for longer is not waited for
-
 _READ, _RETURNED = int(Op.READ), int(Op.RETURNED)
-
-
-class Identity(NamedTuple):
-    """Who answers here."""
-
-    cluster: bytes
-    launch_id: int
-    incarnation: int
-
-
-class Limits(NamedTuple):
-    """What a data server grants its callers; the times are others only in tests."""
-
-    connections_max: int = 4096
-    hello_timeout_ms: int = HELLO_TIMEOUT_MS
-    stall_timeout_ms: int = STALL_TIMEOUT_MS
-    let_go_timeout_ms: int = LET_GO_TIMEOUT_MS
-
-
-class ServerState:
-    """What all connections share. `slots` is the msgpack of the newest slot table."""
-
-    def __init__(self, identity: Identity, limits: Limits, shelf: Shelf, misses: Misses) -> None:
-        self.identity = identity
-        self.limits = limits
-        self.shelf = shelf
-        self.misses = misses
-        self.placement_version = 0
-        self.slots = b"\x90"
 
 
 class _Refused(Exception):
@@ -95,25 +52,6 @@ class _Refused(Exception):
     def __init__(self, status: HelloStatus, detail: str) -> None:
         super().__init__(detail)
         self.status = status
-
-
-class _BadRequest(Exception):
-    """The request breaks the protocol; the connection ends with its text."""
-
-
-class _Cut(Exception):
-    """A range failed after its answer had begun."""
-
-
-class _Segment(NamedTuple):
-    """A part of a range: of a held block (`entry`, pinned), or what `group` is to bring as its item `item`."""
-
-    range_number: int
-    entry: Entry | None
-    start: int
-    length: int
-    group: Group | None = None
-    item: int = 0
 
 
 class Connection:
@@ -138,11 +76,11 @@ class Connection:
         try:
             if self._greet():
                 self._serve_requests()
-        except _BadRequest as error:
+        except BadRequest as error:
             log.info("connection cut: %s", error)
             self._refuse(0, 0, Status.BAD_REQUEST, str(error))
             self._stream.finish()
-        except _Cut as error:
+        except Cut as error:
             log.info("connection cut: %s", error)
         except OSError as error:
             log.debug("connection ended: %s", error)
@@ -182,6 +120,7 @@ class Connection:
             self._stream.finish()
             return False
         self._version = hello.dataset_version
+        self._reads = Reads(self._stream, self._state, self._turn, self._dataset, self._version)
         self._dataset.borrowers.add(self)
         self._stream.send(encode_hello_answer(self._hello_answer(HelloStatus.OK, "")))
         return True
@@ -246,12 +185,12 @@ class Connection:
                 return
             op, flags, count, request_id, total = unpack(data)
             if count > RANGES_MAX:
-                raise _BadRequest(f"{count} ranges in one request; at most {RANGES_MAX} are allowed")
+                raise BadRequest(f"{count} ranges in one request; at most {RANGES_MAX} are allowed")
             body = stream.read(count * RANGE.size) if count else b""
             if len(body) < count * RANGE.size:
                 return
             if op == _READ:
-                self._read(request_id, flags, body, total)
+                self._reads.answer(request_id, flags, body, total)
             elif op == _RETURNED:
                 self._take_back(decode_ranges(body))
                 if not count and self._is_leaving:
@@ -270,11 +209,11 @@ class Connection:
         elif op == Op.PING and not ranges:
             self._answer(op, request_id, b"")
         else:
-            raise _BadRequest(f"there is no request {op} with {len(ranges)} ranges")
+            raise BadRequest(f"there is no request {op} with {len(ranges)} ranges")
 
     def _answer(self, op: int, request_id: int, payload: bytes, status: Status = Status.OK) -> None:
         with self._turn:
-            self._stream.send(self._header(op, request_id, len(payload), status=status) + payload)
+            self._stream.send(self._header(op, request_id, len(payload), status) + payload)
 
     def _refuse(self, op: int, request_id: int, status: Status, message: str) -> None:
         try:
@@ -282,19 +221,8 @@ class Connection:
         except OSError:
             return
 
-    def _header(
-        self, op: int, request_id: int, payload_bytes: int, *, failed: int = 0, status: Status = Status.OK
-    ) -> bytes:
-        dataset = self._dataset
-        return ANSWER.pack(
-            op,
-            status,
-            failed,
-            request_id,
-            payload_bytes,
-            self._state.placement_version,
-            0 if dataset is None else dataset.version,
-        )
+    def _header(self, op: int, request_id: int, payload_bytes: int, status: Status = Status.OK) -> bytes:
+        return self._state.header(self._dataset, op, request_id, payload_bytes, status=status)
 
     def _refreshed(self) -> bytes:
         assert self._dataset is not None
@@ -303,220 +231,15 @@ class Connection:
         # A map of two: the slots are packed once for all.
         return b"\x82" + bytes(packed[1:]) + bytes(msgpack.packb("slots")) + self._state.slots
 
-    # --- READ
-
-    def _read(self, request_id: int, flags: int, body: bytes, total: int) -> None:
-        dataset = self._dataset
-        assert dataset is not None
-        if len(body) == RANGE.size and not flags:
-            block_index, start, length = RANGE.unpack(body)
-            entry = dataset.blocks.get(block_index)
-            if entry is not None and 0 < length == total and entry.has(self._version, start, start + length):
-                if length <= REQUEST_BYTES_MAX:
-                    self._send_one(request_id, entry, start, length)
-                    return
-        ranges = decode_ranges(body)
-        if not ranges:
-            raise _BadRequest("READ without a range")
-        if total != sum(length for _, _, length in ranges) or total > REQUEST_BYTES_MAX:
-            raise _BadRequest(
-                f"READ of {total} bytes whose ranges are {sum(r[2] for r in ranges)} bytes;"
-                f" both must be equal and at most {REQUEST_BYTES_MAX}"
-            )
-        self._read_many(request_id, flags, ranges)
-
-    def _send_one(self, request_id: int, entry: Entry, start: int, length: int) -> None:
-        """The hot path: one range of a held block."""
-        dataset = entry.dataset
-        assert dataset is not None
-        header = ANSWER.pack(_READ, 0, 0, request_id, length, self._state.placement_version, dataset.version)
-        entry.uses += 1
-        dataset.served_bytes += length
-        entry.pins += 1
-        self._turn.acquire()
-        try:
-            if length <= COPY_BYTES_MAX:
-                try:
-                    header += read_exactly(entry.fd, length, start)
-                except OSError as error:
-                    header = self._unread(request_id, entry, error)
-                self._stream.send(header)
-            else:
-                self._stream.send(header, more=True)
-                self._stream.send_file(entry.fd, start, length)
-        except OSError as error:
-            self._shelf.note_error(entry, error)
-            raise
-        finally:
-            self._turn.release()
-            self._shelf.unpin(entry)
-
-    def _unread(self, request_id: int, entry: Entry, error: OSError) -> bytes:
-        """Return the answer to a READ of one range that its file does not give."""
-        self._shelf.note_error(entry, error)
-        names = encode_failures({0: unreadable(error)})
-        return self._header(_READ, request_id, len(names), failed=1) + names
-
-    def _read_many(self, request_id: int, flags: int, ranges: list[tuple[int, int, int]]) -> None:
-        failures: dict[int, tuple[int, str]] = {}
-        segments, groups = self._plan(ranges, failures, local_only=bool(flags & ReadFlag.LOCAL_ONLY))
-        try:
-            self._settle(groups, failures)
-            if flags & ReadFlag.CHECK:
-                self._check(segments, failures)
-            self._send_many(request_id, segments, groups, failures, ranges)
-        finally:
-            for segment in segments:
-                if segment.entry is not None:
-                    self._shelf.unpin(segment.entry)
-            for group in groups:
-                self._state.misses.release(group)
-
-    def _plan(
-        self, ranges: list[tuple[int, int, int]], failures: dict[int, tuple[int, str]], *, local_only: bool
-    ) -> tuple[list[_Segment], list[Group]]:
-        """Find each range its place: a held block (pinned here), or a group to ask the keeper for."""
-        dataset = self._dataset
-        assert dataset is not None
-        segments: list[_Segment] = []
-        planner = GroupPlanner(dataset, self._version, local_only=local_only)
-        for number, (block_index, start, length) in enumerate(ranges):
-            stop = start + length
-            if stop > dataset.block_bytes:
-                failures[number] = (
-                    Failure.OUT_OF_RANGE,
-                    f"[{start}, {stop}) is not inside a block of {dataset.block_bytes} bytes",
-                )
-                continue
-            if not length:
-                continue
-            entry = dataset.blocks.get(block_index)
-            if entry is not None and entry.has(self._version, start, stop):
-                entry.pins += 1
-                entry.uses += 1
-                segments.append(_Segment(number, entry, start, length))
-                continue
-            for group, item, begin, end in planner.add(number, block_index, start, stop):
-                segments.append(_Segment(number, None, begin, end - begin, group, item))
-        return segments, planner.groups
-
-    def _settle(self, groups: list[Group], failures: dict[int, tuple[int, str]]) -> None:
-        """Wait for the groups, as far as that can be done before the answer begins (see the module)."""
-        for number, group in enumerate(groups):
-            self._ask_ahead(groups, number)
-            group.wait()
-            if group.scratch:
-                break
-        for group in groups:
-            for item, failure in group.failures.items():
-                failures.setdefault(group.range_numbers[item], failure)
-
-    def _ask_ahead(self, groups: list[Group], number: int) -> None:
-        """See that the keeper was asked for group `number` and those that follow it soon."""
-        for group in groups[number : number + GROUPS_AHEAD_MAX]:
-            if not group.want:
-                self._state.misses.ask(group)
-
-    def _check(self, segments: list[_Segment], failures: dict[int, tuple[int, str]]) -> None:
-        for segment in segments:
-            entry = segment.entry
-            if entry is None and segment.group is not None and segment.group.is_done:
-                entry = segment.group.places[segment.item]
-            if entry is None or segment.range_number in failures:
-                continue
-            try:
-                bad = self._find_bad(entry, segment.start, segment.start + segment.length)
-            except OSError as error:
-                self._shelf.note_error(entry, error)
-                failures[segment.range_number] = unreadable(error)
-                continue
-            if bad:
-                failures[segment.range_number] = (
-                    Failure.CORRUPT,
-                    f"checksum of page {bad[0]} does not match",
-                )
-                self._state.misses.report_corrupt(entry.holding, bad)
-
-    def _find_bad(self, entry: Entry, start: int, stop: int) -> list[int]:
-        bad: list[int] = []
-        while start < stop:
-            end = min(stop, (start // CHECK_BYTES + 1) * CHECK_BYTES)
-            bad += find_bad_pages(entry.fd, entry.layout, start, end)
-            self._stream.note_work(end - start)
-            start = end
-        return bad
-
-    def _send_many(
-        self,
-        request_id: int,
-        segments: list[_Segment],
-        groups: list[Group],
-        failures: dict[int, tuple[int, str]],
-        ranges: list[tuple[int, int, int]],
-    ) -> None:
-        while not self._try_to_send(request_id, segments, groups, failures, ranges):
-            continue  # a range has failed more, and nothing is sent yet
-
-    def _try_to_send(
-        self,
-        request_id: int,
-        segments: list[_Segment],
-        groups: list[Group],
-        failures: dict[int, tuple[int, str]],
-        ranges: list[tuple[int, int, int]],
-    ) -> bool:
-        names = encode_failures(failures) if failures else b""
-        total = sum(length for _, _, length in ranges) - sum(ranges[number][2] for number in failures)
-        header = self._header(_READ, request_id, len(names) + total, failed=len(failures)) + names
-        with self._turn:
-            out = Gatherer(self._stream, header)
-            last: Group | None = None
-            number = -1  # of the group; segments and groups are in the same order
-            for segment in segments:
-                if segment.group is not None and segment.group is not last:
-                    if last is not None and last.scratch:
-                        out.flush()  # what it holds must be sent before the next scratch is given
-                        self._state.misses.release(last)
-                    last = segment.group
-                    number += 1
-                    self._ask_ahead(groups, number)
-                if segment.range_number not in failures:
-                    entry = segment.entry or self._place_of(segment, out)
-                    try:
-                        out.add(entry.fd, segment.start, segment.length)
-                    except OSError as error:
-                        self._shelf.note_error(entry, error)
-                        if out.has_sent:
-                            raise
-                        failures[segment.range_number] = unreadable(error)
-                        return False
-            out.flush()
-        assert self._dataset is not None
-        self._dataset.served_bytes += total
-        return True
-
-    def _place_of(self, segment: _Segment, out: Gatherer) -> Entry:
-        group = segment.group
-        assert group is not None
-        if not group.is_done:
-            out.flush()
-            group.wait()
-        failure = group.failures.get(segment.item)
-        if failure is not None:
-            raise _Cut(f"range {segment.range_number} failed after its answer had begun: {failure[1]}")
-        entry = group.places[segment.item]
-        assert entry is not None
-        return entry
-
     # --- descriptors
 
     def _descriptors(self, request_id: int, ranges: list[tuple[int, int, int]]) -> None:
         dataset = self._dataset
         assert dataset is not None
         if not self._stream.is_unix:
-            raise _BadRequest("DESCRIPTORS needs the Unix socket")
+            raise BadRequest("DESCRIPTORS needs the Unix socket")
         if not 1 <= len(ranges) <= DESCRIPTORS_MAX:
-            raise _BadRequest(f"DESCRIPTORS of {len(ranges)} blocks; 1 to {DESCRIPTORS_MAX} are allowed")
+            raise BadRequest(f"DESCRIPTORS of {len(ranges)} blocks; 1 to {DESCRIPTORS_MAX} are allowed")
         # The turn comes first: a loan that is asked back at once must not be asked back before it is made.
         with self._turn:
             statuses = bytearray()
@@ -526,7 +249,7 @@ class Connection:
                     entry = dataset.blocks.get(block_index)
                     if entry is None:
                         statuses.append(DescriptorStatus.NOT_HERE)
-                    elif not self._may_lend(entry) or not entry.open():
+                    elif not self._may_lend(entry) or not self._is_opened(entry):
                         statuses.append(DescriptorStatus.NOT_FULL)
                     else:
                         statuses.append(DescriptorStatus.PASSED)
@@ -546,6 +269,10 @@ class Connection:
             return False
         # While an older holding of this block is asked back, RETURNED could not say which of the two it means.
         return self._loans.get(entry.block_index, entry) is entry
+
+    def _is_opened(self, entry: Entry) -> bool:
+        """Return whether the entry's descriptor is open, and may be passed yet: to open it may take a while."""
+        return entry.open() and not entry.leaving and self._may_lend(entry)
 
     def _take_back(self, ranges: list[tuple[int, int, int]]) -> None:
         for block_index, _, _ in ranges:
@@ -570,17 +297,20 @@ class Connection:
         dataset = self._dataset
         assert dataset is not None
         if len(ranges) != 1:
-            raise _BadRequest(f"CRCS of {len(ranges)} blocks; one at a time")
+            raise BadRequest(f"CRCS of {len(ranges)} blocks; one at a time")
         entry = dataset.blocks.get(ranges[0][0])
-        if entry is None or not entry.sealed or self._version < entry.full_from or not entry.open():
+        if entry is None or not entry.sealed or self._version < entry.full_from:
             self._refuse(Op.CRCS, request_id, Status.UNAVAILABLE, f"block {ranges[0][0]} is not full here")
             return
+        entry.pins += 1
         try:
-            crcs = index.read_crcs(entry.fd, entry.layout, 0, -(-entry.data_bytes // PAGE_BYTES))
+            crcs = entry.examine(index.read_crcs, 0, -(-entry.data_bytes // PAGE_BYTES))
         except OSError as error:
             self._shelf.note_error(entry, error)
             self._refuse(Op.CRCS, request_id, Status.UNAVAILABLE, unreadable(error)[1])
             return
+        finally:
+            self._shelf.unpin(entry)
         self._answer(Op.CRCS, request_id, b"".join(crc.to_bytes(4, "little") for crc in crcs))
 
     def _end(self) -> None:

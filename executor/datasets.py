@@ -162,6 +162,21 @@ class DatasetView:
                 return found[0]
         return None
 
+    def file_bytes(self, block_index: int, ranges: list[Range]) -> int:
+        """Return how many bytes of the assigned version's files are in these ranges of a block."""
+        manifest = self.manifest
+        if manifest is None or block_index >= manifest.block_count:
+            return 0
+        found = [
+            self.files(manifest, block_index, start, stop).file_bytes(start, stop) for start, stop in ranges
+        ]
+        return sum(found)
+
+    def reconsider(self) -> None:
+        """Look again at the wanted blocks that found no room."""
+        self.todo.extend(sorted(self.unfit))
+        self.unfit.clear()
+
     def plan_inputs(self) -> tuple[Any, ...]:
         """Return what the blocks that are wanted here follow from."""
         return (

@@ -18,6 +18,7 @@ import errno
 import fcntl
 import json
 import logging
+import mmap
 import os
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -119,6 +120,15 @@ class Disk:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
+    def probe(self, path: str) -> None:
+        """Read a little of a file from the device itself, where the file system knows how: it is answered, or hangs."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            with mmap.mmap(-1, mmap.PAGESIZE) as page:
+                os.preadv(fd, [page], 0)
+        finally:
+            os.close(fd)
+
     def free_bytes(self, path: str) -> int:
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
@@ -150,6 +160,11 @@ def open_directory(directory: str, cluster: bytes, *, disk: Disk, boot_id: str, 
     :raises DirectoryHeld: another keeper has it: try again in a while. :raises DirectoryRefused: it is not for this cluster,
       or not ours at all. :raises OSError: the disk does not do what it should.
     """
+    if os.path.islink(directory) and not os.path.exists(directory):  # how an agent gives a volume
+        raise DirectoryRefused(
+            f"its volume's directory {os.readlink(directory)} is gone from this agent. Have Mesos' operator destroy the "
+            "volume (DESTROY_VOLUMES): then the slot gets a new one"
+        )
     os.makedirs(directory, mode=0o700, exist_ok=True)
     lock_fd = _lock(directory)
     try:

@@ -16,12 +16,14 @@ from stoker.executor.manifest import Manifest
 FILLER_JOBS_MAX = 4  # of one filler at a time
 VERSIONS_MAX = 256  # dataset versions that a filler keeps open
 WANTED_JOBS_MAX = 3  # of these for wanted residency: a reader's miss always finds a place soon
+DISK_JOBS_MAX = 3  # of these for blocks of the SSD tier: a disk that hangs leaves a place for the others,
+DISK_WANTED_JOBS_MAX = 2  # and of those for wanted residency
 
 # For the C library: a buffer of a megabyte or more is given back to the system when it is freed. Else what is free lies
 # scattered over the heaps of a dozen threads, and counts as used.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1024 * 1024), "MALLOC_ARENA_MAX": "2"}
 
-assert WANTED_JOBS_MAX < FILLER_JOBS_MAX
+assert DISK_WANTED_JOBS_MAX < DISK_JOBS_MAX < FILLER_JOBS_MAX and WANTED_JOBS_MAX < FILLER_JOBS_MAX
 
 
 class Job:
@@ -77,7 +79,17 @@ class FillerLink:
     def __init__(self, child: Child) -> None:
         self.child = child
         self.jobs: set[int] = set()
+        self.disk_jobs: set[int] = set()  # of them, for blocks of the SSD tier
         self.told: OrderedDict[tuple[int, int, int], str] = OrderedDict()
+
+    def begin(self, job: Job) -> None:
+        self.jobs.add(job.number)
+        if job.block.is_on_disk:
+            self.disk_jobs.add(job.number)
+
+    def end(self, job: Job) -> None:
+        self.jobs.discard(job.number)
+        self.disk_jobs.discard(job.number)
 
     def tell_dataset(self, message: dict[str, Any]) -> None:
         """Tell of a dataset version, unless it knows; of too many it forgets the one that was not needed for longest."""
@@ -145,14 +157,22 @@ class Fillers:
     def job_count(self) -> int:
         return sum(len(link.jobs) for link in self._links)
 
-    def free(self, jobs_max: int) -> FillerLink | None:
-        """Return the filler with the fewest jobs, if it has less than `jobs_max`."""
-        link = min(self._links, key=lambda link: len(link.jobs))
-        return link if len(link.jobs) < jobs_max else None
+    def free(self, jobs_max: int, *, disk_jobs_max: int | None = None) -> FillerLink | None:
+        """Return the filler with the fewest jobs that has less than `jobs_max`, and than `disk_jobs_max` on disk."""
+        links = [
+            link
+            for link in self._links
+            if len(link.jobs) < jobs_max and (disk_jobs_max is None or len(link.disk_jobs) < disk_jobs_max)
+        ]
+        return min(links, key=lambda link: len(link.jobs), default=None)
 
     def begin(self, job: Job, message: dict[str, Any], fd: int) -> None:
-        job.filler.jobs.add(job.number)
+        job.filler.begin(job)
         job.filler.child.outbox.put(message, [fd])
+
+    def end_job(self, job: Job) -> None:
+        """The filler said "done" of it."""
+        job.filler.end(job)
 
     def cancel(self, job: Job) -> None:
         """Ask for a job to end soon; its "done" still comes. Idempotent."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from stoker.executor import index
+from stoker.executor import fill_orders as orders
 from stoker.executor.block import GRANULE_BYTES, PAGE_BYTES, BlockName
 from stoker.executor.core.admission import Verdict, admit
+from stoker.executor.core.cache import Cache
 from stoker.executor.core.eviction import Demand
 from stoker.executor.core.extents import Extents, Range, subtract, take_bytes
 from stoker.executor.core.filling import (
@@ -23,19 +25,26 @@ from stoker.executor.core.filling import (
     WANTED_JOB_BYTES_MAX,
     FileFailed,
 )
-from stoker.executor.core.homes import Source, peers_message, sources
 from stoker.executor.datasets import DatasetView, Manifests
-from stoker.executor.disk import is_short_of_means
-from stoker.executor.fillers import FILLER_JOBS_MAX, WANTED_JOBS_MAX, FillerLink, Fillers, Job
+from stoker.executor.fillers import (
+    DISK_JOBS_MAX,
+    DISK_WANTED_JOBS_MAX,
+    FILLER_JOBS_MAX,
+    WANTED_JOBS_MAX,
+    FillerLink,
+    Fillers,
+    Job,
+)
 from stoker.executor.holdings import Block, Holdings
 from stoker.executor.manifest import Manifest
 from stoker.executor.messages import SlotAddress
-from stoker.executor.store import file_bytes
+from stoker.executor.store import Tier, file_bytes
 from stoker.executor.wire import Failure
 
 log = logging.getLogger(__name__)
 
 RECONSIDER_INTERVAL_MS = 2_000
+PREPARING_MAX = 4  # files that are made ahead of the jobs that fill them
 
 
 class Fills:
@@ -63,15 +72,25 @@ class Fills:
         self._now_ms = now_ms
         self._on_settled = on_settled
         self.slots: tuple[SlotAddress, ...] = ()
+        self.wanted_from_ms = 0  # nothing is fetched for residency before
         self._jobs: dict[int, Job] = {}
         self._next_job = 1
-        self._ready: deque[Block] = deque()  # blocks with ranges that readers wait for
-        self._checks: deque[Block] = deque()  # full blocks without all checksums
+        # By whether they are on disk: one tier never stands in the other's way.
+        self._ready: dict[bool, deque[Block]] = {
+            False: deque(),
+            True: deque(),
+        }  # readers wait for ranges of these
+        self._checks: dict[bool, deque[Block]] = {
+            False: deque(),
+            True: deque(),
+        }  # full, without all checksums
+        self._is_disks_turn = False
+        self._preparing: set[Block] = set()  # wanted blocks whose files are being made, or opened
         self._unsealed: set[Block] = set()  # full blocks that could not be sealed just then
-        self._unmarked: list[tuple[Block, list[Range]]] = []  # valid, which their files do not say yet
         self._reconsider_ms = 0
         self._is_pumping = False
         self._is_asked = False
+        holdings.watch(lambda block, text: self.file_failed(block, text, is_counted=True))
 
     # --- what others ask for
 
@@ -95,7 +114,7 @@ class Fills:
     def _make_ready(self, block: Block) -> None:
         if not block.is_ready:
             block.is_ready = True
-            self._ready.append(block)
+            self._ready[block.is_on_disk].append(block)
 
     def let_go(self, block: Block, why: str, *, is_damaged: bool = False) -> None:
         """Free a block: evicted, not wanted, removed or damaged."""
@@ -105,11 +124,12 @@ class Fills:
         self._holdings.let_go(block, self._now_ms(), why, is_damaged=is_damaged)
         self._holdings.settle(block)
 
-    def file_failed(self, block: Block, text: str) -> None:
+    def file_failed(self, block: Block, text: str, *, is_counted: bool = False) -> None:
         """The block's file does not do what it should: the block goes, and is fetched again where it is wanted."""
         if block.is_leaving:
             return
-        self._holdings.note_error(block, text)
+        if not is_counted:
+            self._holdings.note_error(block, text)
         self.let_go(block, f"its file failed: {text}", is_damaged=True)
         if block.name.block_index in block.view.mine_set and not block.view.is_removed:
             block.view.todo.append(block.name.block_index)
@@ -162,27 +182,34 @@ class Fills:
                 self.reconsider()
             else:
                 self.room_came()  # a disk that was full, or failed, may do again
-        unmarked, self._unmarked = self._unmarked, []
-        for block, ranges in unmarked:
-            self._mark_filled(block, ranges)
+        for tier in self._holdings.tiers:
+            tier.tick()
+            if tier.is_stuck:
+                self._give_up_waiters(tier)
         unsealed, self._unsealed = self._unsealed, set()
         for block in unsealed:
             self.finish(block)
         self.pump()
+
+    def _give_up_waiters(self, tier: Tier) -> None:
+        """The tier's disk does not answer: whoever waits for something in it is better served elsewhere."""
+        for block in self._holdings.kept():
+            if block.waiters and block.account.tier is tier:
+                self._lose_waiters(block, "the disk of the SSD tier does not answer")
 
     def room_came(self) -> None:
         """A holding is gone: blocks that did not fit may fit now."""
         for view in self._datasets.values():
             room_bytes = self._holdings.cache_of(view).room_bytes
             if view.unfit and room_bytes >= file_bytes(view.assignment.block_bytes):
-                _reconsider(view)
+                view.reconsider()
         self.pump()
 
     def reconsider(self) -> None:
         """Wishes changed, or blocks that were in use could be evicted now: look at what did not fit again. O(that)."""
         for view in self._datasets.values():
             if view.unfit:
-                _reconsider(view)
+                view.reconsider()
         self.pump()
 
     # --- starting
@@ -196,16 +223,36 @@ class Fills:
         try:
             while self._is_asked:
                 self._is_asked = False
-                while (link := self._fillers.free(FILLER_JOBS_MAX)) and self._start_for_readers(link):
+                while self._start_for_some_reader():
                     pass
-                while (link := self._fillers.free(WANTED_JOBS_MAX)) and self._start_wanted(link):
+                while self._start_wanted():
                     pass
         finally:
             self._is_pumping = False
 
-    def _start_for_readers(self, link: FillerLink) -> bool:
-        while self._ready:
-            block = self._ready.popleft()
+    def _link(self, *, is_disk: bool, is_wanted: bool) -> FillerLink | None:
+        """Return a filler with a place for such a job: a disk that hangs never takes all places, residency neither."""
+        if is_disk:
+            return self._fillers.free(
+                FILLER_JOBS_MAX, disk_jobs_max=DISK_WANTED_JOBS_MAX if is_wanted else DISK_JOBS_MAX
+            )
+        return self._fillers.free(WANTED_JOBS_MAX if is_wanted else FILLER_JOBS_MAX)
+
+    def _start_for_some_reader(self) -> bool:
+        for is_disk in (self._is_disks_turn, not self._is_disks_turn):
+            if self._start_for_readers(is_disk=is_disk):
+                self._is_disks_turn = not is_disk
+                return True
+        return False
+
+    def _start_for_readers(self, *, is_disk: bool) -> bool:
+        """Start one job of those that readers wait for; False: there is none, or no place for it."""
+        ready, checks = self._ready[is_disk], self._checks[is_disk]
+        link = self._link(is_disk=is_disk, is_wanted=False)
+        while link is not None and ready:
+            block = ready.popleft()
+            if not block.is_leaving and not block.file.is_ready(partial(self._ready_again, block)):
+                continue
             block.is_ready = False
             for version in list(block.queued):
                 if version not in block.view.manifests:
@@ -218,27 +265,54 @@ class Fills:
                 rest = subtract(ranges, Extents(taken))
                 if rest:
                     block.queued[version] = Extents(rest)
+                if self._unmark(block, taken):
+                    self._put_back(block, version, taken)
+                    break
                 if block.queued:
                     self._make_ready(block)
-                if not self._start(link, block, version, taken, urgent=True):
-                    self._put_back(block, version, taken)
-                    return False
+                self._start(link, block, version, taken, urgent=True)
                 return True
-            self.update_busy(block)
-            self.finish(block)  # it may only have waited for these
-        while self._checks:
-            block = self._checks.popleft()
+            else:
+                self.update_busy(block)
+                self.finish(block)  # it may only have waited for these
+        while link is not None and checks:
+            block = checks.popleft()
             if block.state.version not in block.view.manifests:
                 block.is_checking = False  # a newer version is about to be taken over, and looks again
-            elif not block.is_leaving:
-                if not self._start_checksum(link, block):
-                    self._checks.append(block)
-                    return False
+            elif not block.is_leaving and block.file.is_ready(partial(self._check_again, block)):
+                self._start_checksum(link, block)
                 return True
         return False
 
+    def _ready_again(self, block: Block) -> None:
+        """The block's file is ready now, or will never be."""
+        self._ready[block.is_on_disk].append(block)
+        self.pump()
+
+    def _check_again(self, block: Block) -> None:
+        self._checks[block.is_on_disk].append(block)
+        self.pump()
+
+    def _want_again(self, block: Block) -> None:
+        self._preparing.discard(block)
+        if not block.is_leaving and block.name.block_index in block.view.mine_set:
+            block.view.todo.appendleft(block.name.block_index)
+        self.pump()
+
+    def _unmark(self, block: Block, ranges: list[Range]) -> bool:
+        """See that no page that is about to be written to counts as checked; return whether the file has yet to note that."""
+        if block.is_full:
+            return False
+        pages = [(start // PAGE_BYTES, -(-stop // PAGE_BYTES)) for start, stop in ranges]
+        if not block.state.known.intersects(pages):
+            return False
+        for first, stop in pages:
+            block.state.known.remove(first, stop)
+        self._mark_known(block, pages, known=False)
+        return block.is_on_disk
+
     def _put_back(self, block: Block, version: int, ranges: list[Range]) -> None:
-        """A job for readers could not begin just now: `tick` tries again."""
+        """A job for readers cannot begin just now."""
         queued = block.queued.setdefault(version, Extents())
         for start, stop in ranges:
             queued.add(start, stop)
@@ -252,30 +326,49 @@ class Fills:
         block.state.end([], refused, final=Failure.CHANGED, now_ms=self._now_ms())
         self.check_waiters(block)
 
-    def _start_wanted(self, link: FillerLink) -> bool:
+    def _start_wanted(self) -> bool:
+        if self._now_ms() < self.wanted_from_ms:
+            return False
         views = [view for view in self._datasets.values() if view.todo and view.manifest is not None]
         views.sort(key=lambda view: (-view.assignment.priority, view.key))
+        waiting: list[Cache] = []  # room is being made there
+        self._preparing = {block for block in self._preparing if not block.is_leaving}
         for view in views:
-            manifest = view.manifest
-            assert manifest is not None
-            while view.todo:
-                block_index = view.todo[0]
-                verdict, block = self._held_for_wanted(view, manifest, block_index)
-                if verdict is Verdict.WAIT:
-                    return False  # room is being made
-                if block is None:
-                    continue
-                ranges = block.state.missing(block.state.needed)
-                taken = take_bytes(ranges, WANTED_JOB_BYTES_MAX, GRANULE_BYTES)
-                if taken == ranges:
-                    view.todo.popleft()
-                if taken:
-                    if not self._start(link, block, manifest.version, taken, urgent=False):
-                        if taken == ranges:
-                            view.todo.appendleft(block_index)
-                        return False
+            account = self._holdings.account_of(view)
+            link = self._link(is_disk=account.is_disk, is_wanted=True)
+            if link is not None and not any(account.cache is cache for cache in waiting):
+                verdict = self._start_wanted_of(view, link)
+                if verdict is Verdict.ADMIT:
                     return True
+                if verdict is Verdict.WAIT:
+                    waiting.append(account.cache)
         return False
+
+    def _start_wanted_of(self, view: DatasetView, link: FillerLink) -> Verdict:
+        """Start one job for residency: ADMIT; WAIT: room is being made for it; REFUSE: there is nothing to do just now."""
+        manifest = view.manifest
+        assert manifest is not None
+        while view.todo and len(self._preparing) < PREPARING_MAX:
+            block_index = view.todo[0]
+            verdict, block = self._held_for_wanted(view, manifest, block_index)
+            if verdict is Verdict.WAIT:
+                return verdict
+            if block is None:
+                continue
+            ranges = block.state.missing(block.state.needed)
+            taken = take_bytes(ranges, WANTED_JOB_BYTES_MAX, GRANULE_BYTES)
+            if taken:
+                self._unmark(block, taken)
+                if not block.file.is_ready(partial(self._want_again, block)):
+                    self._preparing.add(block)
+                    view.todo.popleft()
+                    continue
+            if taken == ranges:
+                view.todo.popleft()
+            if taken:
+                self._start(link, block, manifest.version, taken, urgent=False)
+                return Verdict.ADMIT
+        return Verdict.REFUSE
 
     def _held_for_wanted(
         self, view: DatasetView, manifest: Manifest, block_index: int
@@ -313,69 +406,26 @@ class Fills:
 
     def _start(
         self, link: FillerLink, block: Block, version: int, ranges: list[Range], *, urgent: bool
-    ) -> bool:
-        """Begin a job, or let go of a block whose file failed; False: its file cannot be opened just now."""
+    ) -> None:
+        """Begin a job; the block's file is ready."""
         view = block.view
-        try:
-            fd = block.file.open()
-            if block.state.valid and not block.is_full:
-                pages = [(start // PAGE_BYTES, -(-stop // PAGE_BYTES)) for start, stop in ranges]
-                index.mark_known(fd, block.layout, pages, known=False)
-        except OSError as error:
-            if is_short_of_means(error):
-                return False
-            self.file_failed(block, str(error))
-            return True
         self._holdings.unseal(block)
         job = self._new_job(link, block, version, ranges, urgent=urgent)
         for number in block.jobs - {job.number}:
             self._jobs[number].is_stale |= self._jobs[number].is_checksum
         block.state.begin(ranges)
         view.changes += 1
-        self._tell_dataset(link, view, version)
-        found = self._sources(view, block.name.block_index)
-        self._fillers.begin(
-            job,
-            {
-                "t": "fill",
-                "job": job.number,
-                "id": view.key[0],
-                "generation": view.key[1],
-                "version": version,
-                "index": block.name.block_index,
-                "ranges": ranges,
-                "peers": peers_message(found),
-                "cluster": self._cluster,
-                "urgent": urgent,
-            },
-            fd,
-        )
-        return True
+        link.tell_dataset(self._dataset_message(view, version))
+        found = orders.sources_of(view, block.name.block_index, self.slots)
+        message = orders.fill_message(job, version, found, cluster=self._cluster, urgent=urgent)
+        self._fillers.begin(job, message, block.file.open())
 
-    def _sources(self, view: DatasetView, block_index: int) -> list[Source]:
-        spare = int(view.spares[block_index % len(view.spares)])
-        return sources(view.table, self.slots, position=view.position, block_index=block_index, spare=spare)
-
-    def _start_checksum(self, link: FillerLink, block: Block) -> bool:
+    def _start_checksum(self, link: FillerLink, block: Block) -> None:
         """See _start."""
         version = block.state.version
-        try:
-            fd = block.file.open()
-        except OSError as error:
-            if is_short_of_means(error):
-                return False
-            self.file_failed(block, str(error))
-            return True
         job = self._new_job(link, block, version, [], is_checksum=True)
-        self._tell_dataset(link, block.view, version)
-        message = {
-            "t": "checksum",
-            "job": job.number,
-            "id": block.view.key[0],
-            "generation": block.view.key[1],
-        }
-        self._fillers.begin(job, message | {"version": version, "index": block.name.block_index}, fd)
-        return True
+        link.tell_dataset(self._dataset_message(block.view, version))
+        self._fillers.begin(job, orders.checksum_message(job, version), block.file.open())
 
     def _new_job(
         self,
@@ -396,19 +446,8 @@ class Fills:
         self.update_busy(block)
         return job
 
-    def _tell_dataset(self, link: FillerLink, view: DatasetView, version: int) -> None:
-        link.tell_dataset(self._dataset_message(view, version))
-
     def _dataset_message(self, view: DatasetView, version: int) -> dict[str, Any]:
-        return {
-            "t": "dataset",
-            "id": view.key[0],
-            "generation": view.key[1],
-            "version": version,
-            "source": view.assignment.source,
-            "options": view.assignment.options,
-            "manifest": self._manifests.path(view, version),
-        }
+        return orders.dataset_message(view, version, self._manifests.path(view, version))
 
     # --- what the fillers say
 
@@ -433,42 +472,32 @@ class Fills:
         ]
         if fresh and not block.is_scratch:  # nobody asks a scratch block's index what is valid
             self._mark_filled(block, fresh)
-            self._count(job, fresh)
+            block.cached_bytes += view.file_bytes(block.name.block_index, fresh)
         if message["crc_pages"] and not job.is_stale:
-            self._mark_known(block, [(first, stop) for first, stop in message["crc_pages"]])
+            pages = [(first, stop) for first, stop in message["crc_pages"]]
+            for first, stop in pages:
+                block.state.known.add(first, stop)
+            self._mark_known(block, pages, known=True)
         self.check_waiters(block)
 
     def _mark_filled(self, block: Block, ranges: list[Range]) -> None:
         if block.is_gone:
             return
         try:
-            self._holdings.mark_filled(block, ranges)
+            block.file.mark_valid(ranges)
         except OSError as error:
-            if is_short_of_means(error):
-                self._unmarked.append((block, ranges))  # readers ask the keeper until then
-            else:
-                self.file_failed(block, str(error))
+            self.file_failed(block, str(error))
 
-    def _mark_known(self, block: Block, pages: list[Range]) -> None:
+    def _mark_known(self, block: Block, pages: list[Range], *, known: bool) -> None:
         try:
-            index.mark_known(block.file.open(), block.layout, pages)
+            block.file.mark_known(pages, known=known)
         except OSError as error:
-            if not is_short_of_means(error):  # else they are computed again once the block is full
-                self.file_failed(block, str(error))
-
-    def _count(self, job: Job, fresh: list[Range]) -> None:
-        """Count the bytes of files, of the assigned version, that became valid."""
-        block, manifest = job.block, job.block.view.manifest
-        if manifest is None or block.name.block_index >= manifest.block_count:
-            return
-        for start, stop in fresh:
-            files = block.view.files(manifest, block.name.block_index, start, stop)
-            block.cached_bytes += files.file_bytes(start, stop)
+            self.file_failed(block, str(error))
 
     def _done(self, job: Job, message: dict[str, Any]) -> None:
         block, view = job.block, job.block.view
         del self._jobs[job.number]
-        job.filler.jobs.discard(job.number)
+        self._fillers.end_job(job)
         block.jobs.discard(job.number)
         view.job_count -= 1
         view.changes += 1
@@ -476,7 +505,8 @@ class Fills:
             block.is_checking = False
             self.file_failed(block, message["error"])
             block.state.end(job.ranges, [], final=Failure.CHANGED, now_ms=self._now_ms())
-            self._fail_scratch(block, message["error"])
+            self._lose_waiters(block, f"its file failed: {message['error']}")
+            block.queued.clear()
         elif job.is_checksum:
             block.is_checking = False
         else:
@@ -494,13 +524,11 @@ class Fills:
         if view.mine_set and not view.todo and not view.job_count:
             self._on_settled()
 
-    def _fail_scratch(self, block: Block, text: str) -> None:
-        """Tell those who wait for a block that is kept nowhere: nobody else does."""
+    def _lose_waiters(self, block: Block, text: str) -> None:
         for waiter in block.waiters:
-            waiter.lost = f"its file failed: {text}"
+            waiter.lost = text
             waiter.done.set()
         block.waiters.clear()
-        block.queued.clear()
 
     def _fill_padding(self, block: Block) -> None:
         """All bytes of files are there: what is missing lies between them, and is the zeros that a new file is made of."""
@@ -519,7 +547,7 @@ class Fills:
 
     def _take_failures(self, job: Job, failed: list[Any]) -> None:
         state = job.block.state
-        failures = [] if job.is_cancelled else self._named(job, failed)
+        failures = [] if job.is_cancelled else orders.named(job, failed)
         now_ms, version = self._now_ms(), job.manifest.version
         state.end(job.ranges, failures, final=Failure.CHANGED, now_ms=now_ms, version=version)
         if not job.is_cancelled:
@@ -535,21 +563,6 @@ class Fills:
                     "dataset %s: %s: %s", job.block.view.assignment.name, failure.path, failure.message
                 )
 
-    def _named(self, job: Job, failed: list[Any]) -> list[FileFailed]:
-        """Return the failed files with their places in the block."""
-        manifest = job.manifest
-        origin = job.block.name.block_index * manifest.block_bytes
-        length = job.block.state.data_bytes
-        failures = []
-        for row, path, code, message in failed:
-            offset, size = manifest.extent(row)
-            start = min(max(offset - origin, 0), length)
-            stop = min(max(offset + size - origin, 0), length)
-            stop = min(-(-stop // GRANULE_BYTES) * GRANULE_BYTES, length)
-            for low, high in job.owned.within(start, stop):
-                failures.append(FileFailed(row, path, code, message, low, high))
-        return failures
-
     def finish(self, block: Block) -> None:
         """Seal a block that has become full, or have its last checksums computed.
 
@@ -559,9 +572,9 @@ class Fills:
         if block.is_full or block.is_leaving or is_busy or not block.state.is_full:
             return
         try:
-            if not index.are_known(block.file.open(), block.layout, 0, block.layout.page_count):
+            if not block.state.known.covers(0, block.layout.page_count):
                 block.is_checking = True
-                self._checks.append(block)
+                self._checks[block.is_on_disk].append(block)
                 return
             manifest = block.view.manifest
             if manifest is not None and block.name.block_index < manifest.block_count:
@@ -570,10 +583,7 @@ class Fills:
             if not self._holdings.seal(block, lambda reason: self._sealed(block, reason)):
                 self._unsealed.add(block)
         except OSError as error:
-            if is_short_of_means(error):
-                self._unsealed.add(block)
-            else:
-                self.file_failed(block, str(error))
+            self.file_failed(block, str(error))
         self.update_busy(block)
 
     def _sealed(self, block: Block, reason: str) -> None:
@@ -582,14 +592,9 @@ class Fills:
             return
         if reason:
             block.is_sealing = False
-            self.file_failed(block, reason)
+            self.file_failed(block, reason, is_counted=True)
         else:
             self.finish(block)
         self.pump()
         if block.view.mine_set and not block.view.todo and not block.view.job_count:
             self._on_settled()
-
-
-def _reconsider(view: DatasetView) -> None:
-    view.todo.extend(sorted(view.unfit))
-    view.unfit.clear()

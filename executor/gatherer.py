@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import msgpack
 
-from stoker.executor.loans import read_exactly
+from stoker.executor.entries import Entry
 from stoker.executor.stream import Stream
 from stoker.executor.wire import Failure
 
-# Up to here one pread and one send are cheaper than a header and a sendfile (measured).
-COPY_BYTES_MAX = 16 * 1024
 GATHER_BYTES = 256 * 1024  # small ranges of a batch are gathered into sends of about this size
 
 
@@ -22,15 +20,17 @@ class Gatherer:
         self._bytes = len(head)
         self.has_sent = False  # or tried to
 
-    def add(self, fd: int, start: int, length: int) -> None:
-        if length <= COPY_BYTES_MAX:
-            if self._bytes >= GATHER_BYTES:
-                self.flush(more=True)
-            self._parts.append(read_exactly(fd, length, start))
-            self._bytes += length
-            return
-        self.flush(more=True)
-        self._stream.send_file(fd, start, length)
+    def add(self, entry: Entry, start: int, length: int) -> None:
+        """:raises OSError: the file does not give the piece, or the caller is gone."""
+        if self._bytes >= GATHER_BYTES:
+            self.flush(more=True)
+        first = entry.first(start, length)
+        if first:
+            self._parts.append(bytes(first))
+            self._bytes += len(first)
+        if len(first) < length:
+            self.flush(more=True)
+            entry.send_rest(self._stream, start + len(first), length - len(first))
 
     def flush(self, *, more: bool = False) -> None:
         if self._parts:

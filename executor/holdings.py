@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 
 from gevent.event import Event
 
-from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout
 from stoker.executor.core.cache import Cache, DatasetKey
 from stoker.executor.core.extents import Extents, Range
 from stoker.executor.core.filling import BlockState, FileFailed
 from stoker.executor.datasets import DatasetView
-from stoker.executor.disk_tier import DiskFile
+from stoker.executor.disk_file import DiskFile
 from stoker.executor.manifest import Manifest
 from stoker.executor.outbox import Outbox
 from stoker.executor.store import BlockFile, Tier, file_bytes
@@ -39,6 +38,7 @@ class TierAccount(NamedTuple):
 
     cache: Cache
     tier: Tier
+    is_disk: bool = False
 
 
 class Waiter:
@@ -114,6 +114,10 @@ class Block:
         self.pins = 0  # wants that may still name it to the server
 
     @property
+    def is_on_disk(self) -> bool:
+        return bool(self.file.name)
+
+    @property
     def state(self) -> BlockState:
         """What of it is valid. Of a full block on disk it is made when it is asked for: most are never asked."""
         if self._state is None:
@@ -158,6 +162,7 @@ class Holdings:
         self._accounts = accounts
         self._server = server
         self._on_change = on_change
+        self._on_broken: Callable[[Block, str], None] | None = None
         self._blocks: dict[int, Block] = {}
         self._by_dataset: dict[DatasetKey, dict[int, Block]] = {}
         self._stored: dict[DatasetKey, dict[int, Stored]] = {}
@@ -170,6 +175,14 @@ class Holdings:
         self._scratch_waiting: deque[tuple[int, Event]] = deque()
         self.room_changed = Event()
         self.stored_changed = Event()
+
+    def watch(self, on_broken: Callable[[Block, str], None]) -> None:
+        """Have `on_broken` called when a block's file is of no more use, which its tier has counted."""
+        self._on_broken = on_broken
+
+    @property
+    def tiers(self) -> list[Tier]:
+        return [account.tier for account in self._accounts.values()]
 
     def find(self, name: BlockName) -> Block | None:
         return self._by_dataset.get((name.dataset_id, name.generation), {}).get(name.block_index)
@@ -222,21 +235,30 @@ class Holdings:
         account.cache.put(holding, name, bytes=file_bytes(data_bytes), wanted=wanted, now_ms=now_ms)
         block = self._make(holding, view, manifest, name, file, account)
         self._by_dataset.setdefault(view.key, {})[name.block_index] = block
+        file.watch(lambda: self._tell_made(block), lambda text: self._broken(block, text))
+        return block
+
+    def _tell_made(self, block: Block) -> None:
+        """The block's file is there: the data server may open it."""
+        name, file = block.name, block.file
         block.server_has = True
         self._server.put(
             {
                 "t": "block",
-                "holding": holding,
+                "holding": block.holding,
                 "dataset": name.dataset_id,
                 "generation": name.generation,
                 "index": name.block_index,
-                "data_bytes": data_bytes,
+                "data_bytes": block.layout.data_bytes,
                 "full_from": 0,
                 "file": file.name,
             },
             [] if file.name else [file.open()],
         )
-        return block
+
+    def _broken(self, block: Block, text: str) -> None:
+        if self._on_broken is not None:
+            self._on_broken(block, text)
 
     def create_scratch(self, view: DatasetView, manifest: Manifest, name: BlockName, *, charge: int) -> Block:
         """Make a block that is kept nowhere, pinned; `charge` bytes of the reserve were acquired for it."""
@@ -351,10 +373,6 @@ class Holdings:
         self.room_changed.clear()
         self._on_change()
 
-    def mark_filled(self, block: Block, ranges: list[Range]) -> None:
-        """Set the valid bits of ranges that were just written. :raises OSError: the block's file cannot be written."""
-        index.mark_valid(block.file.open(), block.layout, ranges)
-
     # --- stored files
 
     def restore(self, files: Iterable[DiskFile], now_ms: int) -> None:
@@ -401,9 +419,12 @@ class Holdings:
         stored: Stored,
         *,
         valid: Sequence[Range] = (),
+        known: Sequence[Range] = (),
         now_ms: int,
     ) -> Block | None:
-        """Make a stored file a block of its dataset; `valid`: what is valid of a partly filled one. `tell_restored` is to follow.
+        """Make a stored file a block of its dataset. `tell_restored` is to follow.
+
+        `valid`: what is valid of a partly filled one, and `known`: of which pages there are checksums.
 
         Until its wishes are worked out it counts as wanted. None: it is no block of `manifest`'s version, and dropped.
         """
@@ -426,12 +447,15 @@ class Holdings:
         held.busy, held.wanted = False, True
         if record is None:
             needed = view.files(manifest, name.block_index).needed()
-            block._state = BlockState(stored.file.data_bytes, needed, manifest.version, Extents(valid))
+            block._state = BlockState(
+                stored.file.data_bytes, needed, manifest.version, Extents(valid), known=Extents(known)
+            )
         else:
             block.is_full = True
             block.full_from = record.version
             block.cached_bytes = record.cached_bytes
         block.server_has = True
+        stored.file.watch(lambda: None, lambda text: self._broken(block, text))
         self._blocks[block.holding] = block
         self._by_dataset.setdefault(view.key, {})[name.block_index] = block
         return block

@@ -39,9 +39,9 @@ def read_header(fd: int, layout: BlockLayout) -> tuple[bytes, BlockName, int]:
     return cluster, BlockName(dataset_id, generation, index), data_bytes
 
 
-def is_valid(fd: int, layout: BlockLayout, start: int, stop: int) -> bool:
-    """Return whether every byte of [start, stop) is valid; 0 <= start < stop <= data_bytes."""
-    return _all_set(fd, layout.valid_offset, start // GRANULE_BYTES, -(-stop // GRANULE_BYTES))
+def is_valid(fd: int, layout: BlockLayout, start: int, stop: int, *, flags: int = 0) -> bool:
+    """Return whether every byte of [start, stop) is valid; 0 <= start < stop <= data_bytes. `flags` are of preadv."""
+    return _all_set(fd, layout.valid_offset, start // GRANULE_BYTES, -(-stop // GRANULE_BYTES), flags)
 
 
 def valid_extents(fd: int, layout: BlockLayout) -> list[tuple[int, int]]:
@@ -88,10 +88,10 @@ def mark_known(fd: int, layout: BlockLayout, pages: Iterable[tuple[int, int]], *
         _write_bits(fd, layout.known_offset, first, stop, value=known)
 
 
-def _all_set(fd: int, offset: int, first: int, stop: int) -> bool:
+def _all_set(fd: int, offset: int, first: int, stop: int, flags: int = 0) -> bool:
     begin, end = first // 8, -(-stop // 8)
-    data = os.pread(fd, end - begin, offset + begin)
-    if len(data) != end - begin:
+    data = bytearray(end - begin)
+    if os.preadv(fd, (data,), offset + begin, flags) != end - begin:
         return False
     count = stop - first
     bits = int.from_bytes(data, "little") >> (first - begin * 8)

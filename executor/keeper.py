@@ -25,7 +25,6 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import AsyncResult, Event
-from gevent.hub import get_hub
 
 from stoker.executor.block import disk_blocks_max
 from stoker.executor.children import Child
@@ -33,12 +32,13 @@ from stoker.executor.config import KeeperConfig
 from stoker.executor.core.cache import Cache, DatasetKey
 from stoker.executor.datasets import DatasetView, Manifests
 from stoker.executor.disk import Disk, Opened, open_directory
-from stoker.executor.disk_tier import DiskTier
+from stoker.executor.disk_calls import DiskCalls
+from stoker.executor.disk_tier import FILE_CALLS_MAX, STEP_STUCK_MS, DiskTier
+from stoker.executor.entries import files_open_max
 from stoker.executor.errors import DirectoryHeld, DirectoryRefused
 from stoker.executor.fillers import ENVIRONMENT, Fillers
 from stoker.executor.fills import Fills
 from stoker.executor.holdings import MEM, SSD, Holdings, TierAccount
-from stoker.executor.loans import files_open_max
 from stoker.executor.machine import (
     available_bytes,
     cgroup_bytes,
@@ -59,7 +59,7 @@ from stoker.executor.report import Reporter
 from stoker.executor.residency import Residents
 from stoker.executor.saving import Saver
 from stoker.executor.schedulers import Schedulers
-from stoker.executor.sockets import prepare_directory
+from stoker.executor.sockets import loopback_trouble, prepare_directory
 from stoker.executor.store import MemTier, NoTier
 from stoker.executor.wants import Wants
 
@@ -74,8 +74,8 @@ LAUNCH_TIMEOUT_S = 60.0  # an agent that restarts may have dropped the task: nob
 LISTEN_TIMEOUT_S = 20.0
 DIRECTORY_PATIENCE_MS = 15_000  # with an executor that has the SSD tier's directory yet, and is about to end
 DIRECTORY_ASK_MS = 200
+DIRECTORY_OPEN_MS = 60_000  # for its disk to answer: an index of the largest tier is read in two seconds
 FLUSH_TIMEOUT_MS = 2_000
-CONNECTIONS_MAX = 4_096  # of the data server
 HURRY_INTERVAL_MS = 100  # the least time between two heartbeats
 SERVER, FILLER = "stoker.executor.server", "stoker.executor.filler"
 
@@ -199,9 +199,7 @@ class Keeper:
             log.warning("a framework message is ignored: %s", error)
             return
         if summons.epoch < self._epoch_seen:
-            log.warning(
-                "a message of epoch %d is refused: epoch %d was seen", summons.epoch, self._epoch_seen
-            )
+            self._schedulers.refuse("a message", summons.epoch, self._epoch_seen)
             return
         log.info("the leader of epoch %d calls: schedulers %s", summons.epoch, ", ".join(summons.schedulers))
         self._epoch_seen = summons.epoch
@@ -234,6 +232,8 @@ class Keeper:
                 self._caches[MEM].capacity_bytes,
                 self._caches[SSD].capacity_bytes,
             )
+            if trouble := loopback_trouble(config.host, config.schedulers):
+                log.warning("%s", trouble)
             self._spawn(self._tick)
             self._beat(port)
         except End as end:
@@ -262,9 +262,12 @@ class Keeper:
         opening = functools.partial(
             open_directory, disk=self._make_disk(), boot_id=self._boot_id, asked_bytes=config.disk_bytes
         )
+        calls = DiskCalls(1)
         while True:
             try:
-                opened: Opened = get_hub().threadpool.apply(opening, (config.disk_dir, config.cluster))
+                opened: Opened = calls.run(
+                    opening, config.disk_dir, config.cluster, patience_ms=DIRECTORY_OPEN_MS
+                )
                 break
             except DirectoryHeld as error:
                 if _now_ms() > deadline_ms:
@@ -283,7 +286,7 @@ class Keeper:
 
     def _build(self, mesos_bytes: int | None) -> None:
         config = self._config
-        tier, scratch, fill_job_bytes = share_memory(
+        tier, scratch, fill_job_bytes, connections_max = share_memory(
             config.mem_bytes,
             filler_count=config.filler_count,
             mesos_bytes=mesos_bytes,
@@ -322,11 +325,13 @@ class Keeper:
                 config.cluster,
                 opened,
                 disk=self._make_disk(),
-                in_thread=lambda work, *arguments: get_hub().threadpool.apply(work, arguments),
+                file_calls=DiskCalls(FILE_CALLS_MAX),
+                step_calls=DiskCalls(1, stuck_ms=STEP_STUCK_MS),
+                spawn=self._spawn,
                 now_ms=_now_ms,
             )
             blocks_max = disk_blocks_max(config.disk_bytes)
-            accounts[SSD] = TierAccount(Cache(opened.capacity_bytes, blocks_max), self._disk)
+            accounts[SSD] = TierAccount(Cache(opened.capacity_bytes, blocks_max), self._disk, is_disk=True)
             self._spawn(self._disk.run)
         self._caches = {name: account.cache for name, account in accounts.items()}
         self._manifests = Manifests(
@@ -388,7 +393,7 @@ class Keeper:
                 "disk": "" if self._disk is None else self._disk.blocks_directory,
                 "disk_files": disk_files,
                 "awaited": self._holdings.stored_keys(),
-                "limits": {"connections_max": min(CONNECTIONS_MAX, reserved - DESCRIPTORS_OTHER)},
+                "limits": {"connections_max": min(connections_max, reserved - DESCRIPTORS_OTHER)},
             }
         )
         self._is_built.set()
@@ -504,9 +509,7 @@ class Keeper:
             self._hurry.clear()
             answer = self._schedulers.heartbeat(self._heartbeat(port, whole=whole))
             if answer is not None and answer.epoch < self._epoch_seen:
-                log.warning(
-                    "an answer of epoch %d is refused: epoch %d called", answer.epoch, self._epoch_seen
-                )
+                self._schedulers.refuse("an answer", answer.epoch, self._epoch_seen)
                 answer = None
             if answer is not None and answer.sequence == self._sequence and answer.status == "ok":
                 self._reporter.acknowledge()
@@ -544,6 +547,7 @@ class Keeper:
             cleared_version=self._in_epoch(self._residents.cleared_version),
             disk=self._disk_report(),
             unknown=tuple(self._residents.unknown()[:UNKNOWN_MAX]),
+            refused_count=self._schedulers.refused_count,
         )
 
     def _disk_report(self) -> DiskReport | None:
@@ -555,6 +559,7 @@ class Keeper:
             used_bytes=cache.used_bytes,
             lent_bytes=cache.leaving_bytes,
             unknown_bytes=self._holdings.stored_bytes(self._residents.unknown()),
+            is_stuck=self._disk.is_stuck,
             error_count=self._disk.error_count,
             last_error=self._disk.last_error,
         )

@@ -13,48 +13,18 @@ reads the dataset (`on_cleared`); what a view of a program still holds is lent u
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from gevent.event import Event
 
-from stoker.executor import index
-from stoker.executor.block import BlockName, block_layout
-from stoker.executor.disk import check_block_file
+from stoker.executor.block import BlockName
+from stoker.executor.entries import DiskEntry, DiskFiles, Entry
 from stoker.executor.wire import Caller
 
-log = logging.getLogger(__name__)
-
-FILE_ERRORS = frozenset(
-    (errno.EIO, errno.ENXIO, errno.ENODATA, errno.EUCLEAN, errno.EBADMSG, errno.ESTALE)
-)  # of a file, never of a socket
-_FILE_GONE = frozenset((errno.ENOENT, errno.ELOOP))  # it is not there, or is no file of ours
-_NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
 # How long a greeting waits for a dataset of which the start found blocks: callers have a little more patience.
 AWAITED_S = {Caller.CLIENT: 1.2, Caller.EXECUTOR: 0.3}
-FILES_OPEN_MAX = 1_024  # descriptors of the SSD tier's files, beside those that answers are being sent from
-FILES_OPEN_SHARE = 8  # but no more than one part in so many of what the process may have
-
-
-def files_open_max(descriptors: int) -> int:
-    """Return how many files of the SSD tier are open at once, for a process that may have so many descriptors.
-
-    >>> files_open_max(1024), files_open_max(1 << 20)
-    (128, 1024)
-    """
-    return min(FILES_OPEN_MAX, descriptors // FILES_OPEN_SHARE)
-
-
-def read_exactly(fd: int, length: int, start: int) -> bytes:
-    """Return so many bytes of a block's file. :raises OSError: they cannot be read, or the file is too short."""
-    data = os.pread(fd, length, start)
-    if len(data) != length:
-        raise OSError(errno.EIO, f"{len(data)} bytes of {length} are there")
-    return data
 
 
 class Borrower(Protocol):
@@ -67,170 +37,6 @@ class Borrower(Protocol):
     def leave(self) -> None:
         """Serve nothing more and end: at once, or where descriptors are lent, when the caller has let go of them."""
         ...
-
-
-class Entry:
-    """One holding. `full_from`: the lowest dataset version all of whose bytes are known to be here; 0: none."""
-
-    __slots__ = (
-        "block_index",
-        "data_bytes",
-        "dataset",
-        "fd",
-        "full_from",
-        "holding",
-        "layout",
-        "leaving",
-        "loans",
-        "pins",
-        "sealed",
-        "uses",
-    )
-
-    def __init__(
-        self, dataset: DatasetShelf | None, holding: int, block_index: int, fd: int, data_bytes: int
-    ) -> None:
-        self.dataset = dataset
-        self.holding = holding
-        self.block_index = block_index
-        self.fd = fd
-        self.data_bytes = data_bytes
-        self.layout = block_layout(data_bytes)
-        self.full_from = 0
-        self.sealed = False
-        self.pins = 0
-        self.uses = 0
-        self.leaving = False
-        self.loans: set[Borrower] = set()
-
-    def has(self, version: int, start: int, stop: int) -> bool:
-        """Return whether [start, stop) is valid for readers of `version`, as far as can be seen from here."""
-        if stop > self.data_bytes:
-            return False
-        if self.full_from and version >= self.full_from:
-            return True
-        return index.is_valid(self.fd, self.layout, start, stop)
-
-    def open(self) -> bool:
-        """Return whether `fd` can be read from now: until something waits, or for as long as the entry is pinned."""
-        return True
-
-
-class DiskEntry(Entry):
-    """A holding of the SSD tier: its file is opened when it is read, and closed when others are read instead."""
-
-    __slots__ = ("file", "files", "is_restored")
-
-    def __init__(
-        self,
-        dataset: DatasetShelf,
-        holding: int,
-        name: BlockName,
-        file: str,
-        data_bytes: int,
-        files: DiskFiles,
-        *,
-        is_restored: bool,
-    ) -> None:
-        super().__init__(dataset, holding, name.block_index, -1, data_bytes)
-        self.file = file
-        self.files = files
-        self.is_restored = is_restored  # and was full: what its index says beyond that was not synced
-
-    def has(self, version: int, start: int, stop: int) -> bool:
-        if self.is_restored and not (self.full_from and version >= self.full_from):
-            return False
-        if not self.open():
-            return False
-        try:
-            return super().has(version, start, stop)
-        except OSError as error:
-            self.files.note_error(self, error)
-            return False
-
-    def open(self) -> bool:
-        return self.files.open(self)
-
-
-class DiskFiles:
-    """The open files of the SSD tier. `on_broken(holding, text)`: a file is not the block's, or cannot be read."""
-
-    def __init__(
-        self,
-        directory: str,
-        cluster: bytes,
-        on_broken: Callable[[int, str], None],
-        *,
-        open_max: int = FILES_OPEN_MAX,
-    ) -> None:
-        self._on_broken = on_broken
-        self._directory = directory
-        self._cluster = cluster
-        self._open_max = open_max
-        self._open: OrderedDict[int, DiskEntry] = OrderedDict()  # by holding; the longest unread first
-        self._is_short = False  # the last file was not opened, for want of something that is no fault of it
-
-    def open(self, entry: DiskEntry) -> bool:
-        """See Entry. A file that is not the block's is not read from."""
-        if entry.fd >= 0:
-            self._open.move_to_end(entry.holding)
-            return True
-        dataset = entry.dataset
-        assert dataset is not None
-        name = BlockName(dataset.dataset_id, dataset.generation, entry.block_index)
-        path = os.path.join(self._directory, entry.file)
-        while len(self._open) >= self._open_max and self._close_one():
-            continue
-        fd = -1
-        try:
-            fd = self._open_file(path)
-            check_block_file(fd, self._cluster, name, entry.layout)
-        except (OSError, ValueError) as error:
-            if fd >= 0:
-                os.close(fd)
-            self._not_opened(entry, path, error)
-            return False
-        self._is_short = False
-        entry.fd = fd
-        self._open[entry.holding] = entry
-        return True
-
-    def _open_file(self, path: str) -> int:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            return os.open(path, flags)
-        except OSError as error:
-            if error.errno not in _NO_DESCRIPTORS or not self._close_one():
-                raise
-        return os.open(path, flags)
-
-    def _not_opened(self, entry: DiskEntry, path: str, error: OSError | ValueError) -> None:
-        code = error.errno if isinstance(error, OSError) else None
-        if code is None or code in FILE_ERRORS or code in _FILE_GONE:
-            log.error("%s: %s", path, error)
-            self._on_broken(entry.holding, str(error))
-        elif not self._is_short:
-            self._is_short = True  # told once, until one is opened again
-            log.warning("blocks of the SSD tier cannot be opened now: %s", error)
-
-    def note_error(self, entry: DiskEntry, error: OSError) -> None:
-        """Tell of a file that could not be read, if that is what the error says."""
-        if error.errno in FILE_ERRORS:
-            self._on_broken(entry.holding, str(error))
-
-    def _close_one(self) -> bool:
-        """Close the longest unread file that nothing is sent from; False: there is none."""
-        entry = next((entry for entry in self._open.values() if not entry.pins), None)
-        if entry is None:
-            return False
-        self.close(entry)
-        return True
-
-    def close(self, entry: DiskEntry) -> None:
-        if entry.fd >= 0:
-            os.close(entry.fd)
-            entry.fd = -1
-            del self._open[entry.holding]
 
 
 class DatasetShelf:

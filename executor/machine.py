@@ -2,10 +2,10 @@
 
 Beside the tier live the executor's processes, the *fill buffers* (bytes of under stores and peers on their way into blocks) and
 the *scratch* (blocks that are read through and not kept). All are in the overhead that Mesos is asked for on top of the tier;
-where less was given, it is the tier that gets less.
+where less was given, it is the tier that gets less. How many callers the data server takes follows from what is left.
 
     given  =  tier  +  scratch  +  keeper and server  +  fillers  x  (their own memory  +  jobs  x  a job's buffers)
-              +  blocks of the SSD tier  x  what is remembered of one  +  rest
+              +  connections  x  what one takes  +  blocks of the SSD tier  x  what is remembered of one  +  rest
 
 The pages of the SSD tier's files in the page cache are the system's, which takes them back as it likes.
 """
@@ -22,6 +22,9 @@ from stoker.executor.fillers import FILLER_JOBS_MAX
 from stoker.executor.under_stores.base import PIECE_BYTES_MAX
 
 KEEPER_BYTES = 40 * 1024 * 1024  # keeper and data server: 37 MiB of pages of their own, measured
+CONNECTION_BYTES = 11 * 1024  # of the data server, one that is idle: measured
+CONNECTIONS_MIN = 512  # even where the tier gets less for it
+CONNECTIONS_MAX = 4_096
 FILLER_BYTES = 56 * 1024 * 1024  # one, with its libraries: 36 MiB for HTTP, 56 MiB for S3, measured
 FILL_JOB_BYTES_MIN = (
     2 * PIECE_BYTES_MAX
@@ -34,19 +37,24 @@ _UNLIMITED = 2**60  # cgroup v1 writes a number near 2**63 for "none"
 
 
 class Memory(NamedTuple):
-    """Bytes for blocks, and for the buffers of one fill; together, with the processes, never more than was given."""
+    """Bytes for blocks, and for the buffers of one fill, and a number of connections; all, never more than was given."""
 
     tier_bytes: int
     scratch_bytes: int
     fill_job_bytes: int
+    connections_max: int
 
 
 def processes_bytes(
-    filler_count: int, fill_job_bytes: int = FILL_JOB_BYTES_MIN, *, disk_bytes: int = 0
+    filler_count: int,
+    fill_job_bytes: int = FILL_JOB_BYTES_MIN,
+    *,
+    connections: int = CONNECTIONS_MIN,
+    disk_bytes: int = 0,
 ) -> int:
     """Return what keeper, data server and fillers take beside the blocks, all buffers full and the SSD tier too."""
     fillers = filler_count * (FILLER_BYTES + FILLER_JOBS_MAX * fill_job_bytes)
-    return KEEPER_BYTES + fillers + disk_memory_bytes(disk_bytes)
+    return KEEPER_BYTES + connections * CONNECTION_BYTES + fillers + disk_memory_bytes(disk_bytes)
 
 
 def share_memory(
@@ -58,24 +66,28 @@ def share_memory(
     cgroup_bytes: int | None,
     disk_bytes: int = 0,
 ) -> Memory:
-    """Return the tier's bytes, at most `asked_bytes`, the scratch's, and those of each fill's buffers; tier and scratch
-    at least 0 each. What is left over beside a tier as asked goes to the fills, a piece a step.
+    """Return the tier's bytes, at most `asked_bytes`, the scratch's, those of each fill's buffers, and how many connections
+    there is memory for; tier and scratch at least 0 each. What is left over beside a tier as asked goes to connections, and
+    then to the fills, a piece a step.
 
     The other arguments bound the whole executor, so its processes come off them first.
 
     >>> given = {"available_bytes": 8 << 30, "cgroup_bytes": None, "filler_count": 2}
     >>> share_memory(1 << 30, mesos_bytes=(1 << 30) + (256 << 20), **given)
-    Memory(tier_bytes=1073741824, scratch_bytes=33554432, fill_job_bytes=8388608)
+    Memory(tier_bytes=1073741824, scratch_bytes=33554432, fill_job_bytes=8388608, connections_max=744)
     >>> share_memory(1 << 30, mesos_bytes=1 << 30, **given).tier_bytes >> 20
-    776
+    770
     """
     given = min(bound for bound in (available_bytes, mesos_bytes, cgroup_bytes) if bound is not None)
     room = max(0, given - processes_bytes(filler_count, disk_bytes=disk_bytes))
     tier = min(asked_bytes, room)
     scratch = min(SCRATCH_BYTES_MAX, max(SCRATCH_BYTES_MIN, tier // 16), room // 2)
     tier = min(tier, room - scratch)
-    more = (room - tier - scratch) // (filler_count * FILLER_JOBS_MAX) // PIECE_BYTES_MAX * PIECE_BYTES_MAX
-    return Memory(tier, scratch, min(FILL_JOB_BYTES_MIN + more, FILL_JOB_BYTES_MAX))
+    left = room - tier - scratch
+    connections = min(CONNECTIONS_MAX, CONNECTIONS_MIN + left // CONNECTION_BYTES)
+    left -= (connections - CONNECTIONS_MIN) * CONNECTION_BYTES
+    more = left // (filler_count * FILLER_JOBS_MAX) // PIECE_BYTES_MAX * PIECE_BYTES_MAX
+    return Memory(tier, scratch, min(FILL_JOB_BYTES_MIN + more, FILL_JOB_BYTES_MAX), connections)
 
 
 def available_bytes() -> int:

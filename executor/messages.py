@@ -78,7 +78,10 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class DiskReport:
-    """The SSD tier of an executor. `error_count`: since this incarnation began; `last_error` says what the newest was."""
+    """The SSD tier of an executor. `error_count`: since this incarnation began; `last_error` says what the newest was.
+
+    `is_stuck`: its disk does not answer just now; the MEM tier serves on.
+    """
 
     capacity_bytes: int
     used_bytes: int = 0
@@ -86,6 +89,7 @@ class DiskReport:
     unknown_bytes: int = 0  # of used_bytes: of datasets that the assignment does not name
     error_count: int = 0
     last_error: str = ""
+    is_stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,8 @@ class Heartbeat:
 
     `cleared_version`: what an assignment of this version (of the epoch seen), or one after it, no longer names is not
     served here any more, and no reader on this host was left with a descriptor of it; 0: not even of the epoch's first.
+
+    `refused_count`: answers and messages of deposed leaders, told by their epochs, since the executor began.
     """
 
     cluster: bytes
@@ -121,6 +127,7 @@ class Heartbeat:
     cleared_version: int = 0
     disk: DiskReport | None = None
     unknown: tuple[tuple[int, int], ...] = ()
+    refused_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +221,26 @@ class Summons:
 
 NO_HOME = 0xFFFF
 
+# The fields of each value, in order.
+_NAMES: dict[type, dict[str, None]] = {
+    cls: dict.fromkeys(field.name for field in dataclasses.fields(cls))
+    for cls in (
+        FileFailure,
+        Residency,
+        DiskReport,
+        Heartbeat,
+        SlotAddress,
+        DatasetAssignment,
+        Assignment,
+        HeartbeatAnswer,
+        Summons,
+    )
+}
+
 
 def encode(value: Any) -> bytes:
-    """Return the msgpack of one of this module's values."""
-    return bytes(msgpack.packb(dataclasses.asdict(value), use_bin_type=True))
+    """Return the msgpack of one of this module's values: of the map that `dataclasses.asdict` makes of it."""
+    return bytes(msgpack.packb(value, default=_as_map, use_bin_type=True))
 
 
 def decode_heartbeat(data: bytes) -> Heartbeat:
@@ -305,9 +328,15 @@ def _dataset(raw: dict[str, Any]) -> DatasetAssignment:
     return _make(DatasetAssignment, fields)
 
 
+def _as_map(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in _NAMES[type(value)]}
+
+
 def _make(cls: type[_T], fields: dict[str, Any], **more: Any) -> _T:
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = _NAMES[cls]
+    if not fields.keys() <= known.keys():
+        fields = {name: value for name, value in fields.items() if name in known}
     try:
-        return cls(**{k: v for k, v in fields.items() if k in known}, **more)
+        return cls(**fields, **more)
     except TypeError as error:
         raise ValueError(f"{cls.__name__}: {error}") from error

@@ -16,7 +16,8 @@ from typing import Any
 
 from gevent.event import Event
 
-from stoker.executor.loans import DatasetShelf, Entry, Shelf
+from stoker.executor.entries import Entry
+from stoker.executor.loans import DatasetShelf, Shelf
 from stoker.executor.wire import Failure
 
 GROUP_BYTES_MAX = 4 * 1024 * 1024  # also the unit of reading a large file's miss
@@ -170,9 +171,6 @@ class Misses:
         for item, holding in enumerate(message["places"]):
             place = self._shelf.holdings[holding] if holding else None
             assert place is not None or item in group.failures, "an item has a place, or it failed"
-            if place is not None and not place.open():
-                group.failures[item] = (int(Failure.OVERLOADED), "its file cannot be opened")
-                place = None
             if place is not None:
                 place.pins += 1
                 place.uses += 1

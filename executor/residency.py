@@ -1,14 +1,14 @@
 """Turning an assignment into what is held: which datasets there are, which of their blocks are wanted here, what is freed.
 
 An assignment is a wish; applying it twice, or a newer one before an older has been worked out, is nothing. Nothing is freed
-because of an assignment of a leader that has not heard all executors yet (`residency_complete`).
+because of an assignment of a leader that has not heard all executors yet (`residency_complete`). Who has just been launched, and so
+knows of no others by itself, does not fetch for residency either, for a while: what they hold need not be read of the under store.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -17,21 +17,23 @@ import msgpack
 import numpy as np
 from gevent.hub import get_hub
 
-from stoker.executor.block import block_layout
+from stoker.executor.block import BlockLayout
 from stoker.executor.core.cache import CacheRules, DatasetKey
+from stoker.executor.core.extents import Range
 from stoker.executor.core.homes import with_known_addresses
 from stoker.executor.datasets import DatasetView, Manifests, Spawn, select_mine
 from stoker.executor.disk import is_short_of_means
 from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.fills import Fills
 from stoker.executor.holdings import Block, Holdings, Stored
-from stoker.executor.index import valid_extents
+from stoker.executor.index import known_pages, valid_extents
 from stoker.executor.manifest import Manifest
 from stoker.executor.messages import Assignment, DatasetAssignment, SlotAddress
 from stoker.executor.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
+RESIDENCY_PATIENCE_MS = 20_000  # a leader's own grace is less
 RETRY_MS_MIN = 200  # of a manifest that no scheduler gave
 RETRY_MS_MAX = 5_000
 OPEN_TIMEOUT_S = 3.0  # for the fillers to open a new dataset's store
@@ -77,6 +79,10 @@ class Residents:
         """Take an assignment over if it is newer than the held one; return whether it was."""
         if (assignment.epoch, assignment.version) <= self.version:
             return False
+        if assignment.residency_complete:
+            self._fills.wanted_from_ms = 0
+        elif self.assignment is None:
+            self._fills.wanted_from_ms = self._now_ms() + RESIDENCY_PATIENCE_MS
         self.assignment = assignment
         self._fills.slots = (
             assignment.slots
@@ -231,24 +237,22 @@ class Residents:
 
     def _attach_partial(self, view: DatasetView, manifest: Manifest, stored: Stored) -> None:
         delay_ms = RETRY_MS_MIN
-        try:
-            while (fd := _open_stored(stored)) < 0:
-                gevent.sleep(delay_ms / 1000)
-                delay_ms = min(RETRY_MS_MAX, 2 * delay_ms)
-                if view.is_removed or stored.is_leaving:
-                    return
+        while True:
             try:
-                layout = block_layout(stored.file.data_bytes)
-                valid = get_hub().threadpool.apply(valid_extents, (fd, layout))
-            finally:
-                os.close(fd)
-        except OSError as error:
-            log.warning("block %s: %s: dropped", stored.file.file.name, error)
-            self._holdings.drop_stored(stored, self._now_ms())
-            return
+                valid, known = stored.file.examine(_contents)
+                break
+            except OSError as error:
+                if not is_short_of_means(error):
+                    log.warning("block %s: %s: dropped", stored.file.file.name, error)
+                    self._holdings.drop_stored(stored, self._now_ms(), is_damaged=True)
+                    return
+            gevent.sleep(delay_ms / 1000)
+            delay_ms = min(RETRY_MS_MAX, 2 * delay_ms)
+            if view.is_removed or stored.is_leaving:
+                return
         if view.is_removed or stored.is_leaving:
             return
-        block = self._holdings.attach(view, manifest, stored, valid=valid, now_ms=self._now_ms())
+        block = self._holdings.attach(view, manifest, stored, valid=valid, known=known, now_ms=self._now_ms())
         if block is not None:
             files = view.files(manifest, block.name.block_index)
             block.cached_bytes = sum(files.file_bytes(start, stop) for start, stop in valid)
@@ -296,14 +300,10 @@ class Residents:
         )
 
 
-def _open_stored(stored: Stored) -> int:
-    """Return a descriptor of one's own; -1: there is none to be had just now. :raises OSError: the file cannot be opened."""
-    try:
-        return os.dup(stored.file.open())
-    except OSError as error:
-        if is_short_of_means(error):
-            return -1
-        raise
+def _contents(fd: int, layout: BlockLayout) -> tuple[list[Range], list[Range]]:
+    """Return what is valid of a block, and the pages whose checksums are there. In a thread."""
+    known = known_pages(fd, layout, 0, layout.page_count)
+    return valid_extents(fd, layout), [(page, page + 1) for page, is_known in enumerate(known) if is_known]
 
 
 def _pack_slots(slots: tuple[SlotAddress, ...]) -> bytes:

@@ -42,6 +42,7 @@ class Schedulers:
         self._urls = urls
         self._connection: http.client.HTTPConnection | None = None
         self._url = ""
+        self.refused_count = 0  # answers and messages of deposed leaders
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -52,6 +53,11 @@ class Schedulers:
         """Take over a newer list of schedulers, the leader first."""
         if urls:
             self._urls = tuple(dict.fromkeys(urls + self._urls))[: max(SCHEDULERS_MAX, len(urls))]
+
+    def refuse(self, what: str, epoch: int, epoch_seen: int) -> None:
+        """Take note of what a deposed leader said; nothing else is done with it."""
+        self.refused_count += 1
+        log.warning("%s is refused: it is of epoch %d, and epoch %d was seen", what, epoch, epoch_seen)
 
     def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatAnswer | None:
         """Tell the leader; None: no scheduler answered as one whose epoch is not older than the heartbeat's."""
@@ -66,12 +72,7 @@ class Schedulers:
                 log.warning("heartbeat: %s: %s", url, error)
                 continue
             if answer.epoch < heartbeat.epoch_seen:
-                log.warning(
-                    "heartbeat: %s: an answer of epoch %d is refused, epoch %d was seen",
-                    url,
-                    answer.epoch,
-                    heartbeat.epoch_seen,
-                )
+                self.refuse(f"an answer of {url}", answer.epoch, heartbeat.epoch_seen)
                 continue
             self.learn(answer.schedulers)
             return answer

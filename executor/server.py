@@ -36,11 +36,14 @@ from gevent.server import StreamServer
 
 from stoker.executor.block import BlockName
 from stoker.executor.channel import Channel
-from stoker.executor.connection import Connection, Identity, Limits, ServerState
-from stoker.executor.loans import DiskFiles, Shelf
+from stoker.executor.connection import Connection
+from stoker.executor.disk_calls import DiskCalls
+from stoker.executor.entries import DISK_READS_MAX, DiskFiles
+from stoker.executor.loans import Shelf
 from stoker.executor.misses import Misses
 from stoker.executor.outbox import Outbox
 from stoker.executor.process import die_with_parent, raise_descriptor_limit, start_logging
+from stoker.executor.server_state import Identity, Limits, ServerState
 from stoker.executor.sockets import listen_abstract, listen_path, listen_tcp
 from stoker.executor.stream import Stream
 from stoker.executor.wire import HelloAnswer, HelloStatus, encode_hello_answer
@@ -89,7 +92,11 @@ class Server:
         identity = Identity(message["cluster"], message["launch"], message["incarnation"])
         if message.get("disk"):
             self._shelf.files = DiskFiles(
-                message["disk"], message["cluster"], self._broken, open_max=message["disk_files"]
+                message["disk"],
+                message["cluster"],
+                self._broken,
+                DiskCalls(DISK_READS_MAX),
+                open_max=message["disk_files"],
             )
         self._shelf.await_datasets((key[0], key[1]) for key in message.get("awaited", ()))
         self._limits = Limits(**message.get("limits", {}))

@@ -8,10 +8,13 @@ under another name and renamed once it listens, so it is never taken for a dead 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import stat
 import time
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path, with its closing NUL
 SUFFIX = ".sock"
@@ -79,6 +82,26 @@ def listen_tcp(host: str, port: int) -> socket.socket:
         sock.close()
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
     return sock
+
+
+def loopback_trouble(host: str, schedulers: Sequence[str]) -> str:
+    """Return what is wrong with an agent's name that is a loopback address here, though a scheduler's url is none; else nothing."""
+    try:
+        own = _address(host)
+        others = [_address(urlsplit(url).hostname or "") for url in schedulers]
+    except OSError:
+        return ""  # whoever needs the name says so
+    if not own.is_loopback or all(address.is_loopback for address in others):
+        return ""
+    return (
+        f"{host} is {own} here, so no other machine reaches this executor: have the agent's --hostname resolve to its "
+        "address in the network on the agent itself too (a line of /etc/hosts such as 127.0.1.1 is in the way)"
+    )
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return ipaddress.ip_address(str(found[0][4][0]).partition("%")[0])
 
 
 def listen_path(path: str) -> socket.socket:

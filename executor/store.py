@@ -13,10 +13,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from stoker.executor.block import BlockName, block_layout, encode_header
+from stoker.executor import index
+from stoker.executor.block import BlockLayout, BlockName, block_layout, encode_header
+from stoker.executor.core.extents import Range
 
 F_SEAL_FUTURE_WRITE = 0x0010  # the module fcntl names it from Python 3.12 on
 
@@ -29,8 +31,27 @@ class BlockFile(Protocol):
         """By which the data server opens it; empty: it is passed a descriptor."""
         ...
 
+    def watch(self, on_made: Callable[[], None], on_broken: Callable[[str], None]) -> None:
+        """Have `on_made` called once the file is there, maybe at once; `on_broken` when it is of no more use, and why."""
+        ...
+
+    def is_ready(self, then: Callable[[], None]) -> bool:
+        """Return whether `open` may be called, and all that was asked of the file is done; else `then` is called when it is.
+
+        Of a file that is forgotten, or broken, it may be called without that.
+        """
+        ...
+
     def open(self) -> int:
         """Return a descriptor to write to. It stays the tier's, and is good until anything else of the tier is called."""
+        ...
+
+    def mark_valid(self, ranges: Sequence[Range]) -> None:
+        """Note in the file's index that these bytes are valid, soon and in order."""
+        ...
+
+    def mark_known(self, pages: Sequence[Range], *, known: bool = True) -> None:
+        """Note in the file's index that the checksums of these pages are there, or that they are not."""
         ...
 
     def seal(self, version: int, cached_bytes: int, done: Callable[[str], None]) -> bool:
@@ -57,8 +78,17 @@ class BlockFile(Protocol):
 class Tier(Protocol):
     """Makes block files."""
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether what the tier is made of does not answer: nothing is begun with it."""
+        ...
+
     def create_file(self, name: BlockName, data_bytes: int) -> BlockFile | None:
         """Return a new block's file: all zeros but for its header; None: the tier can make none just now."""
+        ...
+
+    def tick(self) -> None:
+        """Try again what had to wait; call it now and then."""
         ...
 
     def note_error(self, text: str) -> None:
@@ -72,6 +102,8 @@ class MemTier:
     `create` returns the descriptor of a new block's file, which is the caller's; `seal` makes a full one read-only for
     everybody and for ever, or says False: not now, ask again.
     """
+
+    is_stuck = False
 
     def __init__(self, cluster: bytes) -> None:
         assert len(cluster) == 16
@@ -102,7 +134,10 @@ class MemTier:
         return True
 
     def create_file(self, name: BlockName, data_bytes: int) -> MemFile:
-        return MemFile(self, self.create(name, data_bytes))
+        return MemFile(self, self.create(name, data_bytes), block_layout(data_bytes))
+
+    def tick(self) -> None:
+        pass
 
     def note_error(self, text: str) -> None:
         raise OSError(
@@ -112,6 +147,11 @@ class MemTier:
 
 class NoTier:
     """The SSD tier of an executor that has none."""
+
+    is_stuck = False
+
+    def tick(self) -> None:
+        pass
 
     def create_file(self, name: BlockName, data_bytes: int) -> None:
         return None
@@ -123,15 +163,28 @@ class NoTier:
 class MemFile:
     """A memfd; owns `fd`."""
 
-    __slots__ = ("_fd", "_tier", "name")
+    __slots__ = ("_fd", "_layout", "_tier", "name")
 
-    def __init__(self, tier: MemTier, fd: int) -> None:
+    def __init__(self, tier: MemTier, fd: int, layout: BlockLayout) -> None:
         self.name = ""
         self._tier = tier
         self._fd = fd
+        self._layout = layout
+
+    def watch(self, on_made: Callable[[], None], on_broken: Callable[[str], None]) -> None:
+        on_made()
+
+    def is_ready(self, then: Callable[[], None]) -> bool:
+        return True
 
     def open(self) -> int:
         return self._fd
+
+    def mark_valid(self, ranges: Sequence[Range]) -> None:
+        index.mark_valid(self._fd, self._layout, ranges)
+
+    def mark_known(self, pages: Sequence[Range], *, known: bool = True) -> None:
+        index.mark_known(self._fd, self._layout, pages, known=known)
 
     def seal(self, version: int, cached_bytes: int, done: Callable[[str], None]) -> bool:
         return self._tier.seal(self._fd)

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import time
+from collections.abc import Callable
 
 import gevent
 from gevent.hub import get_hub
@@ -131,6 +132,16 @@ class Stream:
             except BlockingIOError:
                 sent = 0
 
+    def send_both(self, head: bytes, data: bytes | memoryview, *, more: bool = False) -> None:
+        """Send `head` and all of `data`, which is copied before anything waits. See `send`."""
+        flags = socket.MSG_NOSIGNAL | (socket.MSG_MORE if more else 0)
+        try:
+            sent = self.sock.sendmsg((head, data), (), flags)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(head) + len(data):
+            self.send(memoryview(head + data)[sent:], more=more)
+
     def send_with_descriptors(self, data: bytes, fds: list[int]) -> None:
         """Send `data` with `fds` riding on its first byte.
 
@@ -159,6 +170,25 @@ class Stream:
                 continue
             if sent == 0:
                 raise OSError(errno.EIO, f"the file ends at {start}, but {stop} bytes were promised")
+            start += sent
+            self._taken_bytes += sent
+            self.note_work(sent)
+
+    def send_pieces(
+        self, read: Callable[[int, int], bytes | memoryview], start: int, count: int, piece_bytes: int
+    ) -> None:
+        """Send bytes [start, start + count) that `read(start, count)` gives; they need not be good once something waits.
+
+        :raises Stalled, OSError: the connection is of no more use. What `read` raises is one of these.
+        """
+        stop = start + count
+        while start < stop:
+            data = read(start, min(stop - start, piece_bytes))
+            try:
+                sent = self.sock.send(data, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                self._wait_writable()
+                continue
             start += sent
             self._taken_bytes += sent
             self.note_work(sent)

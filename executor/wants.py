@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 WANT_DEADLINE_MS = 20_000
 ROOM_WAIT_MS = 300  # for an evicted block's memory; then the miss is served without being kept
+FILE_WAIT_MS = 2_000  # for a block's file to be made or opened; then too
 ATTACH_WAIT_MS = 5_000  # for a block that the start found, and that is not attached yet
 SCRATCH_TRAILER_BYTES = 8 * 1024  # what a scratch block takes beside its ranges: header, known bits and,
 SCRATCH_CHECKSUM_BYTES = 4 * 1024  # a page of them for each run of ranges
@@ -215,7 +216,8 @@ class Wants:
         while True:
             block = self._holdings.find(name)
             if block is not None:
-                return block if not block.is_full or not subtract(item.need, block.state.valid) else None
+                rest = subtract(item.need, block.state.valid)
+                return block if not rest or self._can_be_filled(block) else None
             if self._holdings.is_stored(name) and not view.is_removed and self._now_ms() < attached_ms:
                 self._holdings.stored_changed.wait((attached_ms - self._now_ms()) / 1000)
                 continue  # it is about to be attached: nothing of it is to be read of the under store again
@@ -230,9 +232,27 @@ class Wants:
                 manifest = view.manifest or item.files.manifest
                 if item.block_index >= manifest.block_count:
                     manifest = item.files.manifest
-                return self._holdings.create(view, manifest, name, wanted=wanted, now_ms=self._now_ms())
+                block = self._holdings.create(view, manifest, name, wanted=wanted, now_ms=self._now_ms())
+                return block if block is not None and self._can_be_filled(block) else None
             self._fills.evict(admission.victims)
             self._holdings.room_changed.wait((deadline_ms - self._now_ms()) / 1000)
+
+    def _can_be_filled(self, block: Block) -> bool:
+        """Return whether a block can be written to; a file of the SSD tier may have to be made or opened first."""
+        if block.is_full or block.account.tier.is_stuck:
+            return False
+        is_ready = Event()
+        if block.file.is_ready(is_ready.set):
+            return True
+        block.pins += 1
+        self._fills.update_busy(block)
+        try:
+            is_ready.wait(FILE_WAIT_MS / 1000)
+        finally:
+            block.pins -= 1
+            self._fills.update_busy(block)
+            self._holdings.settle(block)
+        return not block.is_leaving and is_ready.is_set()
 
     def _await(self, want: _Want, item: _Item, block: Block, rest: list[Range]) -> None:
         waiter = Waiter(rest, want.version)

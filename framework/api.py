@@ -46,10 +46,11 @@ from stoker.framework.core.events import (
     RefreshRequested,
     UninstallRequested,
 )
-from stoker.framework.core.explanations import offer_views, volume_states
+from stoker.framework.core.explanations import attention, offer_views, volume_states
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.uninstalling import uninstall_view
 from stoker.framework.errors import NotLeading, Overloaded, Refused
+from stoker.framework.lists import MakeRow, encode_rows
 from stoker.framework.loop import Loop
 from stoker.framework.manifests import Manifests
 from stoker.framework.metrics import Metrics
@@ -137,12 +138,16 @@ class Api:
     # --- datasets
 
     def list_datasets(self, call: Call) -> Reply:
-        def view(catalog: Catalog, fleet: Fleet) -> dict[str, Any]:
-            ordered = sorted(catalog.datasets.values(), key=lambda dataset: dataset.name)
-            page, after = _page(ordered, call, key=lambda dataset: dataset.name)
-            return _rows("datasets", [views.dataset_view(catalog, fleet, d, now_ms()) for d in page], after)
+        def row(catalog: Catalog, fleet: Fleet, name: str) -> dict[str, Any] | None:
+            dataset = catalog.dataset_named(name)
+            return None if dataset is None else views.dataset_view(catalog, fleet, dataset, now_ms())
 
-        return self._read(view)
+        return self._read_rows(
+            call,
+            "datasets",
+            lambda catalog: sorted(dataset.name for dataset in catalog.datasets.values()),
+            row,
+        )
 
     def add_dataset(self, call: Call) -> Reply:
         body = call.body
@@ -203,11 +208,11 @@ class Api:
     # --- jobs
 
     def list_jobs(self, call: Call) -> Reply:
-        def view(catalog: Catalog, fleet: Fleet) -> dict[str, Any]:
-            page, after = _page(list(catalog.jobs.values()), call, key=lambda job: job.job_id)
-            return _rows("jobs", [views.job_view(catalog, fleet, job, now_ms()) for job in page], after)
+        def row(catalog: Catalog, fleet: Fleet, job_id: str) -> dict[str, Any] | None:
+            job = catalog.jobs.get(job_id)
+            return None if job is None else views.job_view(catalog, fleet, job, now_ms())
 
-        return self._read(view)
+        return self._read_rows(call, "jobs", lambda catalog: list(catalog.jobs), row)
 
     def add_job(self, call: Call) -> Reply:
         body = call.body
@@ -394,6 +399,14 @@ class Api:
 
         return self._read(view)
 
+    def _read_rows(
+        self, call: Call, name: str, keys: Callable[[Catalog], list[str]], make_row: MakeRow
+    ) -> Reply:
+        loop = self._leadership().loop
+        known = loop.read(lambda catalog, fleet: keys(catalog))
+        page, after = _page(known, call, key=lambda key: key)
+        return Reply(200, encode_rows(loop.read, name, page, make_row, after))
+
     def _ask(self, make_event: Callable[[int], Any]) -> Reply:
         return _reply(self._leadership().loop.ask(make_event))
 
@@ -408,7 +421,7 @@ def _constraint(text: str) -> Constraint:
     try:
         return parse_constraint(text)
     except ValueError as error:
-        refuse(f"constraint {text!r}: {error}", "such as rack:GROUP_BY:3")
+        refuse(f"constraint {text!r}: {error}")
 
 
 def _page(rows: Sequence[Any], call: Call, *, key: Callable[[Any], Any]) -> tuple[list[Any], str | None]:
@@ -499,7 +512,7 @@ def _gauge(metrics: Metrics, catalog: Catalog, fleet: Fleet) -> None:
         (metrics.executors, [e["state"] for e in executors]),
         (metrics.volumes, volume_states(catalog, fleet)),
         (metrics.datasets, [str(d.state) for d in catalog.datasets.values()]),
-        (metrics.jobs, [str(j.state) for j in catalog.jobs.values()]),
+        (metrics.jobs, [str(state) for state in catalog.jobs.states()]),
     ):
         gauge.clear()
         for state in states:
@@ -509,6 +522,8 @@ def _gauge(metrics: Metrics, catalog: Catalog, fleet: Fleet) -> None:
     metrics.following.set(0)
     metrics.journal_behind_records.set(0)
     metrics.used_bytes.set(sum(e["used_bytes"] for e in heard))
+    metrics.trouble.set(bool(attention(fleet)))
+    metrics.refused_answers.set(sum(e["refused_count"] for e in heard))
     disks = [e["disk"] for e in heard if e["disk"] is not None]
     metrics.disk_capacity_bytes.set(sum(disk["capacity_bytes"] for disk in disks))
     metrics.disk_used_bytes.set(sum(disk["used_bytes"] for disk in disks))

@@ -80,9 +80,15 @@ def open_bundles(texts: Sequence[str]) -> Bundles:
             continue
         try:
             digest, size = _digest(path)
+            with open(path, "rb") as file:
+                begins = file.read(2)
         except OSError as error:
             problems.append(f"--bundle {path}: {error.strerror or error}")
             continue
+        if size and begins != b"#!":
+            problems.append(
+                f"--bundle {path}: no program that an agent could start; `stoker bundle` makes one"
+            )
         if not 0 < size <= BUNDLE_BYTES_MAX:
             problems.append(f"--bundle {path}: {size} bytes; 1 to {BUNDLE_BYTES_MAX} are allowed")
         bundles.append(Bundle(attribute, value, os.path.abspath(path), digest, size))

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from stoker.executor.messages import HEARTBEAT_BYTES_MAX, UNKNOWN_MAX, Heartbeat
+from stoker.executor.units import format_bytes
 from stoker.framework.errors import Refused
 from stoker.framework.model import NAME, NAME_RULE, PATH_BYTES_MAX, Refusal, Settings
 
@@ -120,6 +121,8 @@ def _check_text(value: str, schema: Mapping[str, Any], where: str) -> None:
 def _check_number(value: int, schema: Mapping[str, Any], where: str) -> None:
     low, high = schema.get("minimum"), schema.get("maximum")
     if (low is not None and value < low) or (high is not None and value > high):
+        if where.endswith("_bytes") and low is not None and high is not None:
+            low, high = format_bytes(low), format_bytes(high)
         refuse(f"{where} is {_shown(value)}", f"{low} to {high}")
 
 

@@ -59,7 +59,8 @@ class Config:
     TLS: `master_ca` is a file of the authorities that are trusted (none: the machine's), `master_certificate` one of our
     own certificate and key, if the masters ask for it.
 
-    `constraints` are FIELD:OPERATOR[:VALUE] each. `fleet` is the wanted fleet of a new cluster; an older cluster keeps the one in its journal. `secret` and `zk_secret`
+    `role`: None where nobody told one; then a new cluster's fleet takes `main_role`, that of everybody. `constraints` are
+    FIELD:OPERATOR[:VALUE] each. `fleet` is the wanted fleet of a new cluster; an older cluster keeps the one in its journal. `secret` and `zk_secret`
     may be `env:NAME` or `file:PATH`. `bundles`: `[ATTRIBUTE:VALUE=]FILE` each, see bundles.py; else executors are started by
     `executor_command`, or by `executor_python`, which the agents have. `executor_environment` names variables that executors get from this process' environment.
     `allow_sources`: prefixes of what may be added as a dataset ("": anything); none: anything but files of the
@@ -72,7 +73,7 @@ class Config:
     port: int = PORT_DEFAULT
     advertise: str = ""
     name: str = "stoker"
-    role: str = "*"
+    role: str | None = None
     roles_more: tuple[str, ...] = ()
     user: str = ""
     principal: str = ""
@@ -184,11 +185,15 @@ class Config:
             self.instances,
             self.mem_bytes,
             self.cpus_milli,
-            self.role,
+            self.main_role,
             self.disk_bytes,
             tuple(map(parse_constraint, self.constraints)),
             self.roles_more,
         )
+
+    @property
+    def main_role(self) -> str:
+        return "*" if self.role is None else self.role
 
     @property
     def framework_user(self) -> str:
@@ -232,7 +237,12 @@ class Config:
         return {name: os.environ[name] for name in self.executor_environment if name in os.environ}
 
 
-_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,)}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int": (int,),
+    "bool": (bool,),
+}
 
 
 def _type_problems(raw: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ Everything else that ends a leadership ends the process, with one clear line and
 it starts it again, and it finds everything in the journal. SIGTERM leaves the election first, so that the next scheduler
 need not wait for our session to run out.
 
-Exit status: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong configuration.
+Exit status: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong configuration (a journal of a cluster that was uninstalled, too).
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from stoker.framework.errors import (
     LedElsewhere,
     MustWait,
     NotLeading,
+    OfUninstalled,
     OtherCluster,
     Uninstalled,
 )
@@ -106,7 +107,7 @@ def main(arguments: list[str]) -> int:
         return 0
     except Fatal as error:
         print(f"stoker scheduler: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, OfUninstalled) else 1
     finally:
         for number, handler in zip(signals, handlers, strict=True):
             handler.cancel()
@@ -176,6 +177,7 @@ class Daemon:
         self._state, self._reason = "starting", "the scheduler is starting"
         self._has_begun = False
         self._known = Known()
+        self._told = ""  # what is to be mended, as the log has it
         self._exit: AsyncResult = AsyncResult()
         self._url = ""
         self._port = 0
@@ -319,8 +321,9 @@ class Daemon:
                 reason = str(error) if is_other else f"the journal {place} cannot be used: {error}"
                 if not self._known.cluster or not self._config.is_shared:
                     raise Fatal(reason) from error
-                if reason != self._reason:
+                if reason != self._told:
                     log.error("not leading until it is mended: %s", reason)
+                    self._told = reason
                 self._say("waiting", reason)
             except JournalError as error:
                 raise Fatal(f"the journal {place} cannot be used: {error}") from error
@@ -383,6 +386,9 @@ class Daemon:
             self._has_begun = True
             self._check_new(follower.replica)
             home.join()
+            leader = self._leader()
+            if leader:
+                log.info("following leader=%s next_index=%d", leader, follower.replica.next_index)
             home.wait_turn()
             turn.set(True)
         except Exception as error:  # the greenlet's top frame

@@ -49,6 +49,10 @@ class Uninstalled(Fatal):
     """The cluster that this scheduler led is no more, as the operator asked: the process has done its work."""
 
 
+class OfUninstalled(Fatal):
+    """The journal is that of a cluster that was uninstalled before: to be started with it is a mistake of usage."""
+
+
 class BeginAnew(FrameworkError):
     """This leadership is over, and the next one, with what the journal says now, may be ours at once."""
 

@@ -7,32 +7,31 @@ a new id by itself: what the old one launched is gone, and only the operator kno
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import gevent
 
+from stoker.framework import errors
 from stoker.framework.config import Config
+from stoker.framework.core.actions import BeginAnew, EndCluster
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.departures import UninstallState
 from stoker.framework.core.events import FrameworkRemoved, TornDown
-from stoker.framework.errors import BeginAnew, Fatal, Uninstalled
+from stoker.framework.errors import Fatal, OfUninstalled, Uninstalled
 from stoker.framework.loop import Loop
 from stoker.zk.errors import Fenced
 
 FAILED_OVER = "failed over"  # in Mesos' word to a framework's old stream when a new one has subscribed
 REMOVED = "has been removed"  # to one with an id that it has ended
-LOOK_INTERVAL_MS = 250
 LINGER_MS = 3_000  # after an uninstall: so that whoever waits for it is told
 
 log = logging.getLogger(__name__)
 
 
 def check_not_uninstalled(catalog: Catalog, journal: str) -> None:
-    """:raises Fatal: the journal is that of a cluster that was uninstalled."""
+    """:raises OfUninstalled: the journal is that of a cluster that was uninstalled."""
     uninstall = catalog.uninstall
     if uninstall is not None and uninstall.state is UninstallState.FINISHED:
-        raise Fatal(
+        raise OfUninstalled(
             f"the cluster {catalog.name!r} of the journal {journal} was uninstalled: nothing runs of it any more. To "
             "begin a new cluster give another place, or move this journal away (it is only to be read: `stoker journal "
             "inspect`), and say --new-cluster"
@@ -57,12 +56,13 @@ def way_out(message: str) -> str:
 
 
 class Farewell:
-    """See the module. `spawn` is the loop's; `refused` is told what the master said, once."""
+    """See the module. `refused` is told what the master said, once; `perform` takes the actions that end a leadership."""
 
     def __init__(self, loop: Loop, config: Config, catalog: Catalog) -> None:
         self._loop = loop
         self._config = config
         self._catalog = catalog
+        self._removed = ""  # the framework id that a new one takes the place of
 
     def refused(self, message: str) -> None:
         """The master will not have this framework any more."""
@@ -80,8 +80,8 @@ class Farewell:
             loop.put(TornDown(), must=True)
         elif config.new_framework:
             log.warning("Mesos has removed framework %s; a new one takes its place", known)
+            self._removed = known
             loop.put(FrameworkRemoved(), must=True)
-            loop.spawn(self._begin_anew, known)
         else:
             loop.stop(
                 Fatal(
@@ -92,23 +92,15 @@ class Farewell:
                 )
             )
 
-    def watch(self) -> None:
-        """Wait for the end of an uninstall, and end this leadership with it."""
-        self._wait_until(_is_finished)
-        left = self._loop.read(lambda catalog, fleet: catalog.uninstall and catalog.uninstall.left)
-        log.warning("the cluster is uninstalled; left behind: %s", "; ".join(left or ()) or "nothing")
+    def perform(self, action: EndCluster | BeginAnew) -> None:
+        """End this leadership."""
+        if isinstance(action, EndCluster):
+            log.warning("the cluster is uninstalled; left behind: %s", "; ".join(action.left) or "nothing")
+            self._loop.spawn(self._linger)
+        elif self._removed:  # else another leadership was told, and this one has subscribed anew
+            said = f"Mesos has removed framework {self._removed}; beginning anew under another id"
+            self._loop.stop(errors.BeginAnew(said))
+
+    def _linger(self) -> None:
         gevent.sleep(LINGER_MS / 1000)
         self._loop.stop(Uninstalled("the cluster is uninstalled"))
-
-    def _begin_anew(self, known: str) -> None:
-        self._wait_until(lambda catalog: not catalog.framework_id and not catalog.launches)
-        self._loop.read(lambda catalog, fleet: None)  # what it saw is durable
-        self._loop.stop(BeginAnew(f"Mesos has removed framework {known}; beginning anew under another id"))
-
-    def _wait_until(self, condition: Callable[[Catalog], Any]) -> None:
-        while not self._loop.peek(lambda catalog, fleet: condition(catalog)):
-            gevent.sleep(LOOK_INTERVAL_MS / 1000)
-
-
-def _is_finished(catalog: Catalog) -> bool:
-    return catalog.uninstall is not None and catalog.uninstall.state is UninstallState.FINISHED

@@ -28,12 +28,12 @@ from stoker.framework.errors import OtherCluster
 from stoker.framework.farewell import check_not_uninstalled
 from stoker.framework.journaling import LeaderJournal, run_in
 from stoker.framework.snapshots import decode_snapshot
+from stoker.framework.turns import rest
 from stoker.zk.errors import Corrupt, TooNew
 from stoker.zk.home import Home, Snapshot
 from stoker.zk.journal import Recovered
 
 SLICE_MS = 20  # of applying, then the hub gets a turn
-ROLE_UNTOLD = "*"  # of who was started without --role
 RECORDS_A_LOOK = REPLAYED_MAX  # between two looks at the clock
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Replica:
                 raise _kind_of(error)(str(error)) from error
             self.next_index = first_index + start + len(some)
             if now_ms() - began_ms >= SLICE_MS:
-                gevent.sleep(0)
+                rest()
                 began_ms = now_ms()
 
 
@@ -99,9 +99,10 @@ def take_over(
             replica.restore(recovered.snapshot_index, recovered.snapshot)
         replica.next_index = recovered.snapshot_index
     began_index = replica.next_index
-    for records in journal.read_records(recovered):
-        replica.apply(records[0][0], [record for _, record in records])
-        gevent.sleep(0)
+    with without_collector():
+        for first_index, records in journal.read_records(recovered):
+            replica.apply(first_index, records)
+            rest()
     replica.epoch = recovered.epoch
     gc.freeze()
     log.info(
@@ -165,11 +166,11 @@ class Follower:
             else:
                 replica.epoch = said.epoch
                 replica.apply(said.first_index, said.records)
-                gevent.sleep(0)
+                rest()
 
 
 def check_belongs(catalog: Catalog, config: Config) -> None:
-    """:raises Fatal: the journal is that of a cluster that is no more, or of another than `config` means."""
+    """:raises OfUninstalled, OtherCluster: the journal is that of a cluster that is no more, or of another than `config` means."""
     check_not_uninstalled(catalog, config.journal_name)
     if not config.is_shared or not catalog.cluster:
         return
@@ -180,12 +181,9 @@ def check_belongs(catalog: Catalog, config: Config) -> None:
     }
     if config.new_master:
         del kept["--master"]
-    roles = {config.role, *config.roles_more}
-    if catalog.roles_had and not roles & set(catalog.roles_had):
-        if roles != {ROLE_UNTOLD}:
-            told["--role"], kept["--role"] = config.role, catalog.roles_had[0]
-        else:
-            log.warning("no --role is given: this cluster's fleet has %r, and keeps it", catalog.roles_had[0])
+    roles = {config.main_role, *config.roles_more}
+    if config.role is not None and catalog.roles_had and not roles & set(catalog.roles_had):
+        told["--role"], kept["--role"] = config.role, catalog.roles_had[0]
     other = [f"{flag} {kept[flag]!r}, not {told[flag]!r}" for flag in kept if kept[flag] != told[flag]]
     if other:
         hint = "; if the master has moved, say --new-master" if "--master" in "".join(other) else ""
@@ -193,6 +191,14 @@ def check_belongs(catalog: Catalog, config: Config) -> None:
             f"the journal {config.journal_name} is that of another cluster: its schedulers run with "
             f"{' and '.join(other)}; nothing was changed{hint}"
         )
+
+
+def role_note(catalog: Catalog, config: Config) -> str:
+    """Return what to say of a fleet whose roles nobody told at this start; nothing where there is nothing to say."""
+    roles = () if catalog.fleet is None else catalog.fleet.roles
+    if config.role is not None or not roles or config.main_role in roles:
+        return ""
+    return f"no --role is given: this cluster's fleet has {' and '.join(roles)}, and goes on with that"
 
 
 def _kind_of(error: CodecError) -> type[Corrupt] | type[TooNew]:

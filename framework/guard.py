@@ -19,6 +19,7 @@ from stoker.framework.config import Config
 from stoker.mesos.detector import locate_master
 from stoker.mesos.errors import MesosError
 from stoker.mesos.operator import KnownFramework, Operator
+from stoker.mesos.versions import reason_too_old
 from stoker.zk.errors import JournalError
 from stoker.zk.local_onlooker import LocalOnlooker
 from stoker.zk.onlooker import is_empty
@@ -35,6 +36,8 @@ class Master(Protocol):
     def frameworks(self) -> list[KnownFramework]: ...
 
     def missing_agents(self) -> list[str]: ...
+
+    def version(self) -> str: ...
 
 
 class Guard:
@@ -57,7 +60,7 @@ class Guard:
             address = locate_master(config.master, by_name=tls is not None)
             return Operator(address, principal=config.principal, secret=secret, tls=tls)
 
-        return cls(master, name=config.name, role=config.role, is_new_cluster=config.new_cluster)
+        return cls(master, name=config.name, role=config.main_role, is_new_cluster=config.new_cluster)
 
     def reason_to_wait(self) -> str:
         """Return why a scheduler with an empty journal must not begin, "" where it may. Takes a minute at the most.
@@ -79,10 +82,15 @@ class Guard:
             master = self._master()
             ours = [f for f in master.frameworks() if f.name == self._name and self._role in f.roles]
             missing = [] if ours else master.missing_agents()
+            too_old = reason_too_old(master.version())
         except MesosError as error:
             return (
                 "the journal is empty, and the Mesos master cannot be asked whether this is a new cluster "
                 f"({error}); --new-cluster begins one unasked"
+            )
+        if too_old:  # with an id that it gave us and we did not keep, each try would leave a framework behind
+            return (
+                f"the Mesos master will not do ({too_old}): upgrade the masters, or name others with --master"
             )
         if ours:
             return (

@@ -10,7 +10,6 @@ that otherwise no two calls run at once.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
@@ -24,9 +23,7 @@ from gevent.threadpool import ThreadPool
 from stoker.zk.journal import Journal, Recovered
 
 WORKERS_MAX = 4  # threads for work past some 50 ms: manifests, snapshot encoding
-RECORDS_A_READ_MAX = (
-    2_000  # of a journal that is read from its beginning: between two of them the hub gets a turn
-)
+READ_BYTES = 1024 * 1024  # of records, and up to a batch more, that are read until the hub gets a turn
 _BLOB_CALLS_MAX = 1
 
 _T = TypeVar("_T")
@@ -63,8 +60,8 @@ class LeaderJournal(Protocol):
         """Take the journal. `records` of what it returns is read by `read_records` alone. :raises JournalError: ..."""
         ...
 
-    def read_records(self, recovered: Recovered) -> Iterator[list[tuple[int, bytes]]]:
-        """Yield the records that `lead` found, some at a time. :raises JournalError: ..."""
+    def read_records(self, recovered: Recovered) -> Iterator[tuple[int, list[bytes]]]:
+        """Yield what `lead` found, some records at a time, with the index of the first. :raises JournalError: ..."""
         ...
 
     def check(self) -> None: ...
@@ -76,6 +73,7 @@ class LeaderJournal(Protocol):
     def get_blob(self, digest: str) -> bytes | None: ...
     def delete_blob(self, digest: str) -> None: ...
     def blob_digests(self) -> list[str]: ...
+    def audit(self) -> str: ...
     def get_blob_here(self, digest: str) -> bytes | None: ...
     def close(self) -> None: ...
 
@@ -92,9 +90,9 @@ class JournalThread:
     def lead(self, from_index: int = 0) -> Recovered:
         return self._run(self._appends, self._journal.lead, from_index)
 
-    def read_records(self, recovered: Recovered) -> Iterator[list[tuple[int, bytes]]]:
-        while records := self._run(self._appends, _some_of, recovered.records):
-            yield records
+    def read_records(self, recovered: Recovered) -> Iterator[tuple[int, list[bytes]]]:
+        while some := self._run(self._appends, _some_of, recovered.batches):
+            yield some
 
     def check(self) -> None:
         self._journal.check()
@@ -120,6 +118,9 @@ class JournalThread:
 
     def blob_digests(self) -> list[str]:
         return self._run(self._blobs, self._journal.blob_digests)
+
+    def audit(self) -> str:
+        return self._run(self._appends, self._journal.audit)
 
     def get_blob_here(self, digest: str) -> bytes | None:
         """As `get_blob`, from a native thread of a pool: never from a greenlet, which would stop the hub."""
@@ -155,9 +156,9 @@ class JournalGreenlets:
         with self._appending, self._other:
             return self._journal.lead(from_index)
 
-    def read_records(self, recovered: Recovered) -> Iterator[list[tuple[int, bytes]]]:
-        while records := _some_of(recovered.records):
-            yield records
+    def read_records(self, recovered: Recovered) -> Iterator[tuple[int, list[bytes]]]:
+        while some := _some_of(recovered.batches):
+            yield some
 
     def check(self) -> None:
         self._journal.check()
@@ -188,6 +189,10 @@ class JournalGreenlets:
     def blob_digests(self) -> list[str]:
         return self._journal.blob_digests()
 
+    def audit(self) -> str:
+        with self._other:  # a cut under way deletes as well
+            return self._journal.audit()
+
     def get_blob_here(self, digest: str) -> bytes | None:
         """As `get_blob`, from a native thread of a pool, which waits while a greenlet of the hub's thread asks."""
         outcomes: list[tuple[bytes | None, Exception | None]] = []
@@ -212,5 +217,14 @@ class JournalGreenlets:
         self._journal.close()
 
 
-def _some_of(records: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-    return list(itertools.islice(records, RECORDS_A_READ_MAX))
+def _some_of(batches: Iterator[tuple[int, list[bytes]]]) -> tuple[int, list[bytes]] | None:
+    """Return the next batches as one; None: there are none left."""
+    records: list[bytes] = []
+    first_index = size = 0
+    for index, more in batches:
+        first_index = index if not records else first_index
+        records += more
+        size += sum(map(len, more))
+        if size >= READ_BYTES:
+            break
+    return (first_index, records) if records else None

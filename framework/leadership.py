@@ -25,12 +25,12 @@ from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import encode_entry
 from stoker.framework.core.entries import LaunchPlanned
 from stoker.framework.core.events import LeadershipBegan, Stamp
-from stoker.framework.core.explanations import unsatisfied
+from stoker.framework.core.explanations import about_newer_journal, about_silence, attention, unsatisfied
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.programs import parse_program
 from stoker.framework.core.scheduler import decide
 from stoker.framework.farewell import Farewell
-from stoker.framework.following import Replica, check_belongs, take_over
+from stoker.framework.following import Replica, check_belongs, role_note, take_over
 from stoker.framework.journaling import WORKERS_MAX, LeaderJournal, retire
 from stoker.framework.listings import Listings
 from stoker.framework.loop import Core, Loop
@@ -38,6 +38,7 @@ from stoker.framework.manifests import Manifests
 from stoker.framework.mesos_shell import Driver, MesosShell
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import overhead_bytes
+from stoker.framework.probes import Probes
 from stoker.framework.scratch import Scratch
 from stoker.framework.snapshots import encode_snapshot
 from stoker.framework.summons import Summons
@@ -104,6 +105,8 @@ class Leadership:
         recovered, replica = take_over(self._journal, replica, self._workers)
         self._catalog = catalog = replica.catalog
         check_belongs(catalog, config)
+        if note := role_note(catalog, config):
+            log.warning("%s", note)
         self._epoch = recovered.epoch
         metrics.epoch.set(recovered.epoch)
         settings = config.decision_settings()
@@ -149,6 +152,7 @@ class Leadership:
             on_error=self._farewell.refused,
             metrics=metrics,
         )
+        self._probes = Probes(self.loop.put, self.loop.spawn)
         self._summons = Summons(self.loop.peek, self._mesos.send_message, lambda: self.schedulers)
 
     def begin(self) -> None:
@@ -167,7 +171,6 @@ class Leadership:
         self._listings.sweep()
         self._mesos.start()
         self.loop.spawn(self._summons.run)
-        self.loop.spawn(self._farewell.watch)
         self.loop.spawn(self._warn_of_newer_journal)
         self.loop.spawn(self._warn_of_mass_silence)
         self.loop.spawn(self._tell_of_what_does_not_fit)
@@ -222,7 +225,7 @@ class Leadership:
                 "next_index": self.loop.next_index,
                 "behind": 0,
                 "mesos": {"subscribed": fleet.subscribed, "reason": self._mesos.reason},
-                "reason": _trouble(fleet),
+                "reason": attention(fleet),
             }
 
         return self.loop.read(view)
@@ -235,6 +238,10 @@ class Leadership:
                 self._listings.stop(dataset_id)
             case a.ForgetManifest(digest):
                 self._listings.forget_manifest(digest)
+            case a.ProbeExecutor():
+                self._probes.perform(action)
+            case a.EndCluster() | a.BeginAnew():
+                self._farewell.perform(action)
             case _:
                 self._mesos.perform(stamp, action)
 
@@ -286,13 +293,13 @@ class Leadership:
     def _warn_of_newer_journal(self) -> None:
         while not (proof := self.loop.peek(lambda catalog, fleet: fleet.newer_journal)):
             gevent.sleep(NEWER_LOOK_INTERVAL_MS / 1000)
-        log.error("%s", _about_newer(proof))
+        log.error("%s", about_newer_journal(proof))
 
     def _warn_of_mass_silence(self) -> None:
         """Say once that it began, each time."""
         is_told = False
         while True:
-            said = self.loop.peek(lambda catalog, fleet: _about_silence(fleet))
+            said = self.loop.peek(lambda catalog, fleet: about_silence(fleet))
             if said and not is_told:
                 log.warning("%s", said)
             is_told = bool(said)
@@ -306,25 +313,3 @@ class Leadership:
                 "mem_bytes=%d role=%s) are for a new cluster: change it with `stoker fleet set`",
                 kept.instances, kept.mem_bytes, kept.role, told.instances, told.mem_bytes, told.role,
             )  # fmt: skip
-
-
-def _trouble(fleet: Fleet) -> str:
-    """Return what is wrong with this leadership, or nothing."""
-    return _about_newer(fleet.newer_journal) if fleet.newer_journal else _about_silence(fleet)
-
-
-def _about_silence(fleet: Fleet) -> str:
-    if not fleet.mass_silence.reason:
-        return ""
-    return (
-        f"{fleet.mass_silence.reason}: as a rule they cannot reach this scheduler (its --advertise address, a firewall). None "
-        f"is told to end before it was silent for {fleet.settings.unreachable_delay_ms} ms"
-    )
-
-
-def _about_newer(proof: str) -> str:
-    return (
-        f"{proof}: another scheduler has taken over, or it is an older journal. This leader ends and launches no "
-        "executors; if nobody else leads, stop the schedulers and bring the newest journal back, as it was or with "
-        "`stoker journal restore`"
-    )

@@ -36,24 +36,25 @@ from stoker.framework.clock import Clock, now_ms
 from stoker.framework.core.actions import Action, Answer, AnswerHeartbeat, Frame
 from stoker.framework.core.entries import Entry
 from stoker.framework.core.events import Event, Stamp, Ticked
+from stoker.framework.core.line import Line, Waiting
 from stoker.framework.errors import NotLeading, OutcomeUnknown, Overloaded
 from stoker.framework.journaling import LeaderJournal, run_in
 from stoker.framework.metrics import Metrics
 from stoker.framework.model import Settings
 from stoker.framework.story import describe, gist
+from stoker.framework.turns import rest
 from stoker.zk.errors import JournalError, TooLarge, Unavailable
-from stoker.zk.journal import BATCH_BYTES_MAX
 
 EVENTS_MAX = 10_000  # waiting to be decided
 EVENTS_RESERVED_MAX = 2_000  # more, for facts that nobody repeats
 FRAMES_MAX = 4_000  # decided, not yet durable; beyond it no more events are taken
 ASKS_MAX = 2_000  # requests waiting for their answer
-BATCH_RECORDS_MAX = 2_000
 WRITE_TIMEOUT_MS = 2_000
 SNAPSHOT_RECORDS = 10_000  # records between snapshots
 SNAPSHOT_RECORDS_MIN = (
     100  # where the journal itself wants one: also between one that failed and the next try
 )
+AUDIT_INTERVAL_MS = 60_000  # between looks whether the journal still holds what was written
 WATCH_INTERVAL_MS = 200  # between looks at the deadline while nothing happens
 SLICE_MS = 50  # of deciding, then the hub gets a turn
 STORY_MAX = 1_000
@@ -82,17 +83,6 @@ class Core:
 class _Asked:
     result: AsyncResult
     sent: bool = False
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A frame, or a read, that waits for all before it, and its own records, to be durable."""
-
-    stamp: Stamp
-    records: tuple[bytes, ...] = ()
-    actions: tuple[Action, ...] = ()
-    reply_id: int = 0
-    durable: AsyncResult | None = None
 
 
 @dataclass(slots=True)
@@ -128,15 +118,12 @@ class Loop:
         self._write_timeout_ms = write_timeout_ms
         self._queue: collections.deque[_Queued] = collections.deque()
         self._queued = Signal()
-        self._frames: collections.deque[_Waiting] = collections.deque()
+        self._line = Line(next_index)  # what is `told` there: an AsyncResult
         self._filled = Signal()
         self._drained = Signal()
-        self._in_flight: list[_Waiting] = []
         self._asked: dict[int, _Asked] = {}
         self._reply_ids = itertools.count(1)
         self._tick_is_queued = False
-        self._next_index = next_index
-        self._decided_index = next_index
         self._snapshot_records = snapshot_records
         self._snapshot_index = next_index if snapshot_index is None else snapshot_index
         self._snapshot_value: Any = None
@@ -147,14 +134,20 @@ class Loop:
     @property
     def next_index(self) -> int:
         """Return the index after the newest record that the catalog holds; within a `read` that record is durable."""
-        return self._decided_index
+        return self._line.decided_index
 
     def start(self) -> None:
         if self._journal.wants_snapshot:
             # Whoever led before wrote none: a log at its limit takes no record, not even our first, until it is cut.
             self._take_snapshot()
             self._write_taken_snapshot()
-        for run in (self._decide_forever, self._commit_forever, self._tick_forever, self._watch_forever):
+        for run in (
+            self._decide_forever,
+            self._commit_forever,
+            self._tick_forever,
+            self._watch_forever,
+            self._audit_forever,
+        ):
             self._greenlets.append(self.spawn(run))
 
     def stop(self, error: BaseException | None = None) -> None:
@@ -165,7 +158,7 @@ class Loop:
         for reply in list(self._asked.values()):
             if not reply.result.ready():
                 reply.result.set_exception(_outcome_of(reply))
-        waiters = [w.durable for w in (*self._in_flight, *self._frames)] + [q.durable for q in self._queue]
+        waiters = [w.told for w in self._line.standing()] + [q.durable for q in self._queue]
         for durable in waiters:
             if durable is not None:
                 durable.set_exception(NotLeading("this scheduler leads no more"))
@@ -235,7 +228,7 @@ class Loop:
             value = function(self._core.catalog, self._core.fleet)
         except Exception as raised:
             error = raised  # a refusal is told, too, only when what it saw is durable
-        if self._frames or self._in_flight:
+        if self._line.standing():
             durable = self._seen_durable()
             durable.wait(self._write_timeout_ms / 1000)
             if not durable.ready():
@@ -275,14 +268,14 @@ class Loop:
             self._decide_slice()
             if not self._queue:
                 self._queued.clear()
-            if len(self._frames) >= FRAMES_MAX:
+            if len(self._line) >= FRAMES_MAX:
                 self._drained.clear()
                 self._drained.wait()
-            gevent.sleep(0)
+            rest()
 
     def _decide_slice(self) -> None:
         began_ms = now_ms()
-        while self._queue and len(self._frames) < FRAMES_MAX and now_ms() - began_ms < SLICE_MS:
+        while self._queue and len(self._line) < FRAMES_MAX and now_ms() - began_ms < SLICE_MS:
             self._step(self._queue.popleft())
         self._metrics.queue_events.set(len(self._queue))
 
@@ -305,8 +298,7 @@ class Loop:
             core.fleet.apply(stamp, action)
         if frame.entries or frame.actions or queued.durable:
             records = tuple(core.encode_entry(entry) for entry in frame.entries)
-            self._decided_index += len(records)
-            self._frames.append(_Waiting(stamp, records, frame.actions, reply_id, queued.durable))
+            self._line.push(stamp, records, frame.actions, reply_id, queued.durable)
             self._filled.set()
             self._log_entries(stamp, frame)
 
@@ -320,47 +312,29 @@ class Loop:
     def _commit_forever(self) -> None:
         while True:
             self._filled.wait()
-            batch = self._take_batch()
+            batch = self._line.take_batch()
             if not batch:
                 self._filled.clear()
                 continue
-            self._in_flight = batch
             records = [record for waiting in batch for record in waiting.records]
             if records:
                 self._append(batch, records)
             for waiting in batch:
                 self._perform(waiting)
-            self._in_flight = []
+            self._line.done()
             self._drained.set()
             self._snapshot_if_due()
 
-    def _take_batch(self) -> list[_Waiting]:
-        """Return the next frames, whole, that fit a batch; those before the first with records come alone."""
-        batch: list[_Waiting] = []
-        count = size = 0
-        while self._frames:
-            head = self._frames[0]
-            if head.records and batch and not count:
-                break
-            bytes_more = sum(len(record) for record in head.records)
-            if count and (
-                size + bytes_more > BATCH_BYTES_MAX or count + len(head.records) > BATCH_RECORDS_MAX
-            ):
-                break
-            count, size = count + len(head.records), size + bytes_more
-            batch.append(self._frames.popleft())
-        return batch
-
-    def _append(self, batch: list[_Waiting], records: list[bytes]) -> None:
+    def _append(self, batch: list[Waiting], records: list[bytes]) -> None:
         for waiting in batch:
             if waiting.reply_id in self._asked:
                 self._asked[waiting.reply_id].sent = True
         with self._metrics.append_seconds.time():
-            self._journal.append(self._next_index, records)
-        self._next_index += len(records)
+            self._journal.append(self._line.next_index, records)
+        self._line.appended(len(records))
         self._metrics.records.inc(len(records))
 
-    def _perform(self, waiting: _Waiting) -> None:
+    def _perform(self, waiting: Waiting) -> None:
         for action in waiting.actions:
             self.check()
             self._metrics.actions.labels(type(action).__name__).inc()
@@ -369,8 +343,8 @@ class Loop:
             else:
                 log.info("event=%d action %s", waiting.stamp.event_id, describe(action))
                 self._perform_action(waiting.stamp, action)
-        if waiting.durable is not None:
-            waiting.durable.set(None)
+        if waiting.told is not None:
+            waiting.told.set(None)
 
     def _answer(self, stamp: Stamp, action: Answer | AnswerHeartbeat) -> None:
         if isinstance(action, Answer):
@@ -390,17 +364,17 @@ class Loop:
     def _snapshot_if_due(self) -> None:
         if self._snapshot_running:
             return
-        count = self._decided_index - self._snapshot_index
+        count = self._line.decided_index - self._snapshot_index
         if self._snapshot_value is None and (
             count >= self._snapshot_records
             or (count >= SNAPSHOT_RECORDS_MIN and self._journal.wants_snapshot)
         ):
             self._take_snapshot()
-        if self._snapshot_value is not None and self._next_index >= self._snapshot_index:
+        if self._snapshot_value is not None and self._line.next_index >= self._snapshot_index:
             self._write_taken_snapshot()
 
     def _take_snapshot(self) -> None:
-        self._snapshot_index, self._snapshot_value = self._decided_index, self._core.catalog.copy()
+        self._snapshot_index, self._snapshot_value = self._line.decided_index, self._core.catalog.copy()
 
     def _write_taken_snapshot(self) -> None:
         value, self._snapshot_value = self._snapshot_value, None
@@ -432,6 +406,16 @@ class Loop:
             gevent.sleep(WATCH_INTERVAL_MS / 1000)
             self.check()
 
+    def _audit_forever(self) -> None:
+        """Put a snapshot in the place of what somebody else deleted."""
+        while True:
+            gevent.sleep(AUDIT_INTERVAL_MS / 1000)
+            missing = self._journal.audit()
+            if missing and self._snapshot_value is None and not self._snapshot_running:
+                log.error("%s: a snapshot takes its place", missing)
+                self._take_snapshot()
+                self._snapshot_if_due()
+
     def _guarded(self, run: Callable[..., None], *arguments: Any) -> None:
         try:
             run(*arguments)
@@ -455,13 +439,12 @@ class Loop:
 
     def _seen_durable(self) -> AsyncResult:
         """Return what is set once all that is decided now is durable: one for all reads between two frames."""
-        last = self._frames[-1] if self._frames else None
-        if last is None or last.durable is None or last.records or last.actions:
-            last = _Waiting(Stamp(0, now_ms(), self._clock.wall_ms()), durable=AsyncResult())
-            self._frames.append(last)
+        last = self._line.frames[-1] if self._line.frames else None
+        if last is None or last.told is None or last.records or last.actions:
+            last = self._line.push(Stamp(0, now_ms(), self._clock.wall_ms()), told=AsyncResult())
             self._filled.set()
-        assert last.durable is not None
-        return last.durable
+        durable: AsyncResult = last.told
+        return durable
 
 
 def _outcome_of(asked: _Asked) -> Exception:

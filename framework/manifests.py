@@ -20,6 +20,7 @@ from stoker.framework.core.rules import Rules, merge_rules
 from stoker.framework.errors import Refused
 from stoker.framework.journaling import LeaderJournal, run_in
 from stoker.framework.model import JobKind, Refusal, Selection
+from stoker.zk.errors import Corrupt
 
 MAPPED_MAX = 64  # manifests kept mapped, the least recently used goes first
 
@@ -98,10 +99,8 @@ class Manifests:
             manifest = run_in(
                 self._workers, _assemble, digest, self._journal.get_blob_here, self.path(digest)
             )
-        except (ManifestError, KeyError, OSError) as error:
-            refused = Refused(
-                Refusal(500, "manifest_lost", f"the manifest {digest[:12]} cannot be read: {error}")
-            )
+        except (ManifestError, KeyError, OSError, Corrupt) as error:
+            refused = _lost(f"the manifest {digest[:12]} cannot be read: {error}")
             waiting.set_exception(refused)
             raise refused from error
         except BaseException as error:
@@ -116,10 +115,18 @@ class Manifests:
         return manifest
 
     def _blob(self, digest: str) -> bytes:
-        data = self._journal.get_blob(digest)
+        try:
+            data = self._journal.get_blob(digest)
+        except Corrupt as error:
+            raise _lost(str(error)) from error
         if data is None:
-            raise Refused(Refusal(500, "manifest_lost", f"the journal has no blob {digest[:12]}"))
+            raise _lost(f"the journal has no blob {digest[:12]}")
         return data
+
+
+def _lost(reason: str) -> Refused:
+    hint = "bring it back from a backup (`stoker journal restore`), or `stoker dataset rm` the dataset and add it again"
+    return Refused(Refusal(500, "manifest_lost", reason, hint))
 
 
 def _assemble(digest: str, get_blob: Callable[[str], bytes | None], path: str) -> Manifest:

@@ -70,6 +70,7 @@ from stoker.framework.translate import (
     task_to_mesos,
     volume_to_mesos,
 )
+from stoker.framework.turns import rest
 from stoker.mesos.errors import Disconnected as NotConnected
 from stoker.mesos.errors import HttpError, MesosError, QueueFull
 
@@ -209,7 +210,7 @@ class MesosShell:
     def resourceOffers(self, driver: Any, offers: list[Json]) -> None:
         for first in range(0, len(offers), OFFERS_AN_EVENT_MAX):
             self._take_offers(offers[first : first + OFFERS_AN_EVENT_MAX])
-            gevent.sleep(0)
+            rest()
 
     def offerRescinded(self, driver: Any, offer_id: Json) -> None:
         self._offers.pop(offer_id["value"], None)

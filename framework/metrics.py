@@ -64,6 +64,16 @@ class Metrics:
         self.disk_errors = Gauge(
             "stoker_disk_errors", "Errors of SSD tiers, since their executors began", registry=registry
         )
+        self.trouble = Gauge(
+            "stoker_trouble",
+            "1 while this leader keeps its hands off executors; GET /v1/leader has the reason",
+            registry=registry,
+        )
+        self.refused_answers = Gauge(
+            "stoker_refused_answers",
+            "Answers and messages of deposed leaders that executors refused, since they began",
+            registry=registry,
+        )
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -231,6 +231,8 @@ class Settings:
     """The decisions' numbers; each a named limit or a timeout, in one place."""
 
     heartbeat_timeout_ms: int = 10_000  # an executor silent for longer hangs: it is ended and relaunched
+    probe_interval_ms: int = 3_000  # between two looks whether a silent executor's machine answers
+    probes_frame_max: int = 32
     register_timeout_ms: int = 60_000  # launch to first heartbeat
     relaunch_delay_ms_min: int = 200  # flap back-off of a slot: doubled at each end, to the maximum,
     relaunch_delay_ms_max: int = 60_000  # and back to the minimum after flap_reset_ms of health
@@ -274,6 +276,9 @@ class Settings:
     kill_tries_max: int = 8  # times; then implicit reconciliation finds the task again
     ending_grace_ms: int = 30_000  # an executor that is being ended may serve for so long yet
     volume_patience_ms: int = 3_600_000  # how long a slot waits for the agent that has its volume
+    volumes_kept_ms: int = (
+        30 * 86_400_000
+    )  # that no slot has, of an agent that makes no offers: then forgotten
     volume_missing_ms: int = (
         5_000  # for so long, and in two offers at least, a volume is missed before it is gone
     )

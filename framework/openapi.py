@@ -107,6 +107,7 @@ SCHEMAS: dict[str, Any] = {
         lent_bytes=MAYBE_NUMBER,
         disk={"type": ["object", "null"]},
         pid=MAYBE_NUMBER,
+        refused_count=MAYBE_NUMBER,
         heartbeat_age_ms=MAYBE_NUMBER,
         datasets={"type": "array", "items": FREE},
     ),
@@ -158,6 +159,7 @@ SCHEMAS: dict[str, Any] = {
         roles={"type": "array", "items": TEXT},
         constraints={"type": "array", "items": TEXT},
         executor=TEXT,
+        attention=TEXT,
         running=NUMBER,
         volumes=_object(
             planned=NUMBER,

@@ -38,6 +38,7 @@ from stoker.zk.errors import JournalError
 
 CONNECTIONS_MAX = 2_000
 BACKLOG = 512
+PROBED = ("/alive", "/health")  # load balancers may ask for the status alone
 HEAD_TIMEOUT_MS = 10_000  # from a request's first line to its last header
 IDLE_TIMEOUT_MS = 75_000  # of a connection between requests
 BODY_TIMEOUT_MS = 30_000
@@ -76,7 +77,11 @@ def make_app(api: Api, metrics: Metrics, *, check_leads: Callable[[], None] | No
         resource = by_path.setdefault(route.path, _Resource())
         check = check_leads if route.is_leaders else None
         responder = functools.partial(_respond, route, getattr(api, route.handler), check, metrics)
-        setattr(resource, f"on_{route.method.lower()}", responder)
+        methods = [route.method]
+        if route.path in PROBED:
+            methods.append("HEAD")  # falcon sends no body then
+        for method in methods:
+            setattr(resource, f"on_{method.lower()}", responder)
     for path, resource in by_path.items():
         app.add_route(path, resource)
     return app

@@ -19,8 +19,11 @@ class HttpError(MesosError):
     """Mesos refused a call: nothing was done. `status` and `body` are its answer, for the log and the operator."""
 
     def __init__(self, status: int, body: str, *, about: str) -> None:
-        text = body.strip() or "no text"
-        super().__init__(f"{about}: Mesos answered HTTP {status}: {text[:_TEXT_CHARS_MAX]}")
+        text = " ".join(body.split()) or "no text"
+        if text.startswith("<"):
+            text = "a page of HTML, which is not how Mesos answers"
+        hint = f" ({_NOWHERE_HINT})" if status in (404, 501) else ""
+        super().__init__(f"{about}: HTTP {status}: {text[:_TEXT_CHARS_MAX]}{hint}")
         self.status = status
         self.body = body
 
@@ -38,3 +41,4 @@ class QueueFull(MesosError):
 
 
 _TEXT_CHARS_MAX = 1_000
+_NOWHERE_HINT = "is there a Mesos master at this address? The master's port is 5050 as a rule"

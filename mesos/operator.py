@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from stoker.mesos.detector import Address, address_in_location
 from stoker.mesos.errors import CallFailed, HttpError
-from stoker.mesos.transport import connection_to
+from stoker.mesos.transport import NO_TLS, connection_to, is_greeting
 
 PATH = "/api/v1"
 CALL_TIMEOUT_MS = 10_000  # for a connection, and for each piece of the answer
@@ -76,6 +76,11 @@ class Operator:
         """
         return [_agent_id(item) for item in self._ask("GET_AGENTS").get("recovered_agents", ())]
 
+    def version(self) -> str:
+        """Return the master's version, "" where it tells none. :raises CallFailed, HttpError: as `frameworks`."""
+        told = self._ask("GET_VERSION").get("version_info")
+        return str(told.get("version", "")) if isinstance(told, dict) else ""
+
     def _ask(self, kind: str) -> Mapping[str, Any]:
         address, deadline_s = self._address, self._monotonic_s() + ANSWER_TIMEOUT_MS / 1000
         for _ in range(REDIRECTS_MAX + 1):
@@ -95,7 +100,8 @@ class Operator:
             response = connection.getresponse()
             return response.status, response.getheader("Location", ""), self._read(response, deadline_s)
         except (OSError, HTTPException) as error:
-            raise CallFailed(f"{address}: {_reason(error)}") from error
+            is_unanswered = isinstance(error, TimeoutError) and is_greeting(connection)
+            raise CallFailed(f"{address}: {NO_TLS if is_unanswered else _reason(error)}") from error
         finally:
             connection.close()
 

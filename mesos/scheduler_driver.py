@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import ssl
 import threading
 import time
@@ -52,6 +51,7 @@ from stoker.mesos.transport import (
     EventStream,
     encode_call,
 )
+from stoker.mesos.versions import reason_too_old
 
 __all__ = ["SchedulerDriver", "Timings"]
 
@@ -60,10 +60,7 @@ logger = logging.getLogger(__name__)
 PATH = "/api/v1/scheduler"
 REDIRECTS_MAX = 5
 HEARTBEAT_INTERVAL_MS_DEFAULT = 15_000
-MASTER_VERSION_MIN = (
-    1,
-    9,
-)  # the first with UPDATE_FRAMEWORK, agent draining and operation feedback of agents
+SHORTEST_S = 1e-9
 
 # Answers to SUBSCRIBE that will be the same tomorrow: what we send is wrong.
 _MALFORMED = (400, 405, 406, 415)
@@ -357,7 +354,8 @@ class SchedulerDriver(SchedulerCalls):
         try:
             answer = self._subscribe(stream)
             if answer.status != 200:
-                return _refusal(address, answer, "https" if self._tls else "http")
+                scheme = "https" if self._tls else "http"
+                return _refusal(address, answer, scheme, has_secret=self._authorization is not None)
             self._opened = _Subscription(address, answer.headers.get("mesos-stream-id", ""))
             if not self._opened.stream_id:
                 raise StreamBroken(
@@ -453,11 +451,8 @@ class SchedulerDriver(SchedulerCalls):
         if known is not None and known != framework_id:
             self._fatal = f"asked as framework {known}, the master answered to {framework_id}"
             return
-        if _is_too_old(str(info.get("master_info", {}).get("version", ""))):
-            needed = ".".join(map(str, MASTER_VERSION_MIN))
-            self._fatal = (
-                f"its version is {info['master_info']['version']}: Mesos {needed} or newer is needed"
-            )
+        if too_old := reason_too_old(str(info.get("master_info", {}).get("version", ""))):
+            self._fatal = too_old
             return
         opened = self._opened
         assert opened is not None, "SUBSCRIBED without a stream"
@@ -517,7 +512,7 @@ class SchedulerDriver(SchedulerCalls):
         return None
 
 
-def _refusal(address: Address, answer: Answer, scheme: str) -> _End:
+def _refusal(address: Address, answer: Answer, scheme: str, *, has_secret: bool) -> _End:
     reason = str(HttpError(answer.status, answer.text, about=f"SUBSCRIBE at {address}"))
     if answer.status in (307, 308):
         try:
@@ -526,22 +521,10 @@ def _refusal(address: Address, answer: Answer, scheme: str) -> _End:
         except ValueError as error:
             return _End(str(error))
     if answer.status == 401:
-        return _End(f"{reason} (the master does not take our principal and secret)")
-    if answer.status in (404, 501):
-        return _End(
-            f"{reason} (is there a Mesos master at this address? The master's port is 5050 as a rule)"
-        )
+        if has_secret:
+            return _End(f"{reason} (the master does not take our principal and secret)")
+        return _End(f"{reason} (the master asks for a principal and a secret, and none was given)")
     return _End(reason, fatal=answer.status in _MALFORMED)
-
-
-def _is_too_old(version: str) -> bool:
-    """Say whether a master of `version` lacks what we need; one that does not tell it is trusted.
-
-    >>> _is_too_old("1.8.1"), _is_too_old("1.12.0-dev"), _is_too_old("")
-    (True, False, False)
-    """
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    return numbers is not None and (int(numbers[1]), int(numbers[2])) < MASTER_VERSION_MIN
 
 
 def _basic_authorization(credential: str) -> str:
@@ -549,7 +532,8 @@ def _basic_authorization(credential: str) -> str:
 
 
 def _rest() -> None:
-    time.sleep(0)  # other threads, or (patched) other greenlets
+    # Other threads; or (patched) other greenlets, and whoever waits for a socket: a sleep of 0 is no turn for those.
+    time.sleep(SHORTEST_S)
 
 
 def _now_ms() -> int:

@@ -19,7 +19,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from typing import Any, NamedTuple
 
 from stoker.mesos.detector import Address
@@ -185,11 +185,15 @@ class EventStream:
         assert plain is not None
         with self._lock:
             self._closer = plain.dup()
-        encrypted = tls.wrap_socket(
-            plain, server_hostname=self._address.host
-        )  # `plain` is empty from here on
+        try:  # `plain` is empty from here on
+            encrypted = tls.wrap_socket(plain, server_hostname=self._address.host)
+        except TimeoutError as error:
+            raise StreamBroken(f"{self._address}: {NO_TLS}") from error
         with self._lock:
             self._socket = encrypted
+
+
+NO_TLS = "no answer came to a TLS greeting in time: does the other side speak TLS there?"
 
 
 class Caller:
@@ -287,6 +291,12 @@ class Caller:
         return answer
 
 
+def is_greeting(connection: HTTPConnection) -> bool:
+    """Say whether a TLS connection came no further than to its greeting."""
+    is_plain = connection.sock is not None and not isinstance(connection.sock, ssl.SSLSocket)
+    return isinstance(connection, HTTPSConnection) and is_plain
+
+
 def connection_to(address: Address, *, timeout_s: float, tls: ssl.SSLContext | None) -> HTTPConnection:
     """Return a connection that is not open yet; with `tls` an encrypted one."""
     if tls is None:
@@ -365,4 +375,6 @@ def _reason(error: Exception) -> str:
         return f"no TLS connection: {error.reason or error}"
     if isinstance(error, TimeoutError):
         return "no bytes came in time"
+    if isinstance(error, IncompleteRead):
+        return "the connection ended within an answer"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -16,6 +16,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,6 +27,9 @@ MARK = "STOKER_TEST_RUN"
 END_TIMEOUT_S = 300
 # What serves a whole session: processes of multiprocessing's own, and the ZooKeeper that tests share.
 _SHARED = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver", b"org.apache.zookeeper")
+
+# Folders whose files take longest.
+_LONGEST = ("tests/integration/", "tests/conformance/", "tests/sim/")
 
 # No example is too slow: machines that run tests are busy. By hand chance goes on looking; CI must not turn red by it.
 settings.register_profile(
@@ -41,8 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = group.addoption
     add(
         "--mesos-master",
-        metavar="HOST:PORT",
-        help="play the recordings against this master, not the embedded one",
+        metavar="HOST:PORT[,HOST:PORT...]",
+        help="play the recordings against this master (and those that stand by), not the embedded one",
     )
     add("--mesos-hooks", metavar="DIR", help="programs that do the operator's steps for another master")
     add(
@@ -63,21 +67,37 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
     """List the rows of the Mesos conformance suite that did not pass; all of them in the file, with the sums of each transcript."""
-    reports = [report for found in terminalreporter.stats.values() for report in found]
-    rows = [
-        value
-        for report in reports
-        if getattr(report, "when", "") in ("call", "teardown")
-        for name, value in getattr(report, "user_properties", ())
-        if name == ROW and report.when == "call"
-    ]
+    rows = _conformance_rows(terminalreporter)
     path = config.getoption("--mesos-report")
     if rows:
         terminalreporter.section("Mesos conformance")
         for line in report_lines(rows, whole=False, summary=bool(path)):
             terminalreporter.line(line)
+    if config.getoption("--mesos-master") and not _is_shown(rows):
+        terminalreporter.line("no row was played on that master: this run shows nothing", red=True)
     if path:
         Path(path).write_text("\n".join(report_lines(rows, whole=True, summary=True)) + "\n")
+
+
+def _conformance_rows(reporter: pytest.TerminalReporter) -> list[dict[str, Any]]:
+    return [
+        value
+        for found in reporter.stats.values()
+        for report in found
+        if getattr(report, "when", "") == "call"
+        for name, value in getattr(report, "user_properties", ())
+        if name == ROW
+    ]
+
+
+def _is_shown(rows: list[dict[str, Any]]) -> bool:
+    return any(row["outcome"] == "passed" for row in rows)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let runners begin with the folders that have the longest files: one that began last would keep them waiting."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in _LONGEST])
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +133,13 @@ def _end_processes(mark: bytes, directory: bytes) -> list[str]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A process that hangs behind its last test says where, and ends. (Workers of xdist are ended by it.)"""
-    if not hasattr(session.config, "workerinput"):
-        faulthandler.dump_traceback_later(END_TIMEOUT_S, exit=True, file=sys.__stderr__)
+    """A process that hangs behind its last test says where, and ends. (Workers of xdist are ended by it.)
+
+    A conformance run on another master in which nothing could be played fails.
+    """
+    if hasattr(session.config, "workerinput"):
+        return
+    faulthandler.dump_traceback_later(END_TIMEOUT_S, exit=True, file=sys.__stderr__)
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--mesos-master") and not session.exitstatus and reporter is not None:
+        session.exitstatus = 0 if _is_shown(_conformance_rows(reporter)) else pytest.ExitCode.TESTS_FAILED

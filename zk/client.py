@@ -162,7 +162,7 @@ class _Connection(ConnectionHandler):  # type: ignore[misc]
         try:
             result = super()._connect(host, hostip, port)
         except BaseException as error:  # gevent's timeouts are no Exceptions
-            self.last_failure = f"{host}:{port}: {error}"
+            self.last_failure = f"{host}:{port}: {str(error) or type(error).__name__}"
             raise
         self._had_session, self._left = True, (hostip, port)
         return result

@@ -180,7 +180,7 @@ def read_records(header: BatchHeader, payload: bytes | memoryview) -> list[bytes
     if (
         not isinstance(records, list)
         or len(records) != header.record_count
-        or not all(isinstance(r, bytes) for r in records)
+        or set(map(type, records)) != {bytes}
     ):
         raise Corrupt(
             f"the batch at index {header.first_index} is not the {header.record_count} records that it tells"

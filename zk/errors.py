@@ -23,6 +23,10 @@ class Corrupt(JournalError):
     """What is stored cannot be trusted (a checksum, a gap): an operator must look. Nothing was changed."""
 
 
+class Incomplete(Corrupt):
+    """A part of the journal was deleted: an operator must bring a backup back. Nothing was changed."""
+
+
 class TooNew(JournalError):
     """The stored format is newer than this program: upgrade it. Nothing was changed."""
 

@@ -21,10 +21,10 @@ BLOB_BYTES_MAX = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What `lead` found. Replay `snapshot` (state just before `snapshot_index`; None: empty), then `records` in order.
+    """What `lead` found. Replay `snapshot` (state just before `snapshot_index`; None: empty), then `batches` in order.
 
-    `epoch` is this leadership's: above every epoch before it. `records` yields (index, bytes), indexes without gaps from
-    `snapshot_index`; it must be consumed before the first append. `level` is the journal's format level. `resumed`: the
+    `epoch` is this leadership's: above every epoch before it. `batches` yields (index of the first, records), at least one
+    each, without gaps from `snapshot_index`; it must be consumed before the first append. `level` is the journal's format level. `resumed`: the
     caller's own state goes on where it is, with the records from the index that it asked for; there is no snapshot.
     """
 
@@ -32,7 +32,7 @@ class Recovered:
     level: int
     snapshot_index: int
     snapshot: bytes | None
-    records: Iterator[tuple[int, bytes]]
+    batches: Iterator[tuple[int, list[bytes]]]
     resumed: bool = False
 
 
@@ -87,6 +87,13 @@ class Journal(Protocol):
 
     def blob_digests(self) -> list[str]:
         """Return the digests of all stored blobs, sorted. :raises Unavailable: ..."""
+        ...
+
+    def audit(self) -> str:
+        """Return what somebody else deleted of the log, "" if nothing: told until a snapshot has taken its place.
+
+        Neither this leader nor its followers miss it: they hold what it said. :raises Corrupt, Unavailable: ...
+        """
         ...
 
     def close(self) -> None:

@@ -32,6 +32,13 @@ class Layout:
         self.pointer = f"{root}/snapshot"
         self.snapshots = f"{root}/snapshots"
         self.blobs = f"{root}/blobs"
+        self.folders = (
+            self.election,
+            self.log,
+            self.pointer,
+            self.snapshots,
+            self.blobs,
+        )  # empty in a new journal
 
     def candidate(self, node: str) -> str:
         return f"{self.election}/{node}"

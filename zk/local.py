@@ -131,7 +131,7 @@ class LocalJournal:
             level=term.level,
             snapshot_index=snapshot_index,
             snapshot=snapshot,
-            records=read_log(segments, from_index=snapshot_index),
+            batches=read_log(segments, from_index=snapshot_index),
             resumed=is_resumed,
         )
 
@@ -191,6 +191,10 @@ class LocalJournal:
         """See Journal.blob_digests."""
         with self._translated("list the blobs", is_final=False):
             return self._blobs.digests()
+
+    def audit(self) -> str:
+        """See Journal.audit: who deletes in our directory takes the epoch file as well, and we are fenced."""
+        return ""
 
     def close(self) -> None:
         """See Journal.close."""

@@ -102,13 +102,17 @@ def _parse_host(name: str, shown: str) -> tuple[str, int]:
 def with_secret(place: ZkUrl, secret: str) -> ZkUrl:
     """Return `place` with the secret that `secret` tells: `env:NAME`, `file:PATH`, or the secret itself; "" changes nothing.
 
-    What it tells is the secret of the URL's user, or "USER:SECRET" where the URL has no user.
+    What it tells is "USER:SECRET", or the secret alone where the URL has the user.
 
     :raises ValueError: nothing is there, or no user; no message holds the secret.
     """
     told = _resolve(secret) if secret else ""
-    if told and not place.user:
-        user, _, told = told.partition(":")
+    if place.user:
+        told = told.removeprefix(f"{place.user}:")
+    elif told:
+        user, colon, told = told.partition(":")
+        if not (user and colon and told):
+            raise ValueError("ZooKeeper's secret: USER:SECRET is wanted where the URL names no user")
         place = replace(place, user=user)
     if told:
         place = replace(place, secret=told)

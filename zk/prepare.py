@@ -12,19 +12,20 @@ from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
 from kazoo.security import OPEN_ACL_UNSAFE
 
 from stoker.zk.codec import LEVEL_MIN, Term, encode_schema, encode_term, read_schema
-from stoker.zk.errors import Corrupt, Unavailable
+from stoker.zk.errors import Corrupt, Incomplete, Unavailable
 from stoker.zk.layout import Layout
 from stoker.zk.session import AnswerLost, Sendings, Session, getting, listing, writing
 
 _TRIES_MAX = 10
 _NO_VERSION = 2**30
+_ANY_VERSION = -1
 
 
 def prepare(session: Session) -> str:
     """Return the uuid of the journal at the session's path; one is made where nothing is.
 
-    :raises Corrupt, TooNew, Denied, Unavailable: another application's data; a newer format; no right to read or to
-        write; no ZooKeeper. Nothing was changed.
+    :raises Corrupt, Incomplete, TooNew, Denied, Unavailable: another application's data; a part of it was deleted; a
+        newer format; no right to read or to write; no ZooKeeper. Nothing was changed.
     """
     layout = session.layout
     for _ in range(_TRIES_MAX):
@@ -58,8 +59,13 @@ def _check_empty(session: Session) -> None:
     try:
         session.ask(lambda client: client.sync_async(root))
         names = sorted(session.ask(listing(root)))
+        data, _ = session.ask(getting(root))
     except NoNodeError:
         return
+    if data:
+        raise Corrupt(
+            f"{root} in ZooKeeper holds another application's data ({len(data)} bytes): name a path of its own"
+        )
     if names and "schema" not in names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise Corrupt(
@@ -92,11 +98,7 @@ def _new_journal(layout: Layout) -> list[tuple[str, tuple[object, ...]]]:
     return [
         ("create", (layout.schema, encode_schema(uuid.uuid4().hex))),
         ("create", (layout.epoch, encode_term(Term(0, LEVEL_MIN, "")))),
-        ("create", (layout.election, b"")),
-        ("create", (layout.log, b"")),
-        ("create", (layout.pointer, b"")),
-        ("create", (layout.snapshots, b"")),
-        ("create", (layout.blobs, b"")),
+        *(("create", (path, b"")) for path in layout.folders),
     ]
 
 
@@ -108,7 +110,7 @@ def _check_rights(session: Session) -> None:
         ("create", (f"{path}/{name}", b"")) for path in folders
     ]
     operations += [("delete", (f"{path}/{name}",)) for path in folders]
-    operations += [("set_data", (layout.epoch, b"", _NO_VERSION))]
+    operations += [("check", (layout.pointer, _ANY_VERSION)), ("set_data", (layout.epoch, b"", _NO_VERSION))]
     sendings = Sendings(session, writing(operations))
     try:
         while True:
@@ -121,6 +123,7 @@ def _check_rights(session: Session) -> None:
     except BadVersionError:
         return
     except NoNodeError as error:
-        raise Corrupt(
-            f"{layout.root} in ZooKeeper is not whole: a part of the journal was deleted"
+        raise Incomplete(
+            f"{layout.root} in ZooKeeper is not whole: a part of the journal was deleted; bring a backup back with "
+            "`stoker journal restore --overwrite`"
         ) from error

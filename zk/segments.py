@@ -129,8 +129,10 @@ def _payload(data: memoryview, offset: int, header: BatchHeader) -> memoryview:
     return data[offset + HEADER_BYTES : offset + header.frame_bytes]
 
 
-def read_log(segments: list[Segment], *, from_index: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (index, record) of the checked segments, from `from_index` on; a segment at a time is held in memory.
+def read_log(segments: list[Segment], *, from_index: int) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield the batches of the checked segments from `from_index` on, as (index of the first, records).
+
+    A segment at a time is held in memory.
 
     :raises Corrupt: a file changed since it was checked.
     """
@@ -143,10 +145,10 @@ def read_log(segments: list[Segment], *, from_index: int) -> Iterator[tuple[int,
             header = read_batch_header(data[offset : offset + HEADER_BYTES])
             if header is None:
                 raise Corrupt(f"{segment.path} has changed while it was read")
-            records = read_records(header, _payload(data, offset, header))
-            for index, record in enumerate(records, header.first_index):
-                if index >= from_index:
-                    yield index, record
+            if header.stop_index > from_index:
+                records = read_records(header, _payload(data, offset, header))
+                known = max(0, from_index - header.first_index)
+                yield header.first_index + known, records[known:] if known else records
             offset += header.frame_bytes
 
 

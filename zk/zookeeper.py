@@ -21,15 +21,15 @@ from stoker.zk.journal import Journal
 from stoker.zk.paths import ZkUrl, with_secret
 from stoker.zk.prepare import prepare
 from stoker.zk.reader import Reader
-from stoker.zk.session import LOOK_S, Session, deleting
+from stoker.zk.session import Session, deleting
 from stoker.zk.zookeeper_blobs import ZooKeeperBlobs
 from stoker.zk.zookeeper_journal import ZooKeeperJournal
 
 SESSION_TIMEOUT_MS_MIN = 1_000
 SESSION_TIMEOUT_MS_MAX = 600_000
 MEMBER_BYTES_MAX = 1024
+SILENT_S_MAX = 60  # then it is asked without a watch's word: who may not read any more is told nothing
 BEHIND_MAX = 16  # batches read one by one before the log is listed
-SILENT_LOOKS_MAX = 20  # LOOK_S each; then it is asked again: who may not read any more is not told by a watch
 
 
 class ZooKeeperHome:
@@ -72,6 +72,7 @@ class ZooKeeperHome:
         self._blobs = ZooKeeperBlobs(self._session)
         self._wake = self._session.handler.event_object()
         self._is_stopped = False
+        self._silent_s = min(session_timeout_ms / 1000, SILENT_S_MAX)
 
     def start(self) -> None:
         self._session.start()
@@ -156,10 +157,8 @@ class ZooKeeperHome:
         return pointed is not None and pointed[0].next_index > index
 
     def _wait_changed(self) -> None:
-        for _ in range(SILENT_LOOKS_MAX):
-            if self._wake.wait(LOOK_S) or self._is_stopped:
-                break
-            self._session.check_alive()
+        """Wait for the watch, the end of the session or of the following; or until it is time to ask without a word."""
+        self._wake.wait(self._silent_s)
         self._session.check_alive()
 
     def stop_following(self) -> None:

@@ -60,6 +60,8 @@ class ZooKeeperJournal:
         self._log = _Log()
         self._changed = session.handler.event_object()  # the log was cut, or this leadership is over
         self._snapshot_number = 0
+        self._missing = ""  # what somebody deleted, until a snapshot holds all records below `_damaged_index`
+        self._damaged_index = 0
         self._over: JournalError | None = None
 
     def lead(self, from_index: int = 0) -> Recovered:
@@ -79,7 +81,7 @@ class ZooKeeperJournal:
             level=self._lead.term.level,
             snapshot_index=found.index,
             snapshot=found.snapshot,
-            records=found.records(),
+            batches=found.batches(),
             resumed=from_index > 0 and found.is_resumed and found.index == from_index,
         )
 
@@ -137,6 +139,8 @@ class ZooKeeperJournal:
         pointer = encode_pointer(SnapshotHeader(epoch, index, len(data), crc), name)
         self._write(("set_data", (self._layout.pointer, pointer)))
         self._cut(index, name)
+        if index >= self._damaged_index:
+            self._missing = ""
 
     def put_blob(self, data: bytes) -> str:
         """See Journal.put_blob."""
@@ -155,6 +159,17 @@ class ZooKeeperJournal:
     def blob_digests(self) -> list[str]:
         """See Journal.blob_digests."""
         return self._blobs.digests()
+
+    def audit(self) -> str:
+        """See Journal.audit."""
+        self.check()
+        known = self._log.indexes()  # before the names are asked for: what is appended meanwhile is no loss
+        gone = known.difference(self._reader.list_batches())
+        if gone:
+            self._log.remove(gone)  # so that nobody looks for them again
+            self._damaged_index = self._window.next_index
+            self._missing = f"{len(gone)} batches, from record {min(gone)} on, were deleted from {self._layout.log} by somebody else"
+        return self._missing
 
     def close(self) -> None:
         """Nothing may follow. The session is the home's, which closes it."""
@@ -325,6 +340,9 @@ class _Log:
     def count(self) -> int:
         return len(self._sizes)
 
+    def indexes(self) -> set[int]:
+        return set(self._sizes)
+
     def add(self, first_index: int, size: int) -> None:
         self._sizes[first_index] = size
         self.bytes += size
@@ -359,6 +377,5 @@ class _Found:
         self._batches.append(step)
         self.next_index = step.first_index + len(step.records)
 
-    def records(self) -> Iterator[tuple[int, bytes]]:
-        for batch in self._batches:
-            yield from enumerate(batch.records, batch.first_index)
+    def batches(self) -> Iterator[tuple[int, list[bytes]]]:
+        return ((batch.first_index, batch.records) for batch in self._batches)

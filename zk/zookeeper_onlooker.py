@@ -126,7 +126,10 @@ class ZooKeeperOnlooker:
             raise Corrupt(f"{self._layout.schema} in ZooKeeper is not a Stoker journal's: {error}") from error
 
     def _term(self) -> Term:
-        return read_term(self._get(self._layout.epoch))
+        try:
+            return read_term(self._get(self._layout.epoch))
+        except NoNodeError as error:
+            raise Corrupt(f"{self._layout.epoch} was deleted: the journal is not whole") from error
 
     def _checked(self, batch: Batch) -> Batch:
         if batch.epoch > self._known_epoch:
@@ -173,9 +176,13 @@ def open_session(place: ZkUrl, *, owner: str, secret: str, gevent: bool) -> Sess
 
 
 def read_members(session: Session) -> tuple[str, ...]:
-    """Return what the candidates of the journal's election call themselves, in no order."""
+    """Return what the candidates of the journal's election call themselves, in no order; none if it was deleted."""
     layout, found = session.layout, []
-    for node in sorted(session.ask(listing(layout.election))):
+    try:
+        nodes = sorted(session.ask(listing(layout.election)))
+    except NoNodeError:
+        return ()
+    for node in nodes:
         try:
             found.append(session.ask(getting(layout.candidate(node)))[0])
         except NoNodeError:

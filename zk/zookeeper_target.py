@@ -7,6 +7,7 @@ restore leaves before it is garbage that the next leader takes away.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 import zlib
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, NotEmptyError
 
 from stoker.zk.codec import (
+    BatchHeader,
     SnapshotHeader,
     Term,
     encode_pointer,
@@ -23,7 +25,7 @@ from stoker.zk.codec import (
     read_pointer,
     read_term,
 )
-from stoker.zk.errors import Corrupt, Fenced, Locked, TooLarge, TooNew
+from stoker.zk.errors import Corrupt, Fenced, Incomplete, Locked, TooLarge, TooNew, Unavailable
 from stoker.zk.home import Snapshot
 from stoker.zk.layout import INDEX_DIGITS, chunks
 from stoker.zk.paths import ZkUrl
@@ -64,7 +66,12 @@ class ZooKeeperTarget:
     def open(self, *, overwrite: bool) -> int:
         """See Target.open. Waits a while for schedulers to go."""
         self._session.start()
-        prepare(self._session)
+        try:
+            prepare(self._session)
+        except Incomplete:
+            if not overwrite:
+                raise
+            self._complete()
         self._session.ask(lambda client: client.sync_async(self._layout.root))
         self._wait_alone()
         data, stat = self._session.ask(getting(self._layout.epoch))
@@ -142,14 +149,44 @@ class ZooKeeperTarget:
             "`stoker journal backup` saves it)"
         )
 
+    def _complete(self) -> None:
+        """Make what was deleted of the journal again, in one multi with the mark that nobody may lead it."""
+        layout = self._layout
+        epoch, index, version = 0, 0, None
+        if self._exists(layout.epoch):
+            data, stat = self._session.ask(getting(layout.epoch))
+            version, unfinished = stat.version, unfinished_restore(data)
+            with contextlib.suppress(Corrupt):  # of a damaged term the log knows more
+                epoch, _, index = unfinished or (read_term(data).epoch, 0, 0)
+        if self._exists(layout.log) and (listed := self._children(layout.log)):
+            last = self._last_batch(listed)
+            epoch, index = max(epoch, last.epoch), max(index, last.stop_index)
+        mark = mark_unfinished(epoch, 0, index)
+        missing = [path for path in layout.folders if not self._exists(path)]
+        changed: Operation = (
+            ("create", (layout.epoch, mark))
+            if version is None
+            else ("set_data", (layout.epoch, mark, version))
+        )
+        try:
+            self._session.transact(changed, *(("create", (path, b"")) for path in missing))
+        except (AnswerLost, BadVersionError, NodeExistsError, NoNodeError) as error:
+            raise Unavailable(
+                f"what was deleted of {layout.root} could not be made again: try once more ({error!r})"
+            ) from error
+
+    def _exists(self, path: str) -> bool:
+        return self._session.ask(lambda client: client.exists_async(path)) is not None
+
     def _log_end(self, listed: Sequence[str]) -> int:
-        if not listed:
-            return 0
+        return self._last_batch(listed).stop_index if listed else 0
+
+    def _last_batch(self, listed: Sequence[str]) -> BatchHeader:
         path = f"{self._layout.log}/{listed[-1]}"
         header = read_batch_header(self._session.ask(getting(path))[0])
         if header is None:
             raise Corrupt(f"{path} is damaged: no batch")
-        return header.stop_index
+        return header
 
     def _clear(self) -> None:
         """Delete the journal that is here; from the first step on nobody leads it."""

@@ -67,6 +67,7 @@ class BlockState:
     attempts: int = 0
     retry_ms: int = 0
     refused_ms: int = 0
+    known: Extents = field(default_factory=Extents)  # pages whose checksums are there
 
     @property
     def is_full(self) -> bool:

@@ -81,6 +81,7 @@ def bundle(
         where = ["--platform", f"{machine}-cp-3{minor}-cp3{minor}", "--only-binary", ":all:"]
         where += [argument for links in find_links for argument in ("--find-links", links)]
     output = output or pathlib.Path(f"stoker-executor-{version}-cp3{minor}-{machine}.pex")
+    click.echo(f"making {output}: half a minute, or a few where wheels are fetched first", err=True)
     _make(output, [f"stoker[cluster]=={version}", *extra], where, minor)
     digest = hashlib.sha256(output.read_bytes()).hexdigest()
     click.echo(f"{output}: {format_bytes(output.stat().st_size)}, Python 3.{minor}, sha256 {digest}")

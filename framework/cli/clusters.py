@@ -63,7 +63,8 @@ def require_cluster_extra() -> None:
 @click.option(
     "--zk-secret",
     default="",
-    help="USER:SECRET of --zk, as env:NAME or file:PATH, so that it stands in no process list",
+    help="USER:SECRET of --zk (or the SECRET alone, where --zk names the USER), as env:NAME or file:PATH, so that it "
+    "stands in no process list",
 )
 @click.option(
     "--journal", metavar="file:DIR", help="or the journal in a directory: one scheduler, no ZooKeeper"
@@ -136,12 +137,12 @@ def require_cluster_extra() -> None:
     "--role",
     "roles",
     multiple=True,
-    default=("*",),
-    show_default=True,
-    help="Mesos role whose offers are taken (a new cluster's fleet); repeatable",
+    help="Mesos role whose offers are taken (a new cluster's fleet; without one *); repeatable",
 )
 @click.option("--principal", default="", help="Mesos principal")
-@click.option("--secret", default="", help="its secret, as env:NAME or file:PATH")
+@click.option(
+    "--secret", default="", help="its secret; as env:NAME or file:PATH it stands in no process list"
+)
 @click.option("--failover-timeout", "failover_timeout_ms", default="14d", show_default=True, type=DURATION)
 @click.option("--gpu-agents", is_flag=True, help="also take offers of agents with GPUs (no GPU is used)")
 @click.option(
@@ -190,6 +191,23 @@ def require_cluster_extra() -> None:
     help="how long a finished job is remembered",
 )
 @click.option(
+    "--volume-patience",
+    "volume_patience_ms",
+    default="1h",
+    show_default=True,
+    type=DURATION,
+    help="how long an executor's slot waits for the agent that has its volume before it is launched elsewhere; the volume is "
+    "kept",
+)
+@click.option(
+    "--volumes-kept-for",
+    "volumes_kept_ms",
+    default="30d",
+    show_default=True,
+    type=DURATION,
+    help="how long a volume is remembered that no slot has and whose agent makes no offers; nothing is destroyed by that",
+)
+@click.option(
     "--unreachable-delay",
     "unreachable_delay_ms",
     default="5m",
@@ -209,6 +227,8 @@ def scheduler(
     journal: str | None,
     jobs_kept_max: int,
     jobs_kept_ms: int,
+    volume_patience_ms: int,
+    volumes_kept_ms: int,
     unreachable_delay_ms: int,
     roles: tuple[str, ...],
     **options: Any,
@@ -221,7 +241,7 @@ def scheduler(
     require_cluster_extra()
     if bool(zk) == bool(journal):
         raise click.UsageError(
-            "the journal's place is missing: give either --zk zk://HOST:PORT,.../PATH or --journal file:DIR"
+            "say where the journal is, by one of --zk zk://HOST:PORT,.../PATH and --journal file:DIR"
         )
     if zk and not zk.startswith("zk://"):
         raise click.UsageError(f"--zk {zk!r}: write zk://HOST:PORT,HOST:PORT/PATH")
@@ -229,9 +249,11 @@ def scheduler(
         settings = {
             "jobs_kept_max": jobs_kept_max,
             "jobs_kept_ms": jobs_kept_ms,
+            "volume_patience_ms": volume_patience_ms,
+            "volumes_kept_ms": volumes_kept_ms,
             "unreachable_delay_ms": unreachable_delay_ms,
         }
-        options |= {"role": roles[0], "roles_more": roles[1:]}
+        options |= {"role": roles[0] if roles else None, "roles_more": roles[1:]}
         config = Config(journal=zk or journal or "", settings=settings, **options)
         config.check()
     except ConfigError as error:

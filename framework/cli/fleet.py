@@ -49,6 +49,8 @@ def fleet_lines(view: dict[str, Any]) -> list[str]:
             f"{volumes['unknown_count']} volumes carry this cluster's labels, and its journal does not know them (is it an older "
             "one?): they are kept as they are"
         )
+    if view["attention"]:
+        lines.append(f"attention: {view['attention']}")
     fits = [w["nearest"] for w in view["waiting"] if w["nearest"]]
     if fits:
         nearest = fits[0]
@@ -88,6 +90,8 @@ def executor_table(output: Output, executors: list[dict[str, Any]]) -> None:
     output.table("", ["SLOT>", "STATE", "AGENT", "ADDRESS", "PID>", "USED", "SSD", "REASON"], rows)
     for e in executors:
         disk = e["disk"]
+        if disk and disk["is_stuck"]:
+            output.say(f"slot {e['slot']}: the disk of its SSD tier does not answer; memory is served on")
         if disk and disk["error_count"]:
             output.say(f"slot {e['slot']}: {disk['error_count']} SSD errors, the last: {disk['last_error']}")
 
@@ -114,7 +118,8 @@ def _disk(disk: dict[str, Any] | None) -> str:
     multiple=True,
     metavar="FIELD:OPERATOR[:VALUE]",
     help="which agents are used: FIELD is hostname, @region, @zone or an attribute, OPERATOR one of UNIQUE, CLUSTER, GROUP_BY, LIKE, "
-    "UNLIKE, MAX_PER, IS, as Marathon knows them; such as rack:GROUP_BY:3. Repeatable: these replace those there are; '' "
+    "UNLIKE, MAX_PER, IS, as Marathon knows them; such as rack:GROUP_BY:3. LIKE and UNLIKE take a regular expression of the whole "
+    "value, without look-around and back-references. Repeatable: these replace those there are; '' "
     "is none. Executors that run stay where they are",
 )
 @click.option(

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -36,39 +35,28 @@ def journal() -> None:
 
 
 def place_command(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say where the journal is; `function` gets `url` and `secret` first. Errors become one line."""
+    """Add the options that say where the journal is; `function` gets `url` and `secret` first. Errors become one line.
+
+    `url` is empty where --check needs none.
+    """
 
     @click.option("--journal", "journal_url", metavar="file:DIR", default="", help="a local journal")
     @click.option("--zk", "zk_url", metavar="zk://H:P,H:P/PATH", default="", help="a journal in ZooKeeper")
     @click.option("--zk-secret", default="", help="USER:SECRET of its ACL, as env:NAME or file:PATH")
     @functools.wraps(function)
     def run(journal_url: str, zk_url: str, zk_secret: str, **options: Any) -> None:
-        if bool(journal_url) == bool(zk_url):
+        url = journal_url or zk_url
+        if (journal_url and zk_url) or not (url or options.get("check_only")):
             raise click.UsageError(
                 "say where the journal is, by one of --journal file:DIR and --zk zk://HOST:PORT/PATH"
             )
-        url = journal_url or zk_url
-        if not url.startswith("file:" if journal_url else "zk://"):
+        if url and not url.startswith("file:" if journal_url else "zk://"):
             raise click.UsageError("write --journal file:DIR or --zk zk://HOST:PORT[,HOST:PORT...]/PATH")
         logging.getLogger().addHandler(logging.NullHandler())  # what goes wrong is said in one line, by us
         try:
-            reports_errors(_ends_with_its_reader(function))(url, zk_secret, **options)
+            reports_errors(function)(url, zk_secret, **options)
         except JournalError as error:
             fail(str(error))
-
-    return run
-
-
-def _ends_with_its_reader(function: Callable[..., None]) -> Callable[..., None]:
-    """End quietly where standard output goes to a program that has read enough, such as `head`."""
-
-    def run(*arguments: Any, **options: Any) -> None:
-        try:
-            function(*arguments, **options)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is for nobody
-            sys.exit(EXIT_FAILED)
 
     return run
 
@@ -147,7 +135,7 @@ def _print_header(reader: Onlooker, header: Header) -> None:
         "epoch": f"{header.term.epoch}, level {header.term.level}",
         "owner": header.term.owner or "nobody has led it",
         "open now": ", ".join(header.members) or "nobody, as far as this machine can tell",
-        "records": f"{header.first_index:,} to {header.next_index - 1:,}" if header.next_index else "none",
+        "records": _records(header),
         "log": f"{format_bytes(header.log_bytes)} in {count(header.parts, header.part_name)}",
         "snapshots": ", ".join(f"before record {index:,}" for index in header.snapshots) or "none",
     }
@@ -163,6 +151,12 @@ def _print_header(reader: Onlooker, header: Header) -> None:
     for name, text in lines.items():
         click.echo(f"{name:<13}{text}")
     click.echo()
+
+
+def _records(header: Header) -> str:
+    if header.first_index < header.next_index:
+        return f"{header.first_index:,} to {header.next_index - 1:,}"
+    return f"none since the snapshot; {header.next_index:,} comes next" if header.next_index else "none"
 
 
 def _entry_line(index: int, epoch: int, record: bytes, *, as_json: bool) -> str:
@@ -231,7 +225,9 @@ def backup(url: str, secret: str, file: str) -> None:
 @click.option(
     "--overwrite", is_flag=True, help="also where there is a journal (of which a local one is put aside)"
 )
-@click.option("--check", "check_only", is_flag=True, help="only check FILE; change nothing")
+@click.option(
+    "--check", "check_only", is_flag=True, help="only check FILE, which needs no journal; change nothing"
+)
 @click.argument("file", metavar="FILE")
 def restore(url: str, secret: str, overwrite: bool, check_only: bool, file: str) -> None:
     """Bring the journal of a backup back, from FILE (- is standard input): the same cluster, datasets and jobs.

@@ -90,7 +90,10 @@ def _check_log(reader: Onlooker, header: Header, checks: Checks) -> State | None
             begun_index, state, compared = _replay(reader, header)
             if state is not None:
                 break
-            header = reader.header()  # the log was cut meanwhile
+            before, header = header, reader.header()
+            if (before.first_index, before.snapshots) == (header.first_index, header.snapshots):
+                raise Corrupt(f"record {begun_index:,} is missing, but there are later ones: a gap")
+            # the log was cut meanwhile
         else:
             raise Corrupt("the log is cut faster than it can be read")
     except JournalError as error:
@@ -116,12 +119,14 @@ def _check_log(reader: Onlooker, header: Header, checks: Checks) -> State | None
 
 
 def _replay(reader: Onlooker, header: Header) -> tuple[int, State | None, int]:
-    """Return where replay began, the state it led to (None: the log was cut under it), and how many snapshots agreed."""
+    """Return where replay began, the state it led to, and how many snapshots agreed; where a record is missing (the log was
+    cut under us, or is damaged), its index and None.
+    """
     state = _beginning(reader, header)
     begun_index, compared = state.next_index, 0
     for batch in reader.log(begun_index):
         if batch.first_index > state.next_index:
-            return begun_index, None, 0
+            return state.next_index, None, 0
         state.apply(batch)
         compared += _compare(reader, header, state)
     return begun_index, state, compared

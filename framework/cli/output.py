@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -135,18 +137,35 @@ def fail(message: str, hint: str = "") -> NoReturn:
 
 
 def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn the errors that users can act on into one line and exit code 1."""
+    """Turn the errors that users can act on into one line and exit code 1.
+
+    Where standard output goes to a program that has read enough, such as `head`, it ends with 1 as well, and quietly.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            done = command(*args, **kwargs)
+            sys.stdout.flush()
+            return done
         except ApiError as error:
             fail(error.message, error.hint)
         except (OSError, ValueError) as error:
+            if _is_reader_gone(error):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is for nobody
+                sys.exit(EXIT_FAILED)
             fail(_words(error))
 
     return run
+
+
+def _is_reader_gone(error: OSError | ValueError) -> bool:
+    """Say whether it is our standard output, and no connection, that broke."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # POLLERR is told unasked: a pipe that nobody reads
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _words(error: OSError | ValueError) -> str:

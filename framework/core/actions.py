@@ -100,6 +100,15 @@ class ShutdownExecutor:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeExecutor:
+    """Look whether the machine of a silent executor answers at all; comes back as ExecutorProbed."""
+
+    launch_id: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reconcile:
     """(task id, agent id) each; empty: all that the master knows."""
 
@@ -148,6 +157,18 @@ class UpdateFramework:
 @dataclass(frozen=True, slots=True)
 class Teardown:
     """End the framework: Mesos kills its tasks and forgets it. Only an uninstall says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndCluster:
+    """The cluster is uninstalled: this leadership ends, and with it the scheduler. `left`: what is left behind, in words."""
+
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BeginAnew:
+    """Nothing is left of a framework that Mesos removed: this leadership ends, and the next one takes a new id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +238,11 @@ Action = (
     | DeclineInverse
     | UpdateFramework
     | Teardown
+    | EndCluster
+    | BeginAnew
     | Kill
     | ShutdownExecutor
+    | ProbeExecutor
     | Reconcile
     | Suppress
     | Revive

@@ -21,9 +21,10 @@ from stoker.framework.core import entries as e
 from stoker.framework.core.codec import CodecError, NewerError, plain, reader
 from stoker.framework.core.departures import DepartureEntry, Drain, Uninstall, apply_departure
 from stoker.framework.core.homes import Homes
-from stoker.framework.core.rules import Rules, loosely_merged, normalise_rules, wishes
+from stoker.framework.core.job_table import Asked, Finished, Job, Jobs, Started, job_id_of
+from stoker.framework.core.rules import Rules, normalise_rules, wishes
 from stoker.framework.core.volumes import Volume, VolumeEntry, Volumes
-from stoker.framework.model import DatasetState, FileError, FleetSpec, JobKind, JobState, Manifested, Tier
+from stoker.framework.model import DatasetState, FleetSpec, Manifested, Tier
 
 SNAPSHOT_FORMAT = 1
 ROLES_HAD_MAX = 64
@@ -38,11 +39,9 @@ BASE_RULES_LOOSE_MAX = 16  # rules of forgotten jobs that a dataset keeps before
 
 Launch = e.LaunchPlanned
 
-# Entries as bare tuples: of WantedSet, JobCreated, JobStarted, JobFinished.
+# Entries as bare tuples: of WantedSet, JobsForgotten.
 _Wanted = tuple[int, int, Rules, int]
-_Asked = tuple[str, str, int, str, tuple[str, ...], str, str, bool, int, int, int, int, int]
-_Started = tuple[str, int]
-_Finished = tuple[str, str, int, int, int, tuple[FileError, ...], str, int]
+_Forgotten = tuple[tuple[str, ...]]
 
 
 class Slot(NamedTuple):
@@ -94,36 +93,6 @@ class Dataset(NamedTuple):
         return self.versions[-1] if self.versions else None
 
 
-class Job(NamedTuple):
-    job_id: str
-    kind: str
-    dataset_id: int
-    dataset: str
-    paths: tuple[str, ...]
-    key: str
-    body: str
-    fit: bool
-    wanted_version: int
-    bytes_total: int
-    files_total: int
-    block_count: int
-    created_ms: int
-    state: JobState = JobState.PENDING
-    started_ms: int = 0
-    finished_ms: int = 0
-    bytes: int = 0
-    files: int = 0
-    error_count: int = 0
-    errors: tuple[FileError, ...] = ()
-    message: str = ""
-
-    @property
-    def wishes(self) -> Rules:
-        """Return what it adds to what is wanted of its dataset; nothing once it is cancelled."""
-        is_wanted = _WISHES.get(self.kind)
-        return () if is_wanted is None or self.state is _CANCELLED else wishes(is_wanted, self.paths)
-
-
 class Catalog:
     """All promised state, in dense dicts by id, in the order of ids. Read it freely; change it by `apply` alone.
 
@@ -131,7 +100,7 @@ class Catalog:
 
         slots           instances_max; slots_out: those, and SLOTS_GONE_MAX that are gone
         launches        one a slot: an ended one is forgotten at once, its slot keeps why
-        volumes         one a slot, and those that were given up: as many as agents have them
+        volumes         one a slot, and those that were given up: as many as agents have them, and for volumes_kept_ms as agents had
         drains          DRAINS_MAX
         datasets        datasets_max, with versions_kept versions, and wanted_rules_max rules for as long as nothing is
                         cancelled (then those of the jobs that are left); a removed one leaves its name: names_removed
@@ -158,7 +127,7 @@ class Catalog:
         self.uninstall: Uninstall | None = None
         self.datasets: dict[int, Dataset] = {}
         self.names_removed: dict[str, int] = {}  # of datasets that could be read once: their ids
-        self.jobs: dict[str, Job] = {}  # oldest first
+        self.jobs = Jobs()
         self.slot_id_next = 1
         self.launch_id_next = 1
         self.volume_id_next = 1
@@ -178,6 +147,13 @@ class Catalog:
     def apply(self, entry: e.Entry) -> None:
         """Change the state as `entry` says; `entry` was decided on exactly this state."""
         APPLY[type(entry)](self, entry)
+        if self._late_wanted or self._late_base:
+            self.settle()
+
+    def settle(self) -> None:
+        """Let `datasets` have what is wanted of them: whoever applies many entries by `APPLY` does so once, at the end."""
+        for dataset_id in (*self._late_wanted, *self._late_base):
+            self.datasets[dataset_id] = self._dataset(dataset_id)
 
     def copy(self) -> Catalog:
         """Return this state as it is now, for who reads it elsewhere while this one goes on.
@@ -186,7 +162,7 @@ class Catalog:
         """
         twin = Catalog.__new__(Catalog)
         for name, value in vars(self).items():
-            setattr(twin, name, value.copy() if isinstance(value, dict | set | deque | Homes) else value)
+            setattr(twin, name, value.copy() if isinstance(value, dict | deque | Homes | Jobs) else value)
         return twin
 
     def snapshot(self) -> dict[str, Any]:
@@ -250,23 +226,22 @@ class Catalog:
         return None if launch_id is None else self.launches[launch_id]
 
     def job_of_key(self, key: str) -> Job | None:
-        job_id = self._keys.get(key)
-        return None if job_id is None else self.jobs[job_id]
+        return self.jobs.of_key(key)
 
     def jobs_of(self, dataset_id: int) -> list[Job]:
         """Return the known jobs of a dataset, in the order of their wishes."""
-        return [job for job in self.jobs.values() if job.dataset_id == dataset_id]
+        return self.jobs.of_dataset(dataset_id)
 
     def active_jobs(self) -> list[Job]:
         """Return the jobs that are not finished, oldest first."""
-        return [self.jobs[job_id] for job_id in sorted(self._active)]
+        return self.jobs.active()
 
     @property
     def has_active_jobs(self) -> bool:
-        return bool(self._active)
+        return self.jobs.active_count > 0
 
     def finished_job_count(self) -> int:
-        return len(self.jobs) - len(self._active)
+        return len(self.jobs) - self.jobs.active_count
 
     @property
     def datasets_removed(self) -> int:
@@ -312,11 +287,13 @@ class Catalog:
         self._names = {dataset.name: dataset.dataset_id for dataset in self.datasets.values()}
         self._tasks = {launch.task_id: launch.launch_id for launch in self.launches.values()}
         self._agents = {launch.agent_id: launch.launch_id for launch in self.launches.values()}
-        self._keys = {job.key: job.job_id for job in self.jobs.values() if job.key}
-        self._active = {job.job_id for job in self.jobs.values() if not job.state.is_final}
         self.volumes = Volumes(self.volumes)
+        self.jobs = Jobs(self.jobs.values())
         self._slots_in = None
         self._homes = Homes()
+        # What datasets do not have yet, see settle: what is wanted of them, and their base rules.
+        self._late_wanted: dict[int, _Wanted] = {}
+        self._late_base: dict[int, Rules] = {}
         # The slot and launch (0: none) of each of the newest steps of launch_revision.
         self.launch_changes: deque[tuple[int, int]] = deque(maxlen=LAUNCH_CHANGES_MAX)
 
@@ -330,6 +307,20 @@ class Catalog:
     def _slots_changed(self) -> None:
         self.slots_revision += 1
         self._slots_in = None
+
+    def _dataset(self, dataset_id: int) -> Dataset:
+        """Return the dataset with what it does not have yet, which is put into it by that."""
+        dataset = self.datasets[dataset_id]
+        wanted, base_rules = self._late_wanted.pop(dataset_id, None), self._late_base.pop(dataset_id, None)
+        if wanted is None and base_rules is None:
+            return dataset
+        if base_rules is None:
+            base_rules = dataset.base_rules
+        elif len(base_rules) > BASE_RULES_LOOSE_MAX:
+            base_rules = normalise_rules(base_rules)
+        fields: tuple[Any, ...] = dataset
+        last = fields[_WANTED:_BASE_RULES] if wanted is None else wanted[1:]
+        return tuple.__new__(Dataset, fields[:_WANTED] + last + (base_rules,))
 
     def _set_dataset(self, dataset: Dataset, *, placement: bool = False) -> None:
         self.datasets[dataset.dataset_id] = dataset
@@ -421,7 +412,7 @@ class Catalog:
         self.volumes.apply(entry)
         if isinstance(entry, e.VolumePlanned):
             self.volume_id_next = entry.volume_id + 1
-            self._saw(entry.wall_ms)
+        self._saw(getattr(entry, "wall_ms", 0))
 
     def _departed(self, entry: DepartureEntry) -> None:
         self.uninstall = apply_departure(self.drains, self.uninstall, entry)
@@ -435,83 +426,74 @@ class Catalog:
         self._saw(entry.wall_ms)
 
     def _listing_began(self, entry: e.ListingBegan) -> None:
-        self._set_dataset(listing_began(self.datasets[entry.dataset_id], entry))
+        self._set_dataset(listing_began(self._dataset(entry.dataset_id), entry))
 
     def _dataset_listed(self, entry: e.DatasetListed) -> None:
-        self._set_dataset(dataset_listed(self.datasets[entry.dataset_id], entry), placement=True)
+        self._set_dataset(dataset_listed(self._dataset(entry.dataset_id), entry), placement=True)
         self._saw(entry.wall_ms)
 
     def _listing_failed(self, entry: e.ListingFailed) -> None:
-        self._set_dataset(listing_failed(self.datasets[entry.dataset_id], entry))
+        self._set_dataset(listing_failed(self._dataset(entry.dataset_id), entry))
 
     def _dataset_changed(self, entry: e.DatasetChanged) -> None:
-        self._set_dataset(dataset_changed(self.datasets[entry.dataset_id], entry), placement=True)
+        self._set_dataset(dataset_changed(self._dataset(entry.dataset_id), entry), placement=True)
 
     def _dataset_removed(self, entry: e.DatasetRemoved) -> None:
         dataset = self.datasets.pop(entry.dataset_id)
+        self._late_wanted.pop(entry.dataset_id, None)
+        self._late_base.pop(entry.dataset_id, None)
         del self._names[dataset.name]
         self._homes.forget(dataset.dataset_id)
         if dataset.versions and len(self.names_removed) < NAMES_REMOVED_MAX:
             self.names_removed[dataset.name] = dataset.dataset_id
         self._changed(placement=True)
 
-    # Most of a replay is these four, so they read an entry by its fields' places: a replay need not make one.
+    # Most of a replay is these five. They read an entry by its fields' places, so that none need be made; and what is wanted
+    # of a dataset changes at each job, so a dataset gets it late (`settle`).
 
     def _wanted_set(self, entry: _Wanted) -> None:
         dataset_id = entry[0]
-        self.datasets[dataset_id] = wanted_set(self.datasets[dataset_id], entry)
+        if dataset_id not in self.datasets:
+            raise KeyError(dataset_id)
+        self._late_wanted[dataset_id] = entry
         self.revision += 1
 
-    def _job_created(self, entry: _Asked) -> None:
-        job_id, key, wall_ms = entry[0], entry[5], entry[12]
+    def _job_created(self, entry: Asked) -> None:
+        job_id, wall_ms = entry[0], entry[12]
         assert job_id == job_id_of(self.job_number_next), job_id
         self.job_number_next += 1
-        self.jobs[job_id] = job_created(entry)
-        self._active.add(job_id)
-        if key:
-            self._keys[key] = job_id
+        self.jobs.create(entry)
         if wall_ms > self.wall_ms:
             self.wall_ms = wall_ms
 
-    def _job_started(self, entry: _Started) -> None:
-        job_id, wall_ms = entry
-        self.jobs[job_id] = job_started(self.jobs[job_id], entry)
-        if wall_ms > self.wall_ms:
-            self.wall_ms = wall_ms
+    def _job_started(self, entry: Started) -> None:
+        self.jobs.start(entry)
+        if entry[1] > self.wall_ms:
+            self.wall_ms = entry[1]
 
-    def _job_finished(self, entry: _Finished) -> None:
-        job_id, wall_ms = entry[0], entry[7]
-        self.jobs[job_id] = job_finished(self.jobs[job_id], entry)
-        self._active.discard(job_id)
-        if wall_ms > self.wall_ms:
-            self.wall_ms = wall_ms
+    def _job_finished(self, entry: Finished) -> None:
+        self.jobs.finish(entry)
+        if entry[7] > self.wall_ms:
+            self.wall_ms = entry[7]
 
     def _journal_restored(self, entry: e.JournalRestored) -> None:
         for name in _COUNTERS:
             setattr(self, name, getattr(self, name) + entry.ids_ahead)
         self.generation_min = max(self.generation_min, entry.generation_min)
+        self.epoch = max(
+            self.epoch, entry.epoch
+        )  # whoever knew a newer one than the backup's sees that this is above
         self._saw(entry.wall_ms)
 
-    def _jobs_forgotten(self, entry: e.JobsForgotten) -> None:
-        jobs, keys, datasets = self.jobs, self._keys, self.datasets
-        base_rules: dict[int, Rules] = {}  # by dataset
-        for job_id in entry.job_ids:
-            job = jobs.pop(job_id)
-            assert job.state in _FINAL, job_id
-            if keys.get(job.key) == job_id:
-                del keys[job.key]
-            dataset_id, more = job.dataset_id, job.wishes
-            if more and dataset_id in datasets:
-                before = base_rules.get(dataset_id)
-                if before is None:
-                    before = datasets[dataset_id].base_rules
-                base_rules[dataset_id] = loosely_merged(before, more)
-        for dataset_id, rules in base_rules.items():
-            if len(rules) > BASE_RULES_LOOSE_MAX:
-                rules = normalise_rules(rules)
-            dataset = datasets[dataset_id]
-            if rules != dataset.base_rules:
-                datasets[dataset_id] = _spliced(dataset, _BASE_RULES, (rules,))
+    def _jobs_forgotten(self, entry: _Forgotten) -> None:
+        late = self._late_base
+        for dataset_id, is_wanted, paths in self.jobs.forget(entry[0]):
+            base_rules = late.get(dataset_id)
+            if base_rules is None:
+                if dataset_id not in self.datasets:
+                    continue
+                base_rules = self.datasets[dataset_id].base_rules
+            late[dataset_id] = base_rules + wishes(is_wanted, paths) if paths else _ALL[is_wanted]
 
 
 _COUNTERS = (
@@ -559,16 +541,8 @@ APPLY: dict[type[Any], Callable[[Catalog, Any], None]] = {
     e.JobsForgotten: Catalog._jobs_forgotten,
     e.JournalRestored: Catalog._journal_restored,
 }
-BY_PLACE = frozenset({e.WantedSet, e.JobCreated, e.JobStarted, e.JobFinished})  # APPLY takes bare tuples too
-
-
-def job_id_of(number: int) -> str:
-    """Return the id of the `number`th job; ids sort as they were given out.
-
-    >>> job_id_of(12)
-    'j0000000012'
-    """
-    return f"j{number:010d}"
+# APPLY takes bare tuples of these too.
+BY_PLACE = frozenset({e.WantedSet, e.JobCreated, e.JobStarted, e.JobFinished, e.JobsForgotten})
 
 
 def dataset_added(entry: e.DatasetAdded) -> Dataset:
@@ -606,41 +580,8 @@ def dataset_changed(dataset: Dataset, entry: e.DatasetChanged) -> Dataset:
     return dataset._replace(replicas=entry.replicas, policy=entry.policy, priority=entry.priority)
 
 
-def wanted_set(dataset: Dataset, entry: _Wanted) -> Dataset:
-    return _spliced(dataset, _WANTED, entry[1:])
-
-
-def _spliced(dataset: Dataset, place: int, values: tuple[Any, ...]) -> Dataset:
-    """Return the dataset with these values from `place` on: as `_replace`, in half the time."""
-    return tuple.__new__(Dataset, dataset[:place] + values + dataset[place + len(values) :])
-
-
+_ALL: dict[bool, Rules] = {True: ((True, ""),), False: ((False, ""),)}
 _WANTED = Dataset._fields.index("wanted_version")
 _BASE_RULES = Dataset._fields.index("base_rules")
-assert Dataset._fields[_WANTED : _WANTED + 3] == ("wanted_version", "rules", "wanted_block_count")
-assert e.WantedSet._fields[1:] == ("wanted_version", "rules", "block_count")
-
-
-def job_created(entry: _Asked) -> Job:
-    return tuple.__new__(Job, entry + _NOT_STARTED)
-
-
-def job_started(job: Job, entry: _Started) -> Job:
-    return tuple.__new__(Job, job[:_ASKED] + (_RUNNING, entry[1]) + _NOT_STARTED[2:])
-
-
-def job_finished(job: Job, entry: _Finished) -> Job:
-    _, state, *_, wall_ms = entry
-    return tuple.__new__(Job, job[:_ASKED] + (_STATES[state], job.started_ms, wall_ms) + entry[2:7])
-
-
-# A job is what was asked, then how it went, then what came of it. Most of a replay is making jobs, so they are put
-# together of whole pieces.
-_ASKED = len(e.JobCreated._fields)
-_NOT_STARTED: tuple[Any, ...] = tuple(Job._field_defaults.values())
-_STATES = {state.value: state for state in JobState}
-_FINAL = frozenset(state for state in JobState if state.is_final)
-_RUNNING, _CANCELLED = JobState.RUNNING, JobState.CANCELLED  # an enum is slow to look a member up
-_WISHES = {JobKind.LOAD.value: True, JobKind.FREE.value: False}
-assert Job._fields[: _ASKED - 1] == e.JobCreated._fields[:-1] and Job._fields[_ASKED - 1] == "created_ms"
-assert Job._fields[_ASKED:] == ("state", "started_ms", "finished_ms", *e.JobFinished._fields[2:-1])
+assert Dataset._fields[_WANTED:] == ("wanted_version", "rules", "wanted_block_count", "base_rules")
+assert e.WantedSet._fields == ("dataset_id", "wanted_version", "rules", "block_count")

@@ -80,7 +80,7 @@ def reader(cls: Any) -> Callable[[Any], Any]:
 @functools.cache
 def field_reader(cls: Any) -> Callable[[Any], tuple[Any, ...]]:
     """Return the function that makes the fields of a `cls`, each of its own type; it raises as that of `reader`."""
-    shape = _shape(cls)
+    shape = wire_shape(cls)
     converters = [(place, field) for place, field in enumerate(_fields(cls)) if field.convert is not None]
 
     def read(values: Any) -> tuple[Any, ...]:
@@ -95,12 +95,8 @@ def field_reader(cls: Any) -> Callable[[Any], tuple[Any, ...]]:
     return read
 
 
-def plain_shape(cls: Any) -> tuple[type[Any], ...] | None:
-    """Return the types of a `cls`' fields: a tuple of just these is its fields already. None: there are no such."""
-    return None if any(field.convert for field in _fields(cls)) else _shape(cls)
-
-
-def _shape(cls: Any) -> tuple[type[Any], ...]:
+def wire_shape(cls: Any) -> tuple[type[Any], ...]:
+    """Return the types of a `cls`' fields as msgpack brings them."""
     return tuple(field.wire for field in _fields(cls))
 
 

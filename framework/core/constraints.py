@@ -7,7 +7,7 @@ fails all operators but UNLIKE. What counts is where the fleet's executors run n
     CLUSTER [value]  all run where it has this value; without one, where the first of them runs
     GROUP_BY [n]     a value that no executor has yet, or one that as few have as any, once n values are in use
     MAX_PER n        fewer than n executors run where it has this value
-    LIKE regex       the whole value matches; UNLIKE: it does not
+    LIKE regex       the whole value matches; UNLIKE: it does not (see patterns.py)
     IS value         equal; numbers within 0.001
 
 Pure functions and values: no offer, no catalog.
@@ -16,10 +16,10 @@ Pure functions and values: no offer, no catalog.
 from __future__ import annotations
 
 import functools
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from stoker.framework.core.patterns import compile_pattern
 from stoker.framework.model import Constraint
 
 OPERATORS = ("UNIQUE", "CLUSTER", "GROUP_BY", "LIKE", "UNLIKE", "MAX_PER", "IS")
@@ -186,7 +186,7 @@ class Tally:
             case "LIKE":
                 return f"a {field} like {value}"
             case _:
-                return f"no {field} like {value}"
+                return f"a {field} unlike {value}"
 
     def offered(self, fields: Fields) -> str:
         """Return in words what the agent has."""
@@ -206,15 +206,15 @@ def group_counts(tallies: Sequence[Tally], fields: Fields) -> tuple[int, ...]:
 
 def _pattern_problem(pattern: str) -> str:
     try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        return f"{pattern!r} is not a regular expression: {error}"
+        compile_pattern(pattern)
+    except ValueError as error:
+        return f"{pattern!r} is no regular expression that can be used: {error}"
     return ""
 
 
 @functools.lru_cache(maxsize=65_536)
 def _matches(pattern: str, value: str) -> bool:
-    return re.fullmatch(pattern, value) is not None
+    return compile_pattern(pattern).matches(value)
 
 
 def _is_equal(value: str, wanted: str) -> bool:

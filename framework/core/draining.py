@@ -19,20 +19,13 @@ from stoker.executor.units import format_bytes
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import Action, Answer, Frame
-from stoker.framework.core.catalog import (
-    Catalog,
-    Job,
-    Launch,
-    job_created,
-    job_finished,
-    job_id_of,
-    job_started,
-)
+from stoker.framework.core.catalog import Catalog, Launch
 from stoker.framework.core.datasets import refuse
 from stoker.framework.core.departures import CAUSE_MAINTENANCE, CAUSE_OPERATOR, Drain
 from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.job_table import Job, job_created, job_finished, job_id_of, job_started
 from stoker.framework.core.launches import is_utf8, now_wall_ms, order_end, released
-from stoker.framework.core.moves import leaving_bits, left_on, waits_for
+from stoker.framework.core.moves import is_large, leaving_bits, left_on, waits_for
 from stoker.framework.core.views import agent_view, job_view
 from stoker.framework.core.volumes import VolumeState
 from stoker.framework.model import JobKind, JobState, Refusal, Settings
@@ -145,6 +138,7 @@ def _find_agent(catalog: Catalog, fleet: Fleet, name: str) -> tuple[str, str] | 
     known = {launch.agent_id: launch.hostname for launch in catalog.launches.values()}
     known |= {agent.agent_id: agent.hostname for agent in fleet.agents.values()}
     known |= {drain.agent_id: drain.hostname for drain in catalog.drains.values()}
+    known |= {volume.agent_id: volume.hostname for volume in catalog.volumes.on_agent(name)}  # it may be away
     if name in known:
         return name, known[name]
     ids = [agent_id for agent_id, hostname in known.items() if hostname == name]
@@ -216,11 +210,15 @@ def _begin(
 
 
 def _only_there(catalog: Catalog, fleet: Fleet, launch: Launch, now_ms: int) -> tuple[int, int]:
-    """Return how many blocks, and bytes, will be only on this executor once its agent is drained."""
+    """Return how many blocks, and bytes, will be only on this executor once its agent is drained.
+
+    In a large fleet: how many it holds; it takes long to look who else does.
+    """
     seen = fleet.executors.get(launch.launch_id)
     if seen is None:
         return 0, 0
-    left = left_on(catalog, seen, leaving_bits(catalog, fleet, now_ms, also=launch.launch_id))
+    alone = {} if is_large(fleet) else leaving_bits(catalog, fleet, now_ms, also=launch.launch_id)
+    left = left_on(catalog, seen, alone, unknown=-1 if is_large(fleet) else 0)
     return sum(part.bits.bit_count() for part in left), sum(part.bytes for part in left)
 
 
@@ -250,7 +248,7 @@ def _drained(
 ) -> list[e.Entry]:
     reason = f"agent {drain.hostname} is drained: {drain.reason}"
     entries: list[e.Entry] = [e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp))]
-    entries += released(catalog, launch, reason)
+    entries += released(catalog, launch, reason, now_wall_ms(catalog, stamp))
     if job is not None:
         entries.append(_finished(catalog, fleet, stamp, job, JobState.SUCCEEDED, ""))
     return entries

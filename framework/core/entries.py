@@ -114,6 +114,7 @@ class VolumeReleased(NamedTuple):
 
     volume_id: int
     reason: str
+    wall_ms: int = 0
 
 
 class VolumeAdopted(NamedTuple):
@@ -134,12 +135,19 @@ class VolumeDoomed(NamedTuple):
 
     volume_id: int
     reason: str
+    wall_ms: int = 0
 
 
 class VolumeRemoved(NamedTuple):
     """A doomed one is gone."""
 
     volume_id: int
+
+
+class VolumesForgotten(NamedTuple):
+    """No slot has them, and their agents are away for long. Nothing is destroyed: one that comes back is kept as an unknown one."""
+
+    volume_ids: tuple[int, ...]
 
 
 class AgentDrainSet(NamedTuple):
@@ -305,6 +313,7 @@ Entry = (
     | VolumeMoved
     | VolumeDoomed
     | VolumeRemoved
+    | VolumesForgotten
     | AgentDrainSet
     | AgentDrainCleared
     | UninstallBegan

@@ -110,6 +110,14 @@ class HeartbeatReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecutorProbed:
+    """What came of a ProbeExecutor. `is_there`: the machine answered, be it with a refusal."""
+
+    launch_id: int
+    is_there: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ListingProgressed:
     dataset_id: int
     attempt: int
@@ -259,6 +267,7 @@ Event = (
     | InverseOffersReceived
     | InverseOfferRescinded
     | HeartbeatReceived
+    | ExecutorProbed
     | ListingProgressed
     | ListingFinished
     | DatasetRequested

@@ -62,11 +62,36 @@ def fleet_json(catalog: Catalog, fleet: Fleet, spec: FleetSpec, now_ms: int) -> 
         "roles": list(spec.roles),
         "constraints": list(map(constraint_text, spec.constraints)),
         "executor": spec.executor,
+        "attention": attention(fleet),
         "running": sum(slot.launch_id in fleet.executors for slot in catalog.slots.values()),
         "volumes": _volumes_json(catalog, fleet),
         "waiting_count": len(waiting),
         "waiting": [_waiting_json(catalog, fleet, slot, now_ms) for slot in waiting[:WAITING_SHOWN_MAX]],
     }
+
+
+def attention(fleet: Fleet) -> str:
+    """Return why this leader keeps its hands off executors, or nothing."""
+    return about_newer_journal(fleet.newer_journal) if fleet.newer_journal else about_silence(fleet)
+
+
+def about_silence(fleet: Fleet) -> str:
+    """Return what is said of executors that are silent all at once, or nothing."""
+    if not fleet.mass_silence.reason:
+        return ""
+    return (
+        f"{fleet.mass_silence.reason}: as a rule they cannot reach this scheduler (its --advertise address, a firewall). None "
+        f"is told to end before it was silent for {fleet.settings.unreachable_delay_ms} ms"
+    )
+
+
+def about_newer_journal(proof: str) -> str:
+    """Return what is said where `proof` tells of a newer journal."""
+    return (
+        f"{proof}: another scheduler has taken over, or it is an older journal. This leader ends and launches no "
+        "executors; if nobody else leads, stop the schedulers and bring the newest journal back, as it was or with "
+        "`stoker journal restore`"
+    )
 
 
 def volume_states(catalog: Catalog, fleet: Fleet) -> list[str]:
@@ -138,7 +163,8 @@ def waiting_reason(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> s
     nearest, volume = _nearest(catalog, fleet, slot), catalog.volumes.of_slot(slot.slot_id)
     if volume is not None:
         left_ms = max(0, fleet.settings.volume_patience_ms - fleet.empty_ms(slot.slot_id, now_ms))
-        why = f"its volume is on {volume.hostname}, and is waited for {left_ms // 1000} s more: "
+        why = f"its volume is on {volume.hostname}, and is waited for {left_ms // 1000} s more (--volume-patience; "
+        why += f"`stoker drain {volume.agent_id}` gives it up now): "
         return why + (reason_text(nearest.explained.checks) if nearest else "no offer of it came yet") + ended
     if nearest is not None:
         told = reason_text(nearest.explained.checks)

@@ -17,13 +17,16 @@ from itertools import islice
 from stoker.executor.messages import Assignment, Heartbeat, Residency, SlotAddress
 from stoker.framework.core import actions as a
 from stoker.framework.core import events as ev
-from stoker.framework.core.catalog import Catalog, Job, Launch
+from stoker.framework.core.catalog import Catalog, Launch
+from stoker.framework.core.job_table import Job
 from stoker.framework.core.judging import judge, proof_of_newer_journal
+from stoker.framework.core.looks import Key, tells_of_loss
 from stoker.framework.core.moves import Moves
 from stoker.framework.core.progress import job_progress
 from stoker.framework.core.reports import Reports
+from stoker.framework.core.resizing import Resizing
 from stoker.framework.core.sightings import Sightings
-from stoker.framework.core.silence import MassSilence
+from stoker.framework.core.silence import Doubt, MassSilence
 from stoker.framework.core.spares import Spares
 from stoker.framework.core.windows import Windows
 from stoker.framework.model import Manifested, Offer, Selection, Settings, TaskStatus
@@ -71,8 +74,7 @@ class LaunchSeen:
     task_state: str = ""
     task_reason: str = ""
     is_moved: bool = False  # Mesos drains its agent
-    shutdown_tries: int = 0  # its executor is silent, and was told to end
-    shutdown_next_ms: int = 0
+    doubt: Doubt | None = None  # its executor is silent
 
 
 @dataclass(slots=True)
@@ -140,8 +142,7 @@ class Fleet:
         self.residency_complete = False
 
         self.subscribed = False
-        self.framework_id = ""
-        self.master_id = ""
+        self.framework_id = self.master_id = ""
         self.master_since_ms = 0  # this master is known here
         self.offers: dict[str, Offer] = {}
         self.agents: dict[str, AgentSeen] = {}
@@ -173,6 +174,7 @@ class Fleet:
         self.moves = Moves()
         self.spares = Spares()
         self.windows = Windows(settings)
+        self.resizing = Resizing(settings)
         self.teardown_next_ms = 0
         self.cleared_ms: int | None = None  # since an uninstall knows of nothing that is left
         self._clearing_since_ms: int | None = None
@@ -225,6 +227,8 @@ class Fleet:
                 self.endings.pop(event.executor_id, None)
             case ev.AgentRemoved():
                 self._agent_removed(event.agent_id)
+            case ev.ExecutorProbed():
+                self._probed(stamp, event)
             case ev.ListingProgressed() | ev.ListingFinished():
                 self._listing(event, catalog)
             case ev.JobRequested():
@@ -244,14 +248,15 @@ class Fleet:
         match action:
             case a.Accept() | a.DestroyVolume() | a.Decline() | a.ReconcileOperations() | a.UpdateFramework():
                 self.sightings.apply(stamp, action, self.offers)
+                self.resizing.apply(action)
             case a.Kill():
                 self._killed(now_ms, action)
             case a.AcceptInverse() | a.DeclineInverse():
                 self.windows.answered(action.offer_ids, action.refuse_ms, now_ms)
             case a.Teardown():
                 self.teardown_next_ms = now_ms + self.settings.kill_retry_ms
-            case a.ShutdownExecutor() if action.launch_id:
-                self._told_to_end(now_ms, action.launch_id)
+            case a.ShutdownExecutor() | a.ProbeExecutor() if action.launch_id:
+                self._doubted(now_ms, action)
             case a.Reconcile(tasks=()):
                 self.implicit_next_ms = now_ms + self.settings.reconcile_interval_ms
             case a.Reconcile():
@@ -280,10 +285,13 @@ class Fleet:
             next_ms = now_ms + self.settings.kill_retry_ms * 2 ** (tries - 1)
             self.endings[action.task_id] = Ending(action.agent_id, next_ms, tries, since_ms)
 
-    def _told_to_end(self, now_ms: int, launch_id: int) -> None:
-        seen = self.launches[launch_id]
-        delay_ms = self.settings.kill_retry_ms * 2 ** min(seen.shutdown_tries, self.settings.kill_tries_max)
-        seen.shutdown_tries, seen.shutdown_next_ms = seen.shutdown_tries + 1, now_ms + delay_ms
+    def _doubted(self, now_ms: int, action: a.ShutdownExecutor | a.ProbeExecutor) -> None:
+        seen = self.launches[action.launch_id]
+        seen.doubt = seen.doubt or Doubt()
+        if isinstance(action, a.ProbeExecutor):
+            seen.doubt.probing(now_ms, self.settings)
+        else:
+            seen.doubt.told_to_end(now_ms, self.settings)
 
     # --- questions
 
@@ -408,6 +416,8 @@ class Fleet:
         gone = self.launches.pop(launch_id)
         launch = gone.launch
         seen = self.executors.pop(launch_id, None)
+        if seen is not None:
+            self.moves.changed(self.moves.noted(launch_id, seen.datasets), {})
         self.unanswered.pop(launch.task_id, None)
         if launch.slot_id not in catalog.slots:
             return
@@ -424,6 +434,7 @@ class Fleet:
 
     def _ticked(self, stamp: ev.Stamp, catalog: Catalog) -> None:
         self._complete(stamp.now_ms)
+        self.resizing.look(stamp, self.offers.values(), catalog)
         self.mass_silence.look(self.launches, self.executors, stamp.now_ms, self._awake_ms)
         if self._is_dirty:
             self._is_dirty = False
@@ -433,6 +444,7 @@ class Fleet:
         if len(catalog.drains) != self._drain_count:
             self._drain_count = len(catalog.drains)
             self.revive_delay_ms = self.settings.revive_interval_ms_min  # an agent may be of use again
+        self.windows.forget(catalog.drains)
         self.moves.look(catalog, self, stamp.now_ms)
         self.revision += self.spares.forget(catalog, self, stamp.now_ms)
         jobs = catalog.active_jobs()
@@ -509,6 +521,8 @@ class Fleet:
         ending = {x.agent_id for x in self.endings.values()}
         proof = self.sightings.take_offers(stamp.now_ms, self.offers, catalog, ending)
         self.newer_journal = self.newer_journal or proof
+        if self.resizing.nearest:
+            self.resizing.look(stamp, self.offers.values(), catalog)
 
     def _task(self, stamp: ev.Stamp, status: TaskStatus, catalog: Catalog) -> None:
         if not self.believes(status, catalog, stamp.now_ms):
@@ -521,7 +535,7 @@ class Fleet:
         if seen is not None:
             if seen.task_state == "TASK_UNREACHABLE" != status.state:
                 # Its agent is back, and perhaps sooner than the executor's next heartbeat.
-                seen.shutdown_next_ms = stamp.now_ms + self.settings.heartbeat_timeout_ms
+                seen.doubt = Doubt(is_away=True)
             seen.task_state = status.state
             seen.task_reason = status.message or status.reason
             seen.is_moved = status.reason == AGENT_DRAINING
@@ -544,6 +558,10 @@ class Fleet:
             seen = None
         if seen is not None and heartbeat.sequence <= seen.heartbeat.sequence:
             return  # sent twice, or overtaken
+        known = self.executors.get(heartbeat.launch_id)
+        noted: dict[Key, int] = {}
+        if known is not None and (seen is None or tells_of_loss(heartbeat)):
+            noted = self.moves.noted(heartbeat.launch_id, known.datasets)
         last = seen
         if seen is None:
             seen = ExecutorSeen(heartbeat, stamp.now_ms, stamp.now_ms, needs_whole=True)
@@ -556,6 +574,7 @@ class Fleet:
         self._lives(heartbeat.launch_id)
         seen.heartbeat = replace(heartbeat, datasets=())
         self._residency(stamp, seen, heartbeat, catalog, is_new=last is None)
+        self.moves.changed(noted, seen.datasets)
         if not seen.needs_whole:
             self._awaited.discard(heartbeat.launch_id)
             self._complete(stamp.now_ms)
@@ -566,8 +585,13 @@ class Fleet:
 
     def _lives(self, launch_id: int) -> None:
         launch = self.launches.get(launch_id)
-        if launch is not None and launch.shutdown_tries:
-            launch.shutdown_tries = launch.shutdown_next_ms = 0
+        if launch is not None:
+            launch.doubt = None
+
+    def _probed(self, stamp: ev.Stamp, event: ev.ExecutorProbed) -> None:
+        seen = self.launches.get(event.launch_id)
+        if seen is not None and seen.doubt is not None:
+            seen.doubt.probed(stamp.now_ms, is_there=event.is_there)
 
     def _residency(
         self, stamp: ev.Stamp, seen: ExecutorSeen, heartbeat: Heartbeat, catalog: Catalog, *, is_new: bool
@@ -631,7 +655,8 @@ def popcount(bitmap: bytes | bytearray) -> int:
 
 
 def _update(held: Held, residency: Residency, *, is_exact: bool) -> None:
-    held.residency = replace(residency, bitmap=None, added=(), removed=())
+    is_change = residency.bitmap is not None or residency.added or residency.removed
+    held.residency = replace(residency, bitmap=None, added=(), removed=()) if is_change else residency
     if residency.bitmap is not None:
         held.bitmap = bytearray(residency.bitmap)
     if not is_exact:

@@ -18,7 +18,16 @@ def check(catalog: Catalog, fleet: Fleet) -> None:
     _check_volumes(catalog)
     _check_datasets(catalog)
     _check_jobs(catalog)
-    _check_fleet(catalog, fleet)
+    check_fleet(catalog, fleet)
+
+
+def check_fleet(catalog: Catalog, fleet: Fleet) -> None:
+    """As `check`, of what is observed alone: for an event that changed nothing that is promised."""
+    assert fleet.subscribed or not fleet.offers, "offers without a subscription"
+    for launch_id, seen in fleet.executors.items():
+        assert seen.heartbeat.launch_id == launch_id, f"launch {launch_id} is filed under another"
+    assert len(fleet.decisions) <= fleet.settings.offers_kept_max
+    assert len(fleet.listings) <= fleet.settings.listings_running_max
     _check_progress(catalog, fleet)
 
 
@@ -96,17 +105,9 @@ def _check_jobs(catalog: Catalog) -> None:
         is_of_dataset = job.kind != JobKind.DRAIN
         has_dataset = job.dataset_id in catalog.datasets or not is_of_dataset
         assert job.state.is_final or has_dataset, f"{where} has no dataset"
-        assert not job.key or catalog.job_of_key(job.key) is job, f"{where}: its key leads elsewhere"
+        assert not job.key or catalog.job_of_key(job.key) == job, f"{where}: its key leads elsewhere"
         dataset = catalog.datasets.get(job.dataset_id)
         assert dataset is None or job.wanted_version <= dataset.wanted_version, where
-
-
-def _check_fleet(catalog: Catalog, fleet: Fleet) -> None:
-    assert fleet.subscribed or not fleet.offers, "offers without a subscription"
-    for launch_id, seen in fleet.executors.items():
-        assert seen.heartbeat.launch_id == launch_id, f"launch {launch_id} is filed under another"
-    assert len(fleet.decisions) <= fleet.settings.offers_kept_max
-    assert len(fleet.listings) <= fleet.settings.listings_running_max
 
 
 def _check_progress(catalog: Catalog, fleet: Fleet) -> None:

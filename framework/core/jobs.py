@@ -17,10 +17,11 @@ from stoker.framework.core import draining
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import Answer, Frame
-from stoker.framework.core.catalog import Catalog, Dataset, Job, job_created, job_finished, job_id_of
+from stoker.framework.core.catalog import Catalog, Dataset
 from stoker.framework.core.datasets import no_such_dataset, refuse
 from stoker.framework.core.fits import Plan, make_plan
 from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.job_table import Job, job_created, job_finished, job_id_of
 from stoker.framework.core.launches import clip, is_utf8, now_wall_ms
 from stoker.framework.core.progress import JobProgress, job_errors, job_progress
 from stoker.framework.core.rules import Rules, normalise_rules, rules_bytes

@@ -6,19 +6,21 @@ room for the slot's next one, and where the old executor may still live, its end
 very frame that ends it; should it heartbeat again, it is told that it is stale, and exits. On the word of a journal that
 is known to be an older one nothing is ended (`newer_journal`).
 
-A silent executor hangs, or its agent cannot be reached, and nobody can tell which: Mesos notices a lost agent after a minute
-or more, and a hanging executor never. So it is told to end by SHUTDOWN alone, while its launch stands. An agent that is
-there obeys (it kills what does not end by itself) and says so, and then the slot is launched anew. If no such word comes, or
-Mesos says TASK_UNREACHABLE, nothing is replaced before `unreachable_delay_ms`: an executor that is heard again, or whose
-task Mesos finds again, is as it was. After the delay the launch ends, and what returns then is a stray, and killed.
-Where most executors are silent at once the fault is rather this scheduler's (silence.py): then none is told to end before
-that delay.
+A silent executor hangs, or its agent cannot be reached: Mesos notices a lost agent after a minute or more, and a hanging
+executor never. So its machine is asked (silence.py). Where it answers, the executor is told to end by SHUTDOWN alone, while its
+launch stands: an agent that is there obeys (it kills what does not end by itself) and says so, and then the slot is
+launched anew. Where it does not, nothing is sent, since it would arrive when the network is mended. If no word of an end
+comes, the machine does not answer, or Mesos says TASK_UNREACHABLE, nothing is replaced before `unreachable_delay_ms`: an
+executor that is heard again, or whose task Mesos finds again, is as it was. After the delay the launch ends, and what
+returns then is a stray, and killed. Where most executors are silent at once the fault is rather this scheduler's: then
+none is told to end before that delay.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from stoker.executor.units import format_bytes
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import (
@@ -27,12 +29,15 @@ from stoker.framework.core.actions import (
     Answer,
     Frame,
     Kill,
+    ProbeExecutor,
     Reconcile,
     ShutdownExecutor,
 )
 from stoker.framework.core.catalog import Catalog, Launch, Slot
 from stoker.framework.core.explanations import fleet_json
 from stoker.framework.core.fleet import AGENT_DRAINING, TERMINAL_STATES, Fleet, LaunchSeen
+from stoker.framework.core.resizing import size_text
+from stoker.framework.core.silence import Doubt
 from stoker.framework.core.volumes import VolumeState
 from stoker.framework.core.wishes import unwanted_volumes, wish_refusal
 from stoker.framework.model import FleetSpec, Refusal, Settings, TaskStatus
@@ -40,6 +45,8 @@ from stoker.framework.model import FleetSpec, Refusal, Settings, TaskStatus
 STAGING_STATES = ("", "TASK_STAGING", "TASK_STARTING")
 UNREACHABLE = "TASK_UNREACHABLE"
 GONE = "TASK_GONE_BY_OPERATOR"
+NOT_FOUND = 127  # of the agent's shell
+NOT_FOUND_HINT = ": the Python that is to run it was not found on the agent (a bundle needs the minor version it was made for)"
 
 
 def task_prefix(cluster: bytes) -> str:
@@ -85,6 +92,7 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings
         return frame
     entries: list[e.Entry] = []
     actions: list[Action] = []
+    probes: list[tuple[int, ProbeExecutor]] = []
     for launch_id, seen in sorted(fleet.launches.items()):
         if launch_id not in catalog.launches or len(entries) >= settings.launches_frame_max:
             continue
@@ -92,10 +100,17 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings
         if silence.is_over:
             entries.append(e.LaunchEnded(launch_id, silence.reason, now_wall_ms(catalog, stamp)))
             actions += order_end(seen.launch, settings)
-        elif fleet.mass_silence.reason or not silence.reason or seen.task_state == UNREACHABLE:
+        elif not silence.is_suspect or fleet.mass_silence.reason or seen.task_state == UNREACHABLE:
             continue
-        elif seen.shutdown_next_ms <= stamp.now_ms:
-            actions.append(ShutdownExecutor(seen.launch.task_id, seen.launch.agent_id, launch_id))
+        else:
+            doubt = seen.doubt or Doubt()
+            if silence.reason and doubt.hangs(stamp.now_ms, settings):
+                if doubt.shutdown_next_ms <= stamp.now_ms:
+                    actions.append(ShutdownExecutor(seen.launch.task_id, seen.launch.agent_id, launch_id))
+            elif doubt.probe_next_ms <= stamp.now_ms:
+                probes.append((doubt.probe_next_ms, _probe(fleet, seen.launch)))
+    probes.sort(key=lambda pair: pair[0])  # whoever waits longest is asked first
+    actions += [probe for _, probe in probes[: settings.probes_frame_max]]
     if not entries:
         entries += _mark_slots(catalog, fleet, stamp, settings)
     return Frame(tuple(entries), tuple(actions))
@@ -115,7 +130,7 @@ def task_updated(
         reason = clip(_task_end(status), settings.error_bytes_max)
         entries.append(e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp)))
         if status.reason == AGENT_DRAINING and status.state != GONE:  # then operations.py forgets the volume
-            entries += released(catalog, launch, "Mesos drains its agent")
+            entries += released(catalog, launch, "Mesos drains its agent", now_wall_ms(catalog, stamp))
         if status.state == "TASK_UNKNOWN":
             actions += order_end(launch, settings)  # the master cannot tell whether it lives
     elif launch is None and _is_stray(catalog, fleet, status):
@@ -202,7 +217,8 @@ def describe_wait_status(status: int) -> str:
     """
     if status & 0x7F:
         return f"killed by signal {status & 0x7F}"
-    return f"exit status {status >> 8 & 0xFF}"
+    code = status >> 8 & 0xFF
+    return f"exit status {code}" + (NOT_FOUND_HINT if code == NOT_FOUND else "")
 
 
 def _fleet_refusal(catalog: Catalog, fleet: Fleet, spec: FleetSpec, settings: Settings) -> Refusal | None:
@@ -219,7 +235,7 @@ def _fleet_refusal(catalog: Catalog, fleet: Fleet, spec: FleetSpec, settings: Se
             400,
             "bad_request",
             f"mem_bytes is {spec.mem_bytes}",
-            f"{least} to {most} bytes are allowed, an executor",
+            f"{format_bytes(least)} to {format_bytes(most)} are allowed, an executor",
         )
     if spec.cpus_milli <= 0:
         return Refusal(400, "bad_request", f"cpus_milli is {spec.cpus_milli}", "it must be above 0")
@@ -248,7 +264,7 @@ def _resize(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, spec: FleetSpec, se
             volume = catalog.volumes.of_slot(slot.slot_id)
             if volume is not None:
                 reason = f"the fleet was set to {spec.instances} instances"
-                entries.append(e.VolumeDoomed(volume.volume_id, reason))
+                entries.append(e.VolumeDoomed(volume.volume_id, reason, now_wall_ms(catalog, stamp)))
             entries.append(e.SlotRemoved(slot.slot_id))
         return Frame(tuple(entries), tuple(actions))
     size = (spec.mem_bytes, spec.disk_bytes)
@@ -256,7 +272,7 @@ def _resize(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, spec: FleetSpec, se
     if other:
         sized = [e.SlotResized(s.slot_id, *size) for s in other[: settings.slots_frame_max]]
         return Frame(tuple(sized))
-    doomed = unwanted_volumes(catalog, spec)
+    doomed = unwanted_volumes(catalog, spec, now_wall_ms(catalog, stamp))
     if doomed:
         return Frame(tuple(doomed[: settings.slots_frame_max]))
     return _replace_misfit(catalog, fleet, stamp)
@@ -267,38 +283,36 @@ def _least_needed(catalog: Catalog) -> list[Slot]:
 
 
 def _replace_misfit(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp) -> Frame:
-    """End one executor that has another size than its slot, while all the others in placement run."""
+    """End one executor that has another size than its slot and room for it, while all the others in placement run."""
     if not fleet.subscribed:
         return Frame()
     slots = catalog.slots.values()
-    for slot in slots:
-        launch = catalog.launches.get(slot.launch_id)
-        if launch is None or launch.agent_id in catalog.drains or _fits(catalog, slot, launch):
-            continue  # what is drained keeps what is only there until it is copied
+    for slot, launch in fleet.resizing.with_room(catalog, stamp.now_ms):
         others = (s for s in slots if s.slot_id != slot.slot_id and not catalog.is_out(s.slot_id))
         if any(s.launch_id not in fleet.executors for s in others):
             return Frame()
-        reason = (
-            f"its slot has {slot.mem_bytes} bytes memory and {slot.disk_bytes} bytes disk now, the executor "
-            f"{launch.mem_bytes} and {launch.disk_bytes}"
-        )
-        entry = e.LaunchEnded(launch.launch_id, reason, now_wall_ms(catalog, stamp))
+        entry = e.LaunchEnded(launch.launch_id, size_text(slot, launch), now_wall_ms(catalog, stamp))
         return Frame((entry,), tuple(order_end(launch, fleet.settings)))
     return Frame()
 
 
-def _fits(catalog: Catalog, slot: Slot, launch: Launch) -> bool:
-    """Return whether the executor is as its slot; on a doomed volume it is not, whatever its size."""
-    volume = catalog.volumes.get(launch.volume_id)
-    is_doomed = volume is not None and volume.state is VolumeState.DOOMED
-    return not is_doomed and (launch.mem_bytes, launch.disk_bytes) == (slot.mem_bytes, slot.disk_bytes)
+def _probe(fleet: Fleet, launch: Launch) -> ProbeExecutor:
+    """Ask where the executor listens; one that this leadership has not heard was told to listen there."""
+    executor = fleet.executors.get(launch.launch_id)
+    if executor is None:
+        return ProbeExecutor(launch.launch_id, launch.hostname, launch.port)
+    return ProbeExecutor(launch.launch_id, executor.heartbeat.host, executor.heartbeat.port)
 
 
 class _Silence(NamedTuple):
-    """Why something must be done about a launch's executor, if so; `is_over`: the launch is given up."""
+    """Why something must be done about a launch's executor, if so.
+
+    `is_over`: the launch is given up. `is_suspect`: half of the time that is allowed is over, and its machine is asked.
+    """
 
     reason: str = ""
     is_over: bool = False
+    is_suspect: bool = False
 
 
 def _silence(fleet: Fleet, seen: LaunchSeen, now_ms: int, settings: Settings) -> _Silence:
@@ -321,9 +335,10 @@ def _silence(fleet: Fleet, seen: LaunchSeen, now_ms: int, settings: Settings) ->
     else:
         silent_ms, limit_ms = fleet.silent_ms(executor, now_ms), settings.heartbeat_timeout_ms
     if silent_ms <= limit_ms:
-        return _Silence()
+        return _Silence(is_suspect=silent_ms > limit_ms // 2)
     reason = f"its executor on {seen.launch.hostname} was silent for {silent_ms} ms{state}"
-    return _Silence(reason, is_over=silent_ms > max(limit_ms, settings.unreachable_delay_ms))
+    is_over = silent_ms > max(limit_ms, settings.unreachable_delay_ms)
+    return _Silence(reason, is_over=is_over, is_suspect=True)
 
 
 def order_end(launch: Launch, settings: Settings) -> list[Action]:
@@ -336,13 +351,13 @@ def _order_end(task_id: str, agent_id: str, settings: Settings) -> list[Action]:
     return [ShutdownExecutor(task_id, agent_id), Kill(task_id, agent_id, settings.kill_grace_ms)]
 
 
-def released(catalog: Catalog, launch: Launch, reason: str) -> list[e.Entry]:
+def released(catalog: Catalog, launch: Launch, reason: str, wall_ms: int) -> list[e.Entry]:
     """Return what frees the launch's slot from its volume's agent; the volume is kept."""
     volume = catalog.volumes.of_slot(launch.slot_id)
     is_ready = (
         volume is not None and volume.volume_id == launch.volume_id and volume.state is VolumeState.READY
     )
-    return [e.VolumeReleased(launch.volume_id, reason)] if is_ready else []
+    return [e.VolumeReleased(launch.volume_id, reason, wall_ms)] if is_ready else []
 
 
 def _mark_slots(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> list[e.Entry]:

@@ -1,7 +1,8 @@
 """Inverse offers: Mesos asks for an agent back, and gets it once nothing is lost by that.
 
 An agent whose maintenance begins soon is drained (draining.py). While copies run its inverse offers are declined for some seconds.
-Once nothing is only there the next one is left open, the executor is ended, and then it is accepted, as often as Mesos asks.
+Once nothing is only there the next one is left open, the executor is ended, and when Mesos says that it has (or it was told often
+enough) the offer is accepted, as often as Mesos asks.
 (It asks no more once we have nothing there: an executor that ended in between would leave our no as the last word.) Windows
 that begin later than `maintenance_soon_ms` are left open until then. The end of the maintenance, or its withdrawal, undoes the
 drain that it caused, and no other.
@@ -23,6 +24,8 @@ from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.launches import now_wall_ms
 from stoker.framework.model import InverseOffer, Settings
 
+TOLD_MS = 3_000  # from a subscription until implicit reconciliation has told of all tasks
+
 
 def converge(catalog: Catalog, fleet: Fleet, stamp: Stamp, settings: Settings) -> Frame:
     """On inverse offers, and on a tick: answer what can be answered, drain what is asked for, undo what is over."""
@@ -32,6 +35,9 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: Stamp, settings: Settings) -
     given: list[str] = []
     kept: list[str] = []
     begun: set[str] = set()
+    ending = {task.agent_id for task in fleet.endings.values()}
+    # What was ended before a take-over may live yet, and is unknown here until Mesos has told of all tasks.
+    is_told = not fleet.may_have_strays or stamp.now_ms - fleet.sightings.subscribed_ms >= TOLD_MS
     for offer_id, offer in sorted(fleet.windows.open.items()):
         if offer.unavailable_from_ms - stamp.wall_ms > settings.maintenance_soon_ms:
             continue
@@ -42,7 +48,8 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: Stamp, settings: Settings) -
             begun.add(agent_id)
         launch = catalog.launch_on_agent(agent_id)
         if launch is None:
-            given.append(offer_id)
+            if agent_id not in ending and is_told:
+                given.append(offer_id)
         elif agent_id not in catalog.drains or not is_empty(catalog, fleet, launch):
             kept.append(offer_id)
     for drain in catalog.drains.values():

@@ -34,6 +34,7 @@ from stoker.framework.core.actions import (
 )
 from stoker.framework.core.catalog import Catalog, Slot
 from stoker.framework.core.constraints import group_counts
+from stoker.framework.core.departures import UninstallState
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.launches import now_wall_ms, task_prefix
 from stoker.framework.core.leftovers import is_clearing, wants_offers
@@ -64,10 +65,14 @@ def match_offers(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Sett
     spec = catalog.fleet
     if spec is None or not fleet.subscribed:
         return Frame()
-    may_launch = not fleet.newer_journal and catalog.uninstall is None
+    uninstall = catalog.uninstall
+    if uninstall is not None and uninstall.state is not UninstallState.CLEARING:
+        return Frame()  # the framework ends, and its offers with it
+    may_launch = not fleet.newer_journal and uninstall is None
     wanted = [slot for slot in catalog.slots.values() if slot.launch_id == 0 and may_launch]
     due = [slot for slot in wanted if fleet.backoff_ms(slot.slot_id, stamp.now_ms) == 0]
-    is_hungry = bool(wanted) or wants_offers(catalog, fleet, stamp.now_ms)
+    is_resizing = may_launch and bool(fleet.resizing.nearest)
+    is_hungry = bool(wanted) or is_resizing or wants_offers(catalog, fleet, stamp.now_ms)
     matching = _Matching(catalog, fleet, stamp, settings, spec, due, is_wanted=bool(wanted))
     for key, offers in _by_agent(fleet).items():
         matching.take(key, offers)
@@ -132,6 +137,8 @@ class _Matching:
             # What is left of a doomed volume shows in the next offers.
             volumes = self.catalog.volumes.on_agent(key[0])
             is_watched = self.is_clearing or any(volume.state is VolumeState.DOOMED for volume in volumes)
+            if self.fleet.resizing.nearest and not self.fleet.newer_journal:  # it was looked at as it came
+                is_watched, reason = True, "every executor is launched; those of another size keep theirs yet"
             refuse_ms = settings.decline_busy_ms if is_watched else settings.decline_ms
             return self._decline(offers, refuse_ms, reason)
         agent = agent or merge_offers(offers, self.cluster)

@@ -1,33 +1,29 @@
 """What drains have still to move: observed from what executors report, and remembered for as long as a drain lasts.
 
 A block is *only there* if it is full on the executor that leaves, and full on no executor that stays: blocks of the
-datasets' present generations, wanted or not. Counted, never decided; what follows is in draining.py. A new leader counts anew,
-once all have reported.
+datasets' present generations, wanted or not. Counted, never decided; what follows is in draining.py. A large fleet is counted in steps
+(looks.py). A new leader counts anew, once all have reported.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from stoker.executor.units import format_bytes
 from stoker.framework.core.catalog import Catalog, Launch
+from stoker.framework.core.looks import STEP_WORK, Key, Look, works
 from stoker.framework.model import Settings
 
 if TYPE_CHECKING:
-    from stoker.framework.core.fleet import ExecutorSeen, Fleet
+    from stoker.framework.core.fleet import ExecutorSeen, Fleet, Held
 
 NAMED_MAX = 4
 SMALL_FLEET = 100  # executors, that are looked at with every tick; a larger fleet is not
-LOOK_MS = 2_000
-NARROW_EACH = 16  # bitmaps, after which bytes without a block left are looked at no more
-FEW = 16  # times fewer bytes than there are are looked at one by one
+LOOK_MS = 2_000  # from the end of a look at a large fleet to the next
 STUCK_TIMES = 3  # job_unfit_ms, without progress and with nothing under way: then it will not go on by itself
-
-Key = tuple[int, int]  # dataset id, generation
 
 
 class Left(NamedTuple):
@@ -64,32 +60,56 @@ class Moves:
 
     def __init__(self) -> None:
         self.by_agent: dict[str, Move] = {}
-        self._looked: set[int] = set()  # at these launches on their way out
+        self._looking: Look | None = None
+        self._looked: frozenset[int] = frozenset()  # at these launches on their way out
         self._looked_ms = 0
 
     def look(self, catalog: Catalog, fleet: Fleet, now_ms: int) -> None:
-        """Count anew."""
+        """On a tick: count anew; in a large fleet go on with it, or begin after a while."""
         launches = {i: launch for i in catalog.drains if (launch := catalog.launch_on_agent(i)) is not None}
         for agent_id in [i for i in self.by_agent if i not in catalog.drains]:
             del self.by_agent[agent_id]
         if not launches:
+            self._looking = None
             return
-        leaving = {launch.launch_id for launch in launches.values()}
-        is_large = len(fleet.executors) > SMALL_FLEET
-        if is_large and leaving == self._looked and now_ms - self._looked_ms < LOOK_MS:
-            return
-        self._looked, self._looked_ms = leaving, now_ms
-        alone = _alone(fleet, leaving, now_ms)
-        busy, unfit = is_busy(catalog, fleet), _unfit(catalog, fleet, leaving)
         for agent_id, launch in launches.items():
             move = self.by_agent.get(agent_id)
             if move is None or move.slot_id != launch.slot_id:
-                move = self.by_agent[agent_id] = Move(launch.slot_id)
+                self.by_agent[agent_id] = Move(launch.slot_id)
+        looking = self._looking
+        if looking is None:
+            leaving = frozenset(launch.launch_id for launch in launches.values())
+            if is_large(fleet) and leaving == self._looked and now_ms - self._looked_ms < LOOK_MS:
+                return
+            looking = self._looking = Look(fleet, leaving)
+        looking.step(fleet, now_ms, STEP_WORK if is_large(fleet) else inf)
+        if looking.is_over:
+            self._looked, self._looked_ms, self._looking = looking.leaving, now_ms, None
+            self._take(catalog, fleet, now_ms, launches, looking)
+
+    def noted(self, launch_id: int, datasets: Mapping[Key, Held]) -> dict[Key, int]:
+        """See Look; nothing where no look is under way."""
+        return {} if self._looking is None else self._looking.noted(launch_id, datasets)
+
+    def changed(self, before: Mapping[Key, int], datasets: Mapping[Key, Held]) -> None:
+        if self._looking is not None:
+            self._looking.changed(before, datasets)
+
+    def _take(
+        self, catalog: Catalog, fleet: Fleet, now_ms: int, launches: Mapping[str, Launch], look: Look
+    ) -> None:
+        alone = look.not_elsewhere()
+        unfit = tuple(sorted(look.unfit_slot_ids & catalog.slots.keys()))
+        has_others = any(launch_id not in look.leaving for launch_id in fleet.executors)
+        for agent_id, launch in launches.items():
+            if launch.launch_id not in look.leaving:
+                continue  # its drain began meanwhile
+            move = self.by_agent[agent_id]
             before = move.blocks
             self._count(catalog, fleet, launch, alone, move)
-            move.has_others = any(i not in leaving for i in fleet.executors)
+            move.has_others = has_others
             move.unfit_slot_ids = unfit
-            move.is_waiting = move.is_counted and bool(move.blocks) and not busy
+            move.is_waiting = move.is_counted and bool(move.blocks) and not look.is_busy
             if not move.is_waiting or move.blocks != before or move.waits_since_ms is None:
                 move.waits_since_ms = now_ms if move.is_waiting else None
 
@@ -101,10 +121,15 @@ class Moves:
         if not move.is_counted:
             return
         assert seen is not None
-        left = left_on(catalog, seen, alone)
+        left = left_on(catalog, seen, alone, unknown=-1)
         move.blocks = sum(part.bits.bit_count() for part in left)
         move.bytes = sum(part.bytes for part in left)
         move.names = tuple(part.name for part in left)
+
+
+def is_large(fleet: Fleet) -> bool:
+    """Return whether the fleet is looked at in steps."""
+    return len(fleet.executors) > SMALL_FLEET
 
 
 def waits_for(fleet: Fleet, agent_id: str) -> str:
@@ -128,15 +153,15 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names[:NAMED_MAX]) + more
 
 
-def left_on(catalog: Catalog, seen: ExecutorSeen, alone: dict[Key, int]) -> list[Left]:
-    """Return what is on this executor, of what is on none that stays."""
+def left_on(catalog: Catalog, seen: ExecutorSeen, alone: dict[Key, int], *, unknown: int = 0) -> list[Left]:
+    """Return what is on this executor, of what is on none that stays; `unknown`: where `alone` says nothing."""
     found = []
     for key, held in seen.datasets.items():
         dataset = catalog.datasets.get(key[0])
         current = None if dataset is None else dataset.current
         if dataset is None or current is None or current.generation != key[1]:
             continue
-        bits = int.from_bytes(held.bitmap, "little") & alone.get(key, 0)
+        bits = int.from_bytes(held.bitmap, "little") & alone.get(key, unknown)
         bits &= (1 << current.block_count) - 1
         if bits:
             size = min(bits.bit_count() * current.block_bytes, current.address_bytes)
@@ -150,69 +175,21 @@ def leaving_launches(catalog: Catalog) -> set[int]:
 
 
 def leaving_bits(catalog: Catalog, fleet: Fleet, now_ms: int, *, also: int = 0) -> dict[Key, int]:
-    """Return which blocks are full on executors whose agents are drained, or on `also`, and on no other that answers."""
-    return _alone(fleet, leaving_launches(catalog) | {also}, now_ms)
+    """Return which blocks are full on executors whose agents are drained, or on `also`, and on no other that answers.
 
-
-def _alone(fleet: Fleet, leaving: set[int], now_ms: int) -> dict[Key, int]:
-    """Begin with what leaves, and strike what stays: mostly that is little, and soon nothing."""
-    held: dict[Key, int] = {}
-    for launch_id in leaving & fleet.executors.keys():
-        for key, of in fleet.executors[launch_id].datasets.items():
-            held[key] = held.get(key, 0) | int.from_bytes(of.bitmap, "little")
-    timeout_ms = fleet.settings.heartbeat_timeout_ms
-    stay = [
-        seen
-        for launch_id, seen in fleet.executors.items()
-        if launch_id not in leaving and not seen.needs_whole and fleet.silent_ms(seen, now_ms) <= timeout_ms
-    ]
-    return {key: _struck(bits, key, stay) for key, bits in held.items() if bits}
-
-
-def _struck(bits: int, key: Key, stay: list[ExecutorSeen]) -> int:
-    size = -(-bits.bit_length() // 8)
-    left: npt.NDArray[np.uint8] = np.frombuffer(bytearray(bits.to_bytes(size, "little")), dtype=np.uint8)
-    places: npt.NDArray[np.intp] | None = None  # of the bytes with a block left, once they are few
-    scratch = np.empty_like(left)
-    struck = 0
-    for seen in stay:
-        held = seen.datasets.get(key)
-        if held is None or not held.bitmap:
-            continue
-        if struck % NARROW_EACH == 0:
-            rest = np.flatnonzero(left) if places is None else places[left[places] != 0]
-            if not len(rest):
-                return 0
-            places = rest if len(rest) * FEW < size else None
-        struck += 1
-        other: npt.NDArray[np.uint8] = np.frombuffer(held.bitmap, dtype=np.uint8)
-        if places is None:
-            within = min(size, len(other))
-            free = np.invert(other[:within], out=scratch[:within])
-            np.bitwise_and(left[:within], free, out=left[:within])
-        else:
-            few = places[: int(np.searchsorted(places, len(other)))]
-            left[few] &= ~other[few]
-    return int.from_bytes(left.tobytes(), "little")
+    It looks at all executors at once.
+    """
+    look = Look(fleet, leaving_launches(catalog) | {also})
+    look.step(fleet, now_ms, inf)
+    return look.left()
 
 
 def is_busy(catalog: Catalog, fleet: Fleet) -> bool:
     """Return whether some executor whose agent is not drained has work left that goes on."""
     leaving = leaving_launches(catalog)
     return any(
-        r.wanted_blocks > r.wanted_settled + r.unfit_blocks or r.saving_blocks > 0
+        works(held)
         for launch_id, seen in fleet.executors.items()
         if launch_id not in leaving
-        for r in (held.residency for held in seen.datasets.values())
+        for held in seen.datasets.values()
     )
-
-
-def _unfit(catalog: Catalog, fleet: Fleet, leaving: set[int]) -> tuple[int, ...]:
-    """Return the slots, of those that stay, that found no room."""
-    slots = {
-        seen.heartbeat.slot_id
-        for launch_id, seen in fleet.executors.items()
-        if launch_id not in leaving
-        and any(h.residency.unfit_blocks or h.residency.unsaved_blocks for h in seen.datasets.values())
-    }
-    return tuple(sorted(slots & catalog.slots.keys()))

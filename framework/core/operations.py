@@ -2,7 +2,8 @@
 
 Operations have ids that name the volume, so an answer means something to any leader. FINISHED makes a planned volume ready, a
 refusal makes it failed. UNKNOWN says nothing while the master is new, or the launch lives (an older leader may have acknowledged
-it): then the agent's next offers tell, which hold the volume, or do not, again and again. Nothing here destroys a volume.
+it): then the agent's next offers tell, which hold the volume, or do not, again and again. Nothing here destroys a volume, also
+not those that are forgotten: one that comes back all the same is one that the catalog does not know.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from stoker.framework.core import events as ev
 from stoker.framework.core.actions import AcknowledgeOperation, Action, Frame, ReconcileOperations
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.fleet import Fleet
-from stoker.framework.core.launches import clip, task_prefix
-from stoker.framework.core.leftovers import is_away
+from stoker.framework.core.launches import clip, now_wall_ms, task_prefix
+from stoker.framework.core.leftovers import LOST_MS, is_away
 from stoker.framework.core.volumes import Volume, VolumeState
 from stoker.framework.model import Offer, Settings
 
@@ -23,6 +24,7 @@ RESERVE, CREATE, DESTROY, UNRESERVE = "reserve", "create", "destroy", "unreserve
 REFUSED_STATES = frozenset({"OPERATION_ERROR", "OPERATION_FAILED", "OPERATION_DROPPED"})
 GONE_STATE = "OPERATION_GONE_BY_OPERATOR"
 OPERATIONS_MAX = 1_000  # of one call
+FORGOTTEN_FRAME_MAX = 1_000
 _ID = re.compile(r"v(?P<volume>\d{1,19})-(?P<kind>[a-z]+)(-.*)?")
 
 
@@ -104,7 +106,7 @@ def task_updated(catalog: Catalog, fleet: Fleet, event: ev.TaskUpdated) -> Frame
     return Frame()
 
 
-def moved(catalog: Catalog, fleet: Fleet, settings: Settings) -> Frame:
+def moved(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:
     """Follow volumes whose agents came back under other ids: a volume is its label, wherever it is."""
     if fleet.newer_journal:
         return Frame()
@@ -124,7 +126,7 @@ def moved(catalog: Catalog, fleet: Fleet, settings: Settings) -> Frame:
         others = [v for v in catalog.volumes.on_agent(offer.agent_id) if v.slot_id]
         if catalog.volumes[volume_id].slot_id and (others or catalog.launch_on_agent(offer.agent_id)):
             why = f"agent {offer.agent_id}, with which it came back, has an executor of another slot"
-            entries.append(e.VolumeReleased(volume_id, why))
+            entries.append(e.VolumeReleased(volume_id, why, now_wall_ms(catalog, stamp)))
     return Frame(tuple(entries))
 
 
@@ -132,7 +134,7 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings
     """On a tick: forget what vanished, give up what was waited for long enough, ask what became of operations."""
     if not fleet.subscribed or fleet.newer_journal or not catalog.volumes:
         return Frame()
-    frame = moved(catalog, fleet, settings)
+    frame = moved(catalog, fleet, stamp, settings)
     if frame.entries:
         return frame
     entries: list[e.Entry] = []
@@ -140,6 +142,8 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings
         if len(entries) >= settings.launches_frame_max:
             break
         entries += _vanished(catalog, fleet, volume, stamp, settings)
+    if not entries:
+        entries += _forgotten(catalog, fleet, stamp, settings)
     return Frame(tuple(entries), tuple(_questions(catalog, fleet, stamp)))
 
 
@@ -151,13 +155,30 @@ def _vanished(
     slot = catalog.slots.get(volume.slot_id)
     if slot is None or slot.launch_id:
         return []
+    wall_ms = now_wall_ms(catalog, stamp)
     if volume.agent_id in catalog.drains:
-        return [e.VolumeReleased(volume.volume_id, f"agent {volume.hostname} is drained")]
+        return [e.VolumeReleased(volume.volume_id, f"agent {volume.hostname} is drained", wall_ms)]
     empty_ms = fleet.empty_ms(slot.slot_id, stamp.now_ms)
     if empty_ms <= settings.volume_patience_ms:
         return []
     why = f"slot {slot.slot_id} could not be launched on {volume.hostname} for {empty_ms // 1000} s"
-    return [e.VolumeReleased(volume.volume_id, why)]
+    return [e.VolumeReleased(volume.volume_id, why, wall_ms)]
+
+
+def _forgotten(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> list[e.Entry]:
+    """Forget volumes that no slot has for very long and whose agents made no offer since this leader listens."""
+    if stamp.now_ms - fleet.sightings.subscribed_ms < LOST_MS:
+        return []
+    before_ms = now_wall_ms(catalog, stamp) - settings.volumes_kept_ms
+    old = [
+        volume.volume_id
+        for volume in catalog.volumes.values()
+        if not volume.slot_id
+        and 0 < volume.left_ms < before_ms
+        and volume.agent_id not in fleet.agents
+        and catalog.launch_on_agent(volume.agent_id) is None
+    ]
+    return [e.VolumesForgotten(tuple(old[:FORGOTTEN_FRAME_MAX]))] if old else []
 
 
 def _is_idle(catalog: Catalog, volume: Volume) -> bool:

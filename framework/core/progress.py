@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from stoker.executor.wire import Failure
-from stoker.framework.core.catalog import Catalog, Dataset, Job
+from stoker.framework.core.catalog import Catalog, Dataset
+from stoker.framework.core.job_table import Job
 from stoker.framework.core.reports import NEVER, Bools, Freeing, Reports, refreshed
 from stoker.framework.model import FileError, JobKind, Selection
 

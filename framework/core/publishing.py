@@ -51,7 +51,10 @@ def waits_for(catalog: Catalog, fleet: Fleet, dataset: Dataset, now_ms: int) -> 
     """Return why a dataset whose listing is over is not READY; empty: it is, or its listing goes on."""
     listed = fleet.listed.get(dataset.dataset_id)
     holder = "" if listed is None else _holder(catalog, fleet, listed, now_ms)
-    return holder and f"listed; waits until nobody can read the dataset that had this name before: {holder}"
+    return (
+        holder
+        and f"listed; waits until nobody can read a dataset that may have had this name before: {holder}"
+    )
 
 
 def _holder(catalog: Catalog, fleet: Fleet, listed: Listed, now_ms: int) -> str:

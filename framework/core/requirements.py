@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from stoker.executor.units import format_bytes
 from stoker.framework.core.actions import Check
-from stoker.framework.core.catalog import Catalog, Slot
+from stoker.framework.core.catalog import Catalog, Launch, Slot
 from stoker.framework.core.constraints import Tally, agent_fields
 from stoker.framework.core.departures import blocks_agent
 from stoker.framework.core.sightings import ONE_AN_AGENT
@@ -81,12 +81,24 @@ def merge_resources(amounts: Sequence[Resources]) -> Resources:
 
 
 class Requirements:
-    """What is wanted in one round of matching. `tallies` count on as launches are planned."""
+    """What is wanted in one round of matching. `tallies` count on as launches are planned.
 
-    def __init__(self, catalog: Catalog, spec: FleetSpec, settings: Settings, wall_ms: int) -> None:
+    `without`: as if this launch had ended.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        spec: FleetSpec,
+        settings: Settings,
+        wall_ms: int,
+        *,
+        without: Launch | None = None,
+    ) -> None:
         self.catalog, self.spec, self.settings, self.wall_ms = catalog, spec, settings, wall_ms
+        self.without = without
         launches = catalog.launches.values() if spec.constraints else ()
-        in_use = [launch_fields(launch.attributes, launch.hostname) for launch in launches]
+        in_use = [launch_fields(x.attributes, x.hostname) for x in launches if x is not without]
         self.tallies = [Tally(constraint, in_use) for constraint in spec.constraints]
         self.static_texts = {t.text for t in self.tallies if not t.is_counting}
         self.balanced_texts = {t.text for t in self.tallies if t.constraint.operator == "GROUP_BY"}
@@ -112,6 +124,7 @@ class Requirements:
 
     def _agent(self, slot: Slot, agent: AgentOffer) -> list[Check]:
         launch = self.catalog.launch_on_agent(agent.agent_id)
+        launch = None if launch is self.without else launch
         owner = next((v.slot_id for v in self.catalog.volumes.on_agent(agent.agent_id) if v.slot_id), 0)
         busy = f"slot {launch.slot_id} is on this one" if launch else "none"
         if launch is None and owner not in (0, slot.slot_id):
@@ -147,7 +160,7 @@ class Requirements:
 
     def _disk(self, slot: Slot, agent: AgentOffer) -> list[Check]:
         own = self.catalog.volumes.of_slot(slot.slot_id)
-        if own is not None:
+        if own is not None and own.disk_bytes == slot.disk_bytes:  # else it is destroyed first
             has = agent.agent_id == own.agent_id and agent.has_volume(own.volume_id)
             offered = ", ".join(f"volume {v.volume_id}" for v in agent.volumes) or "no volume"
             return [Check(VOLUME, has, f"volume {own.volume_id} on {own.hostname}", offered)]

@@ -9,6 +9,7 @@ differs, not with how often somebody asked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 Rules = tuple[tuple[bool, str], ...]
 
@@ -26,7 +27,7 @@ def merge_rules(rules: Rules, included: bool, paths: Sequence[str]) -> Rules:
 
 def wishes(included: bool, paths: Sequence[str]) -> Rules:
     """Return what wanting, or freeing, `paths` (none: everything) comes to by itself; not normalised."""
-    return tuple([(included, path) for path in paths or ("",)])
+    return tuple(zip(repeat(included), paths or ("",)))  # noqa: B905 -- one is without end
 
 
 def normalise_rules(rules: Iterable[tuple[bool, str]]) -> Rules:
@@ -46,16 +47,6 @@ def normalise_rules(rules: Iterable[tuple[bool, str]]) -> Rules:
         if _nearest_above(path, kept) != last_first[path]:
             kept[path] = last_first[path]
     return tuple((included, path) for path, included in kept.items())
-
-
-def loosely_merged(rules: Rules, more: Rules) -> Rules:
-    """Return rules that decide as `rules` and then `more` do, not normalised; cheap.
-
-    >>> loosely_merged(((True, "a"),), ((False, "b"),)), loosely_merged(((True, "a"),), ((False, ""),))
-    (((True, 'a'), (False, 'b')), ((False, ''),))
-    """
-    covers_all = len(more) == 1 and more[0][1] == ""  # as a job on the whole dataset does
-    return more if covers_all else (*rules, *more)
 
 
 def is_wanted(rules: Rules, path: str) -> bool:

@@ -37,7 +37,7 @@ def decide(  # noqa: C901 (one flat match, a line an event)
             published = fleet.listed and is_small
             return join(answer, publishing.publish(catalog, fleet, stamp)) if published else answer
         case ev.OffersReceived():
-            followed = operations.moved(catalog, fleet, settings)
+            followed = operations.moved(catalog, fleet, stamp, settings)
             if followed.entries:  # the next tick matches these offers with volumes as they are then
                 return followed
             return matching.match_offers(catalog, fleet, stamp, settings)
@@ -84,8 +84,14 @@ def decide(  # noqa: C901 (one flat match, a line an event)
             return uninstalling.framework_removed(catalog, stamp, settings)
         case ev.TornDown():
             return uninstalling.torn_down(catalog, stamp)
-        case ev.Disconnected() | ev.OfferRescinded() | ev.InverseOfferRescinded() | ev.ListingProgressed():
-            return Frame()
+        case (
+            ev.Disconnected()
+            | ev.OfferRescinded()
+            | ev.InverseOfferRescinded()
+            | ev.ListingProgressed()
+            | ev.ExecutorProbed()
+        ):
+            return Frame()  # what was observed counts at the next tick
 
 
 def _ticked(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:

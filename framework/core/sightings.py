@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from stoker.framework.core import actions as a
 from stoker.framework.core import events as ev
 from stoker.framework.core.catalog import Catalog
-from stoker.framework.core.volumes import Volume
+from stoker.framework.core.volumes import Volume, VolumeState
 from stoker.framework.model import FleetSpec, Offer, OfferedReservation, OfferedVolume, Settings
 
 UNKNOWN_MAX = 10_000  # agents with volumes that the catalog does not know
@@ -197,9 +197,9 @@ class Sightings:
     ) -> None:
         volume_id = volume.volume_id
         of_role = [offer for offer in offers if offer.role == volume.role]
-        # What is left of its reservation counts for a doomed one: that is to go too.
         there = {v.volume_id for offer in of_role for v in offer.volumes}
-        there |= {r.volume_id for offer in of_role for r in offer.reserved_disk}
+        if volume.state is VolumeState.DOOMED:  # what is left of its reservation is to go too
+            there |= {r.volume_id for offer in of_role for r in offer.reserved_disk}
         slot = catalog.slots.get(volume.slot_id)
         in_use = slot is not None and slot.launch_id != 0
         if volume_id in there or in_use or is_busy or any(offer.executor_ids for offer in of_role):

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from stoker.executor.messages import NO_HOME
 from stoker.framework.core.catalog import Catalog, Dataset
-from stoker.framework.core.moves import is_busy, leaving_bits, leaving_launches
+from stoker.framework.core.looks import Key, Rest, counts
+from stoker.framework.core.moves import is_busy, leaving_launches
 
 if TYPE_CHECKING:
     from stoker.framework.core.fleet import Fleet
@@ -69,7 +70,6 @@ class Spares:
 
 def _look(catalog: Catalog, fleet: Fleet, now_ms: int) -> dict[int, Hints]:
     leaving = leaving_launches(catalog)
-    alone = leaving_bits(catalog, fleet, now_ms) if leaving else {}
     places = {slot.slot_id: place for place, slot in enumerate(catalog.slot_order())}
     # Who leaves comes last, and so first: it holds what nobody else does, and has nothing else to do.
     order = sorted(fleet.executors.items(), key=lambda item: (item[0] in leaving, item[0]))
@@ -80,16 +80,16 @@ def _look(catalog: Catalog, fleet: Fleet, now_ms: int) -> dict[int, Hints]:
         if current is None:
             continue
         key = (dataset.dataset_id, current.generation)
-        holders = [
-            (launch_id, seen, held)
-            for launch_id, seen in order
-            if (held := seen.datasets.get(key)) is not None and held.residency.full_blocks
-        ]
         # Counted first: copies alone, in a fleet that is too large for this, would hold up the loop.
         groups = dataset.replicas * current.pg_count
-        cells += sum(8 * len(held.bitmap) + groups for _, _, held in holders)
-        if cells > CELLS_MAX:
-            continue
+        holders = []
+        for launch_id, seen in order:
+            held = seen.datasets.get(key)
+            if held is not None and held.residency.full_blocks:
+                holders.append((launch_id, seen, held))
+                cells += 8 * len(held.bitmap) + groups
+                if cells > CELLS_MAX:
+                    return found
         bitmaps = [
             (places[seen.heartbeat.slot_id], bytes(held.bitmap), launch_id in leaving)
             for launch_id, seen, held in holders
@@ -100,11 +100,23 @@ def _look(catalog: Catalog, fleet: Fleet, now_ms: int) -> dict[int, Hints]:
         kept = 0
         for _, bits, is_leaving in bitmaps:
             kept |= int.from_bytes(bits, "little") if is_leaving else 0
-        kept &= alone.get(key, 0)
+        kept = _struck(fleet, kept, key, [i for i, _, _ in holders if i not in leaving], now_ms)
         hints = Hints(_spares(catalog, dataset, bitmaps), kept.to_bytes(-(-kept.bit_length() // 8), "little"))
         if hints != NO_HINTS:
             found[dataset.dataset_id] = hints
     return found
+
+
+def _struck(fleet: Fleet, bits: int, key: Key, staying: list[int], now_ms: int) -> int:
+    """Return the blocks that none of these executors holds, or none that can be counted on."""
+    if not bits:
+        return 0
+    rest = Rest(bits)
+    for launch_id in staying:
+        seen = fleet.executors[launch_id]
+        if counts(fleet, seen, now_ms):
+            rest.strike(seen.datasets[key].bitmap)
+    return rest.bits
 
 
 def _spares(catalog: Catalog, dataset: Dataset, bitmaps: list[tuple[int, bytes, bool]]) -> bytes:

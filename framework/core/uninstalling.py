@@ -18,7 +18,7 @@ from typing import Any
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core import leftovers
-from stoker.framework.core.actions import Action, Answer, Frame, Teardown
+from stoker.framework.core.actions import Action, Answer, BeginAnew, EndCluster, Frame, Teardown
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.datasets import refuse
 from stoker.framework.core.departures import Uninstall, UninstallState
@@ -79,13 +79,14 @@ def torn_down(catalog: Catalog, stamp: ev.Stamp) -> Frame:
     uninstall = catalog.uninstall
     if uninstall is None or uninstall.state is not UninstallState.TEARING_DOWN:
         return Frame()
-    return Frame((e.UninstallFinished(now_wall_ms(catalog, stamp)),))
+    return Frame((e.UninstallFinished(now_wall_ms(catalog, stamp)),), (EndCluster(uninstall.left),))
 
 
 def framework_removed(catalog: Catalog, stamp: ev.Stamp, settings: Settings) -> Frame:
     """The operator lets a new framework take the place of the one that Mesos removed: its tasks are no more."""
     frame = _end_launches(catalog, stamp, settings)
-    return Frame((e.FrameworkRegistered(""), *frame.entries)) if catalog.framework_id else frame
+    forgotten = (e.FrameworkRegistered(""),) if catalog.framework_id else ()
+    return Frame((*forgotten, *frame.entries), frame.actions)
 
 
 def uninstall_view(catalog: Catalog, uninstall: Uninstall | None) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def _clear(
     for volume in volumes:
         is_free = catalog.launch_on_agent(volume.agent_id) is None
         if volume.state is not VolumeState.DOOMED and is_free and len(entries) < settings.launches_frame_max:
-            entries.append(e.VolumeDoomed(volume.volume_id, DOOMED))
+            entries.append(e.VolumeDoomed(volume.volume_id, DOOMED, now_wall_ms(catalog, stamp)))
     is_over = fleet.clearing_ms(stamp.now_ms) >= settings.uninstall_patience_ms
     is_clean = uninstall.keep_volumes or leftovers.is_clean(catalog, fleet, stamp.now_ms)
     if (not catalog.launches and not volumes and is_clean) or is_over:
@@ -163,4 +164,5 @@ def _end_launches(catalog: Catalog, stamp: ev.Stamp, settings: Settings) -> Fram
     wall_ms = now_wall_ms(catalog, stamp)
     reason = "Mesos removed the framework that it was launched by"
     launches = list(catalog.launches)[: settings.launches_frame_max]
-    return Frame(tuple(e.LaunchEnded(launch_id, reason, wall_ms) for launch_id in launches))
+    entries = tuple(e.LaunchEnded(launch_id, reason, wall_ms) for launch_id in launches)
+    return Frame(entries, (BeginAnew(),) if len(launches) == len(catalog.launches) else ())

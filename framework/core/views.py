@@ -14,10 +14,12 @@ import numpy as np
 
 from stoker.executor.messages import Heartbeat
 from stoker.framework.core import moves, publishing
-from stoker.framework.core.catalog import Catalog, Dataset, Job, Slot
+from stoker.framework.core.catalog import Catalog, Dataset, Slot
 from stoker.framework.core.explanations import fleet_json, waiting_reason
 from stoker.framework.core.fleet import ExecutorSeen, Fleet, Held, popcount
+from stoker.framework.core.job_table import Job
 from stoker.framework.core.progress import JobProgress, SlotProgress, job_progress, slot_progress
+from stoker.framework.core.silence import Doubt
 from stoker.framework.model import JobKind, Manifested
 
 SILENT_MS = 3_000  # three heartbeats: shown as LOST before it is given up
@@ -191,6 +193,7 @@ def _executor_view(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> d
         "lent_bytes": None if heartbeat is None else heartbeat.lent_bytes,
         "disk": _disk_json(slot, heartbeat),
         "pid": None if heartbeat is None else heartbeat.pid,
+        "refused_count": None if heartbeat is None else heartbeat.refused_count,
         "heartbeat_age_ms": None if seen is None else max(0, now_ms - seen.heard_ms),
         "datasets": [] if seen is None else _held_json(catalog, seen),
     }
@@ -206,7 +209,7 @@ def _disk_json(slot: Slot, heartbeat: Heartbeat | None) -> dict[str, Any] | None
     return told | {"last_error": disk.last_error or None}
 
 
-_DISK = ("used_bytes", "lent_bytes", "unknown_bytes", "error_count", "last_error")
+_DISK = ("used_bytes", "lent_bytes", "unknown_bytes", "error_count", "last_error", "is_stuck")
 
 
 def _executor_state(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> tuple[str, str]:
@@ -215,21 +218,32 @@ def _executor_state(catalog: Catalog, fleet: Fleet, slot: Slot, now_ms: int) -> 
     seen = fleet.executors.get(slot.launch_id)
     launch = fleet.launches.get(slot.launch_id)
     task = launch.task_state if launch is not None else ""
+    doubt = launch.doubt if launch is not None else None
     if seen is None:
-        return "LAUNCHING", f"its task is {task or 'not known to have started'}; it was not heard yet"
+        away = "; its machine does not answer" if doubt is not None and doubt.is_away else ""
+        return "LAUNCHING", f"its task is {task or 'not known to have started'}; it was not heard yet{away}"
     silent_ms = fleet.silent_ms(seen, now_ms)
     if silent_ms > SILENT_MS:
-        return "LOST", _silence_text(fleet, silent_ms, task)
-    return "RUNNING", "Mesos cannot reach its agent" if task == "TASK_UNREACHABLE" else ""
+        return "LOST", _silence_text(fleet, silent_ms, task, doubt)
+    if task == "TASK_UNREACHABLE":
+        return "RUNNING", "Mesos cannot reach its agent"
+    return "RUNNING", fleet.resizing.reason(catalog, slot)
 
 
-def _silence_text(fleet: Fleet, silent_ms: int, task: str) -> str:
+def _silence_text(fleet: Fleet, silent_ms: int, task: str, doubt: Doubt | None) -> str:
     settings = fleet.settings
+    if task == "TASK_UNREACHABLE":
+        where = "Mesos cannot reach its agent"
+    elif doubt is not None and doubt.shutdown_tries:
+        where = "its agent was told to end it"
+    elif fleet.mass_silence.reason:
+        where = f"{fleet.mass_silence.reason}, so it is not told to end"
+    elif doubt is not None and doubt.is_away:
+        where = "its machine does not answer, so it is not told to end: waiting for Mesos' word"
+    else:
+        where = "asking whether its machine answers"
     if silent_ms <= settings.heartbeat_timeout_ms:
         return f"silent for {silent_ms} ms"
-    where = "Mesos cannot reach its agent" if task == "TASK_UNREACHABLE" else "its agent was told to end it"
-    if fleet.mass_silence.reason and task != "TASK_UNREACHABLE":
-        where = f"{fleet.mass_silence.reason}, so it is not told to end"
     return f"silent for {silent_ms} ms; {where}; without word of it, it is replaced after {settings.unreachable_delay_ms} ms"
 
 

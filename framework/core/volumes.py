@@ -2,7 +2,7 @@
 
 A volume is PLANNED before the ACCEPT that makes it, READY once it was seen or its operation finished, and DOOMED once
 somebody asked for less than there is: nothing else destroys one. A slot has one at most; one without a slot is kept
-for the slot that comes to its agent next.
+for the slot that comes to its agent next, and forgotten if that agent is away for very long.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ VolumeEntry = (
     | e.VolumeMoved
     | e.VolumeDoomed
     | e.VolumeRemoved
+    | e.VolumesForgotten
 )
 
 
@@ -37,7 +38,7 @@ class VolumeState(enum.StrEnum):
 
 
 class Volume(NamedTuple):
-    """`slot_id` 0: nobody's. `reason`: why it was given up, or is doomed."""
+    """`slot_id` 0: nobody's, since `left_ms`. `reason`: why it was given up, or is doomed."""
 
     volume_id: int
     slot_id: int
@@ -47,6 +48,7 @@ class Volume(NamedTuple):
     disk_bytes: int
     state: VolumeState
     reason: str = ""
+    left_ms: int = 0
 
 
 class Volumes(dict[int, Volume]):
@@ -76,19 +78,27 @@ class Volumes(dict[int, Volume]):
         if isinstance(entry, e.VolumePlanned):
             assert entry.volume_id not in self, entry
             return self._put(Volume(*entry[:6], VolumeState.PLANNED))
+        if isinstance(entry, e.VolumesForgotten):
+            for volume_id in entry.volume_ids:
+                self._take(volume_id)
+            return None
         volume = self._take(entry.volume_id)
         match entry:
             case e.VolumeReady():
                 self._put(volume._replace(state=VolumeState.READY))
             case e.VolumeReleased():
-                self._put(volume._replace(slot_id=0, reason=entry.reason))
+                self._put(volume._replace(slot_id=0, reason=entry.reason, left_ms=entry.wall_ms))
             case e.VolumeAdopted():
                 assert volume.state is not VolumeState.DOOMED, entry
-                self._put(volume._replace(slot_id=entry.slot_id, reason=""))
+                self._put(volume._replace(slot_id=entry.slot_id, reason="", left_ms=0))
             case e.VolumeMoved():
                 self._put(volume._replace(agent_id=entry.agent_id, hostname=entry.hostname))
             case e.VolumeDoomed():
-                self._put(volume._replace(slot_id=0, state=VolumeState.DOOMED, reason=entry.reason))
+                self._put(
+                    volume._replace(
+                        slot_id=0, state=VolumeState.DOOMED, reason=entry.reason, left_ms=entry.wall_ms
+                    )
+                )
 
     def _put(self, volume: Volume) -> None:
         self[volume.volume_id] = volume

@@ -8,7 +8,7 @@ nothing is known, and after one begins agents must come back first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from stoker.framework.core.departures import CAUSE_MAINTENANCE, Drain
@@ -29,7 +29,7 @@ class Question:
 
 
 class Windows:
-    """See the module."""
+    """See the module. Bounded by what Mesos asks at a time, and the catalog's drains."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -66,6 +66,12 @@ class Windows:
         for offer in offers:
             if offer.agent_id in self.questions and not offer.unavailable_from_ms:
                 self._close(offer.agent_id, now_ms, is_certain=True)
+
+    def forget(self, drains: Container[str]) -> None:
+        """Drop the questions that nothing follows from: they are closed, and their agents not drained."""
+        asked = {offer.agent_id for offer in self.open.values()}
+        for agent_id in [i for i in self.questions if i not in asked and i not in drains]:
+            del self.questions[agent_id]
 
     def disconnected(self) -> None:
         self.open.clear()

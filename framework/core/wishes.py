@@ -65,7 +65,7 @@ def wish_refusal(catalog: Catalog, fleet: Fleet, spec: FleetSpec, settings: Sett
     return None
 
 
-def unwanted_volumes(catalog: Catalog, spec: FleetSpec) -> list[e.Entry]:
+def unwanted_volumes(catalog: Catalog, spec: FleetSpec, wall_ms: int) -> list[e.Entry]:
     """Return what dooms the volumes that the fleet, as somebody set it, has no use for; one that is in use is not doomed yet."""
     if spec.disk_bytes == 0:
         reason = "the fleet was set to have no SSD tier"
@@ -74,7 +74,7 @@ def unwanted_volumes(catalog: Catalog, spec: FleetSpec) -> list[e.Entry]:
     else:
         reason = f"the fleet was set to {format_bytes(spec.disk_bytes)} of SSD tier an executor"
     return [
-        e.VolumeDoomed(volume.volume_id, reason)
+        e.VolumeDoomed(volume.volume_id, reason, wall_ms)
         for volume in catalog.volumes.values()
         if volume.state is not VolumeState.DOOMED
         and (volume.disk_bytes != spec.disk_bytes or spec.instances == 0)

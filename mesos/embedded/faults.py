@@ -6,6 +6,7 @@ processes end, connections break, messages are dropped.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections import Counter
@@ -27,7 +28,21 @@ logger = logging.getLogger(__name__)
 
 DROPS_MAX = 1_000_000
 
+FETCH_DELAY_S_MAX = 3_600.0
+
 _ATTRIBUTES = "attributes="
+_ARGUMENTS = {  # docs/mesos.rst says what they mean
+    "agent-stop": "N [kill|freeze|usr1|never-started]",
+    "agent-start": "N [reset|rebooted|additive|equal|attributes=NAME:VALUE;...|NAME:AMOUNT;...]...",
+    "master-kill": "[N]",
+    "master-start": "[N [PORT]]",
+    "master-freeze": "[N]",
+    "master-thaw": "[N]",
+    "close-stream": "[FRAMEWORK]",
+    "drop-next": "TYPE [COUNT]",
+    "slow-fetch": "SECONDS",
+    "rotate-secret": "PRINCIPAL SECRET",
+}
 
 
 class Faults:
@@ -65,13 +80,19 @@ class Faults:
             raise Refused(400, 'A fault order is {"fault": NAME, "arguments": [...]}')
         name = order.get("fault")
         do = self._orders.get(name) if isinstance(name, str) else None
-        if do is None:
+        if do is None or not isinstance(name, str):
             raise Refused(400, f"There is no fault {name!r}: there are {', '.join(self._orders)}")
         arguments = [str(argument) for argument in order.get("arguments", [])]
         logger.info("fault %s %s", name, " ".join(arguments))
         try:
+            inspect.signature(do).bind(*arguments)
+        except TypeError as error:
+            raise Refused(
+                400, f"{name} {' '.join(arguments)}: write {name} {_ARGUMENTS.get(name, '')}".rstrip()
+            ) from error
+        try:
             do(*arguments)
-        except (TypeError, ValueError, ResourceError, ConfigError) as error:
+        except (ValueError, ResourceError, ConfigError) as error:
             raise Refused(400, f"{name} {' '.join(arguments)}: {error}") from error
         except (Refusal, OSError) as error:
             raise Refused(409, f"{name} {' '.join(arguments)}: {error}") from error
@@ -207,7 +228,10 @@ class Faults:
         self._drops[kind] += self._number(count, DROPS_MAX)
 
     def _slow_fetch(self, seconds: str) -> None:
-        self._mesos.runner.fetch_delay_s = float(seconds)
+        delay_s = float(seconds)
+        if not 0 <= delay_s <= FETCH_DELAY_S_MAX:
+            raise ValueError(f"{seconds} is no delay from 0 to {FETCH_DELAY_S_MAX:g} seconds")
+        self._mesos.runner.fetch_delay_s = delay_s
 
     def _rotate_secret(self, principal: str, secret: str) -> None:
         """Give a principal another secret."""

@@ -68,6 +68,8 @@ def run(config: Config) -> int:
         gevent.signal_handler(number, mesos.end)
     url = mesos.start()
     print(f"listening on {url}", flush=True)
+    for seat in mesos.masters[1:]:
+        print(f"master {seat.number} on http://{seat.spec.endpoint}", flush=True)
     try:
         mesos.wait()
     finally:
@@ -173,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         add,
         "--domain",
         "REGION/ZONE",
-        "fault domain: once for all, or the master's and then one for each agent",
+        "fault domain: once for all; or the master's, and then one for all agents or one for each",
     )
     add(
         "--work-dir",

@@ -42,6 +42,7 @@ class _Member:
         if order["user"]:
             owner = make_digest_acl(order["user"], order["secret"], all=True)
             self._acl = [make_acl("world", "anyone", read=True), owner]
+        self._hosts = order["hosts"]
         self._client = KazooClient(order["hosts"], timeout=self._session_s, auth_data=auth)
         self._client.add_listener(self._state_changed)
         self._connected = threading.Event()
@@ -52,6 +53,8 @@ class _Member:
         """Register, then tell who leads, until the session is lost."""
         self._client.start_async()
         while not self._connected.wait(self._session_s):
+            if not self._said:
+                logger.warning("ZooKeeper at %s cannot be reached: no master leads until it can", self._hosts)
             self._say(None, False)
         self._client.ensure_path(self._path, acl=self._acl)
         self._me = self._client.create(
@@ -119,5 +122,6 @@ def main() -> NoReturn:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level="WARNING")
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("kazoo").setLevel(logging.ERROR)  # it warns at each attempt; here it is said once
     main()

@@ -129,7 +129,7 @@ def test_who_must_not_follow_says_why_in_one_line_and_changes_nothing(
         for number, (fields, status, says) in enumerate((
             ({"name": "another", "role": "cache", "master": "127.0.0.1:1"}, 1, "another cluster: .*--name.*--master.*--role"),
             ({"journal": f"{zookeeper.url}/log"}, 1, "another application's data"),
-            ({"journal": "zk://127.0.0.1:1/stoker"}, 1, "no ZooKeeper server can be reached"),
+            ({"journal": "zk://127.0.0.1:1/stoker", "session_timeout_ms": 4_000}, 1, "no ZooKeeper server can be reached"),
         )):  # fmt: skip
             log = tmp_path / f"refused{number}"
             with scheduler_process(told | fields, log) as refused:

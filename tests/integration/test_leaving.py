@@ -231,7 +231,7 @@ def test_uninstall_ends_executors_and_framework_and_leaves_a_journal_that_says_s
     assert framework_id not in frameworks(parts)
     assert not volumes(parts) and not reserved(parts), "nothing of ours is left on Mesos"
     again = SchedulerProcess(parts.config, parts.log)
-    assert again.child.wait(30) == 1
+    assert again.child.wait(30) == 2, "a supervisor must not start it again"
     assert "was uninstalled" in parts.log.read_text() and "--new-cluster" in parts.log.read_text()
 
 

@@ -61,6 +61,7 @@ class SimAgent:
     mesos: Mesos
     number: int
     is_silent: bool = False  # its executors do not reach the schedulers
+    is_off: bool = False  # its machine
     window_ms: int = 0  # Unix time of a maintenance; 0: none
 
     @property
@@ -380,6 +381,10 @@ class Mesos:
     def agent_of(self, executor: SimExecutor) -> SimAgent:
         return self._agents_of_tasks[executor.task_id]
 
+    def machine_answers(self, hostname: str) -> bool:
+        """Return whether a scheduler's connection to a machine gets an answer, be it a refusal."""
+        return any(x.hostname == hostname and not x.is_off and not x.is_silent for x in self.sim_agents)
+
     def volumes_in_use(self) -> dict[int, str]:
         """Return the volumes that living executors have, and where they are."""
         return {
@@ -410,18 +415,21 @@ class Mesos:
 
     def start_agent(self, agent: SimAgent, **options: Any) -> None:
         """Start it, or let it go on."""
+        agent.is_off = False
         if agent.life in (Life.DOWN, Life.FROZEN):
             self.step(lambda: self.cluster.start_agent(agent.number, self.timeline.now_ms, **options))
 
-    def lose_agent(self, agent: SimAgent, down_ms: int) -> None:
-        """Its machine goes down with all that runs on it; its disks stay."""
+    def lose_agent(self, agent: SimAgent, down_ms: int | None) -> None:
+        """Its machine goes down with all that runs on it, for a while or (None) until it is started; its disks stay."""
         self.deaths_ms = self.timeline.now_ms
+        agent.is_off = True
         for process in [p for p in self.processes.values() if p.agent is agent]:
             process.is_alive = False
             self.process_ended(process, KILLED, is_noticed=False)
         if agent.life is not Life.DOWN:
             self.step(lambda: self.cluster.stop_agent(agent.number, "kill", self.timeline.now_ms))
-        self.timeline.at(down_ms, lambda: self.start_agent(agent, is_rebooted=True))
+        if down_ms is not None:
+            self.timeline.at(down_ms, lambda: self.start_agent(agent, is_rebooted=True))
 
     def cut_agent(self, agent: SimAgent, *, is_silent: bool) -> None:
         """Cut it off the master, which notices after a while, and perhaps off the schedulers; its executors live on."""

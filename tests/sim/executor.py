@@ -24,6 +24,9 @@ from stoker.framework.core.rules import is_wanted
 
 BLOCK_BYTES = 4 * 1024 * 1024
 FILLS_PER_SECOND = 3
+SENT_MAX = 20  # heartbeats that an acknowledgement may still be of
+
+Blocks = dict[tuple[int, int], frozenset[int]]  # that are held, by dataset id and generation
 
 
 def block_path(index: int) -> str:
@@ -50,14 +53,18 @@ class SimExecutor:
         self.sequence = 0
         self.assignment: Assignment | None = None
         self._wanted: dict[int, frozenset[int]] = {}  # by dataset id, of the assignment
+        self._kept: dict[int, list[int]] = {}  # likewise: what leaving ones hold, and this one takes
+        self._at_rest: Blocks | None = None  # with these blocks the assignment leaves nothing to do
         self.served: dict[int, str] = {}  # dataset id: name, of what readers are served here
         self.cleared = (0, 0)
         self.held: dict[tuple[int, int], set[int]] = {}
         self.unfit: dict[tuple[int, int], int] = {}
         self.saving: dict[tuple[int, int], int] = {}
         self.unsaved: dict[tuple[int, int], int] = {}
-        self.sent: dict[int, dict[tuple[int, int], frozenset[int]]] = {}
-        self.acknowledged: dict[tuple[int, int], frozenset[int]] | None = None
+        self.sent: dict[int, Blocks] = {}
+        self.acknowledged: Blocks | None = None
+        self._told: tuple[object, ...] = ()  # what the residencies of the newest heartbeat say
+        self._residencies: tuple[Residency, ...] = ()
         self.capacities = {"mem": launch.mem_bytes // BLOCK_BYTES, "ssd": launch.disk_bytes // BLOCK_BYTES}
         self._disk: dict[tuple[int, int], set[int]] = {}
         self._read: Callable[[tuple[int, int], int], None] = lambda key, index: None
@@ -101,6 +108,15 @@ class SimExecutor:
 
     def work(self) -> None:
         """Do a second's work: free what is not wanted, fill what is."""
+        blocks = self._blocks()
+        if blocks != self._at_rest:
+            self._work()
+            self._at_rest = blocks if self._blocks() == blocks else None
+
+    def _blocks(self) -> Blocks:
+        return {key: frozenset(held) for key, held in self.held.items()}
+
+    def _work(self) -> None:
         assignment = self.assignment
         if assignment is None or self.slot_id not in [s.slot_id for s in assignment.slots]:
             return
@@ -143,7 +159,7 @@ class SimExecutor:
     def _save(self, key: tuple[int, int], dataset: DatasetAssignment, fills: int, room: int) -> int:
         """Take in what only leaving executors hold; return the room that is left."""
         held = self.held[key]
-        missing = [i for i in self._kept(dataset) if i not in held]
+        missing = [i for i in self.kept(dataset) if i not in held]
         for index in missing[: max(0, min(room, fills))]:
             if dataset.tier == "ssd":
                 self._read(key, index)
@@ -153,7 +169,13 @@ class SimExecutor:
         self.saving[key], self.unsaved[key] = (0, len(left)) if room <= 0 else (len(left), 0)
         return room
 
-    def _kept(self, dataset: DatasetAssignment) -> list[int]:
+    def kept(self, dataset: DatasetAssignment) -> list[int]:
+        found = self._kept.get(dataset.dataset_id)
+        if found is None:
+            found = self._kept[dataset.dataset_id] = self._find_kept(dataset)
+        return found
+
+    def _find_kept(self, dataset: DatasetAssignment) -> list[int]:
         assert self.assignment is not None
         position = [s.slot_id for s in self.assignment.slots].index(self.slot_id)
         homes = np.frombuffer(dataset.homes, dtype="<u2").reshape(dataset.replicas, dataset.pg_count)
@@ -168,11 +190,13 @@ class SimExecutor:
 
     def heartbeat(self) -> Heartbeat:
         self.sequence += 1
-        state = {key: frozenset(held) for key, held in self.held.items()}
-        self.sent[self.sequence] = state
-        for old in [s for s in self.sent if s < self.sequence - 20]:
-            del self.sent[old]
+        state = self.sent[self.sequence] = self._blocks()
+        self.sent.pop(self.sequence - SENT_MAX - 1, None)
         whole = self.acknowledged is None
+        told = (self.assignment, state, self.acknowledged, self.unfit, self.saving, self.unsaved)
+        if told != self._told:
+            self._told = told
+            self._residencies = tuple(self.residency(d, state, whole) for d in self.assigned())
         launch = self.launch
         return Heartbeat(
             cluster=self.cluster,
@@ -193,7 +217,7 @@ class SimExecutor:
             capacity_bytes=launch.mem_bytes,
             used_bytes=self._used("mem") * BLOCK_BYTES,
             lent_bytes=0,
-            datasets=tuple(self.residency(d, state, whole) for d in self.assigned()),
+            datasets=self._residencies,
             disk=DiskReport(launch.disk_bytes, self._used("ssd") * BLOCK_BYTES)
             if launch.disk_bytes
             else None,
@@ -221,9 +245,7 @@ class SimExecutor:
             return []
         return list(self.assignment.datasets)
 
-    def residency(
-        self, dataset: DatasetAssignment, state: dict[tuple[int, int], frozenset[int]], whole: bool
-    ) -> Residency:
+    def residency(self, dataset: DatasetAssignment, state: Blocks, whole: bool) -> Residency:
         key = (dataset.dataset_id, dataset.generation)
         held = state.get(key, frozenset())
         before = (self.acknowledged or {}).get(key, frozenset())
@@ -270,7 +292,7 @@ class SimExecutor:
             return
         if old is not None and (new.epoch, new.version) == (old.epoch, old.version):
             assert new == old, "two assignments of one version"
-        self.assignment, self._wanted = new, {}
+        self.assignment, self._wanted, self._kept, self._at_rest = new, {}, {}, None
         named = {dataset.dataset_id: dataset.name for dataset in new.datasets}
         if new.residency_complete:
             self.served, self.cleared = named, (new.epoch, new.version)

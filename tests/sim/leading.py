@@ -2,13 +2,12 @@
 
 An event is stamped, observed, decided and applied at once; its frame waits for its records to be durable; one batch is in
 flight at a time; then, action by action, the journal is asked whether this leadership may still act. Memory runs ahead
-of the journal and is never repaired: what ends the append ends the leadership. It mirrors framework/loop.py, which does
-the same with greenlets, queues and time limits.
+of the journal and is never repaired: what ends the append ends the leadership. It mirrors framework/loop.py, which
+does the same with greenlets, queues and time limits, over the same line of frames (core/line.py).
 """
 
 from __future__ import annotations
 
-import collections
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,17 +25,19 @@ from stoker.framework.core import events as ev
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import encode_entry
 from stoker.framework.core.fleet import Fleet
-from stoker.framework.core.invariants import check
+from stoker.framework.core.invariants import check, check_fleet
+from stoker.framework.core.line import Line, Waiting
 from stoker.framework.core.scheduler import decide
 from stoker.framework.model import FleetSpec, Manifested, Settings
 from stoker.zk.errors import JournalError, Unavailable
 from stoker.zk.journal import BATCH_BYTES_MAX, Journal
 
 MIB = 1024 * 1024
-BATCH_RECORDS_MAX = 2_000
 WRITE_TIMEOUT_MS = 2_000
+PROBE_TIMEOUT_MS = 2_000
 SNAPSHOT_RECORDS = 25
-CHECK_EVENTS = 8  # invariants are checked with each frame that has entries, and every so many events
+CHECK_EVENTS = 8  # what is observed is checked every so many events,
+WHOLE_CHECK_EVENTS = 128  # and what is promised every so many, and with each frame that has entries
 SETTINGS = Settings(
     jobs_kept_max=20,
     residency_grace_ms=8_000,
@@ -61,17 +62,6 @@ class Asked:
     sent: bool = False
 
 
-@dataclass(slots=True)
-class Waiting:
-    """A frame, or a read (`told`), behind all that it has seen."""
-
-    records: tuple[bytes, ...]
-    actions: tuple[a.Action, ...]
-    stop_index: int
-    reply_id: int = 0
-    told: Callable[[], None] | None = None
-
-
 class Leading:
     def __init__(
         self,
@@ -94,15 +84,13 @@ class Leading:
         self.catalog = catalog
         self.fleet = Fleet(settings)
         self.epoch = epoch
-        self.next_index = self.decided_index = next_index
+        self.line = Line(next_index)
         self.ended: Exception | None = None
         self.is_begun = False
         self.passed: Callable[[str], None] = lambda point: None  # for who wants to strike at that very point
         self._truth, self._mesos, self._schedulers, self._spec, self._cluster = (
             truth, mesos, schedulers, spec, cluster,
         )  # fmt: skip
-        self._frames: collections.deque[Waiting] = collections.deque()
-        self._in_flight: list[Waiting] = []
         self._asked: dict[int, Asked] = {}
         self._reply_ids = itertools.count(1)
         self._event_ids = itertools.count(1)
@@ -121,7 +109,7 @@ class Leading:
         self.take(ev.LeadershipBegan(self.epoch, self._spec, self._cluster, "sim", seed))
         self._after(self._begin)
         while self.ended is None:
-            batch = self._take_batch()
+            batch = self.line.take_batch()
             if batch:
                 self._commit(batch)
             else:
@@ -184,12 +172,13 @@ class Leading:
         self._apply(stamp, frame)
         records = tuple(encode_entry(entry) for entry in frame.entries)
         assert sum(map(len, records)) <= BATCH_BYTES_MAX, "a frame that fits no batch"
-        if frame.entries or stamp.event_id % CHECK_EVENTS == 0:
+        if frame.entries or stamp.event_id % WHOLE_CHECK_EVENTS == 0:
             check(self.catalog, self.fleet)
+        elif stamp.event_id % CHECK_EVENTS == 0:
+            check_fleet(self.catalog, self.fleet)
         if frame.entries or frame.actions:
-            self.decided_index += len(records)
-            reply_id = getattr(event, "reply_id", 0)
-            self._push(Waiting(records, frame.actions, self.decided_index, reply_id))
+            self.line.push(stamp, records, frame.actions, getattr(event, "reply_id", 0))
+            self._wake_up()
 
     def _apply(self, stamp: ev.Stamp, frame: a.Frame) -> None:
         for entry in frame.entries:
@@ -211,7 +200,7 @@ class Leading:
 
     def read(self, respond: Respond) -> None:
         """Answer with the index of what is read now, once that is durable."""
-        index = self.decided_index
+        index = self.line.decided_index
 
         def told() -> None:
             self.journal.check()
@@ -223,44 +212,26 @@ class Leading:
         self._after(told)
 
     def _after(self, told: Callable[[], None]) -> None:
-        self._push(Waiting((), (), self.decided_index, told=told))
-
-    def _push(self, waiting: Waiting) -> None:
-        self._frames.append(waiting)
+        self.line.push(ev.Stamp(0, self.process.now_ms(), self._wall_ms), told=told)
         self._wake_up()
 
     # --- committing
 
-    def _take_batch(self) -> list[Waiting]:
-        batch: list[Waiting] = []
-        count = size = 0
-        while self._frames:
-            head = self._frames[0]
-            if head.records and batch and not count:
-                break
-            more = sum(map(len, head.records))
-            if count and (size + more > BATCH_BYTES_MAX or count + len(head.records) > BATCH_RECORDS_MAX):
-                break
-            count, size = count + len(head.records), size + more
-            batch.append(self._frames.popleft())
-        return batch
-
     def _commit(self, batch: list[Waiting]) -> None:
-        self._in_flight = batch
         records = [record for waiting in batch for record in waiting.records]
         if records:
             self._append(batch, records)
         self._perform(batch)
-        self._in_flight = []
+        self.line.done()
         self._check_state()
 
     def _append(self, batch: list[Waiting], records: list[bytes]) -> None:
         for waiting in batch:
             if waiting.reply_id in self._asked:
                 self._asked[waiting.reply_id].sent = True
-        self.journal.append(self.next_index, records)
-        self._truth.check_records(self.next_index, records)
-        self.next_index += len(records)
+        self.journal.append(self.line.next_index, records)
+        self._truth.check_records(self.line.next_index, records)
+        self.line.appended(len(records))
         self.passed("appended")
 
     def _perform(self, batch: list[Waiting]) -> None:
@@ -284,6 +255,8 @@ class Leading:
                 self._list(action)
             case a.StopListing() | a.ForgetManifest():
                 pass
+            case a.ProbeExecutor():
+                self._probe(action)
             case _:
                 assert self._client is not None
                 self._client.send(action)
@@ -324,26 +297,34 @@ class Leading:
 
         self.process.at(timeline.between(100, 4_000), done)
 
+    def _probe(self, action: a.ProbeExecutor) -> None:
+        """Try to connect; no action is owed, so the word of it may be lost."""
+        timeline, faults = self.process.timeline, self._mesos.faults
+        is_there = self._mesos.machine_answers(action.host)
+        delay_ms = timeline.between(1, faults.delay_ms_max) if is_there else PROBE_TIMEOUT_MS
+        if not timeline.chance(faults.message_loss):
+            self.process.at(delay_ms, lambda: self.take(ev.ExecutorProbed(action.launch_id, is_there)))
+
     def _check_state(self) -> None:
         """Where nothing is ahead of the journal, live state is the journal's."""
         self._batches += 1
-        if self._batches % 16 == 0 and not self._frames and self.epoch == self._truth.epoch:
-            if self._truth.next_index == self.decided_index:
+        if self._batches % 16 == 0 and not self.line and self.epoch == self._truth.epoch:
+            if self._truth.next_index == self.line.decided_index:
                 assert self.catalog.snapshot() == self._truth.catalog.snapshot(), "replay is not live state"
 
     # --- snapshots
 
     def _snapshot_if_due(self) -> None:
-        if self._snapshot is None and self.decided_index - self._snapshot_index >= SNAPSHOT_RECORDS:
-            self._snapshot_index = self.decided_index
-            self._snapshot = self.decided_index, self.catalog.copy()
+        if self._snapshot is None and self.line.decided_index - self._snapshot_index >= SNAPSHOT_RECORDS:
+            self._snapshot_index = self.line.decided_index
+            self._snapshot = self._snapshot_index, self.catalog.copy()
             self.process.spawn(self._write_snapshot)
 
     def _write_snapshot(self) -> None:
         assert self._snapshot is not None
         index, catalog = self._snapshot
         data = msgpack.packb(catalog.snapshot())
-        while self.next_index < index and self.ended is None:
+        while self.line.next_index < index and self.ended is None:
             self.process.sleep(5)
         try:
             if self.ended is None:

@@ -19,7 +19,7 @@ from sim.timeline import Timeline
 from sim.truth import Truth
 from sim.zookeeper import Ensemble
 from stoker.framework.core.catalog import Catalog
-from stoker.framework.core.codec import decode_entry
+from stoker.framework.core.replay import REPLAYED_MAX, replay
 from stoker.framework.model import FleetSpec, Settings
 from stoker.zk.errors import Corrupt, Denied, JournalError, TooNew, Unavailable
 from stoker.zk.home import Batch, Snapshot
@@ -47,8 +47,8 @@ class Replica:
             return
         assert item.first_index == self.next_index, f"record {item.first_index} after {self.next_index}"
         self._truth.check_records(item.first_index, item.records)
-        for record in item.records:
-            self.catalog.apply(decode_entry(record))
+        for start in range(0, len(item.records), REPLAYED_MAX):
+            replay(self.catalog, item.records[start : start + REPLAYED_MAX], item.first_index + start)
         self.next_index += len(item.records)
 
 
@@ -189,8 +189,8 @@ class SimScheduler:
             replica = Replica(self._truth)
             if recovered.snapshot is not None:
                 replica.take(Snapshot(recovered.snapshot_index, recovered.snapshot))
-        for index, record in recovered.records:
-            replica.take(Batch(index, recovered.epoch, [record]))
+        for first_index, records in recovered.batches:
+            replica.take(Batch(first_index, recovered.epoch, records))
         self.replica = Replica(self._truth)
         self.takeovers += 1
         epoch = recovered.epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sim.world import World
+from stoker.framework.core.invariants import check
 from stoker.framework.core.progress import job_progress
 
 SETTLE_MS = 150_000
@@ -23,6 +24,7 @@ def run(world: World, duration_ms: int, settle_ms: int = SETTLE_MS) -> World:
 def check_settled(world: World) -> None:
     _check_schedulers(world)
     catalog, fleet, mesos = world.leader.catalog, world.leader.fleet, world.mesos
+    check(catalog, fleet)
     assert catalog.fleet is not None
     assert len(catalog.slots) == catalog.fleet.instances
     running = [slot for slot in catalog.slots.values() if slot.launch_id in fleet.executors]

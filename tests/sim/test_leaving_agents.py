@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from sim.embedded_mesos import SETTINGS as MESOS_SETTINGS
 from sim.faults import Faults
 from sim.seeds import seeds
 from sim.settled import run
@@ -67,6 +68,38 @@ def test_an_agent_that_returns_in_time_keeps_its_executor() -> None:
     world.mesos.heal_agent(agent)
     run(world, 10_000)
     assert {launch.launch_id for launch in world.leader.catalog.launches.values()} == before
+
+
+@pytest.mark.parametrize("instances", [1, 3])
+@pytest.mark.parametrize("away_ms", [11_000, 30_000, 70_000])
+def test_an_agent_that_is_cut_off_for_less_than_mesos_waits_keeps_its_executor(
+    instances: int, away_ms: int
+) -> None:
+    """An order to end its executor would wait for it, and throw away what it holds. Another leads meanwhile."""
+    mesos_settings = replace(MESOS_SETTINGS, agent_ping_timeout_ms=15_000)  # of which five may be missed
+    world = World(
+        4,
+        schedulers=2,
+        agents=3,
+        instances=instances,
+        faults=Faults.none(),
+        mesos_settings=mesos_settings,
+    )
+    calls: list[str] = []
+    world.mesos.on_call = lambda kind, call: calls.append(kind)
+    world.run(20_000)
+    before = {x.task_id: x.incarnation for x in world.mesos.executors.values()}
+    agent = world.mesos.agents[next(iter(world.leader.catalog.launches.values())).agent_id]
+    world.mesos.cut_agent(agent, is_silent=True)
+    world.run(away_ms // 2)
+    next(s for s in world.schedulers if s.is_leading).kill()
+    world.run(away_ms - away_ms // 2)
+    assert agent.agent_id in world.mesos.registered(), "Mesos has not noticed"
+    world.mesos.heal_agent(agent)
+    world.at(10_000, lambda: [s.start() for s in world.schedulers if not s.process.is_alive])
+    run(world, 20_000, 60_000)
+    assert {x.task_id: x.incarnation for x in world.mesos.executors.values()} == before
+    assert not {"SHUTDOWN", "KILL"} & set(calls)
 
 
 def test_an_agent_that_stays_away_is_replaced_and_what_returns_too_late_is_killed() -> None:

@@ -11,12 +11,13 @@ import pytest
 from sim.executor import SimExecutor
 from sim.faults import Faults
 from sim.kazoo_model import SimKazoo
-from sim.leading import Leading, Respond, Waiting
+from sim.leading import Leading, Respond
 from sim.scheduler import SimScheduler
 from sim.strikes import history, overtake
 from sim.world import World
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import Frame, StartListing
+from stoker.framework.core.line import Waiting
 from stoker.zk.core import append as w
 from stoker.zk.core import leadership as lead
 from stoker.zk.errors import JournalError
@@ -223,8 +224,8 @@ class ReadsAhead(Mutant):
                 self.journal.check()
             except JournalError:
                 return respond("not_leading", None)
-            self._truth.check_durable(self.decided_index)
-            respond("answer", self.decided_index)
+            self._truth.check_durable(self.line.decided_index)
+            respond("answer", self.line.decided_index)
 
 
 class ForgetsKeys(Mutant):

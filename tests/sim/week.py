@@ -1,13 +1,16 @@
 """A week in the life of a cluster: what operators, machines and networks do to it, and what must be so after each of it.
 
-Between the events all is quiet and everybody slow: executors report twice a minute, so that a week takes a minute. In the middle
-of most events the leading scheduler is killed as well.
+In a week each of EVENTS happens twice, in any order: once alone, and once with the leading scheduler killed in its middle. Between
+them all is quiet. Everybody is some twenty times as slow as in life: executors report twice a minute, the scheduler looks at
+all it has six times a minute, ZooKeeper's sessions last three minutes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 from sim.directories import leaked
@@ -25,12 +28,18 @@ from stoker.zk.session import Session
 from stoker.zk.zookeeper import ZooKeeperHome
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
+DAYS = 7
 PERIOD_MS = 30 * SECOND
 DISK_BYTES = 256 * MIB
+INSTANCES = 3
 BLOCKS = 20  # of each dataset: files, of one block each
 UNREACHABLE_DELAY_MS = 10 * MINUTE
 PATIENCE_MS = 20 * MINUTE  # with an agent that has a slot's volume
+NOTICE_MS = 30 * MINUTE  # of a maintenance
 SETTLE_MS = 40 * MINUTE
+EVENT_MS_MAX = 3 * HOUR  # with what it takes to settle
+FAILOVER_MS_MAX = 3 * MINUTE  # from the step of an event
+SESSION_TIMEOUT_MS = 3 * MINUTE
 MASTER_AWAY_MS_MAX = 20 * SECOND
 
 SLOW = replace(
@@ -55,10 +64,10 @@ MESOS = MesosSettings(allocation_interval_ms=20 * SECOND, heartbeat_interval_ms=
 
 
 class SlowSession(Session):
-    """Its attendant looks about once a probe, not twice a second."""
+    """Its attendant looks once a probe, not twice a second."""
 
     def _tick_s(self) -> float:
-        return self._core.probe_interval_ms / 2000 if self._core.timeout_ms else super()._tick_s()
+        return self._core.probe_interval_ms / 1000 if self._core.timeout_ms else super()._tick_s()
 
 
 class SlowScheduler(SimScheduler):
@@ -77,10 +86,10 @@ class Week:
             seed,
             schedulers=2,
             agents=6,
-            instances=3,
+            instances=INSTANCES,
             servers=1,
             faults=Faults.none(),
-            timeout_ms=90 * SECOND,
+            timeout_ms=SESSION_TIMEOUT_MS,
             disk_bytes=DISK_BYTES,
             scheduler_class=scheduler_class,
             settings=SLOW,
@@ -91,17 +100,34 @@ class Week:
         self.random = self.world.timeline.random
         self._began_ms = self.world.timeline.now_ms
         self.told: list[str] = []
+        self._scene = "loading"
         self.failovers = 0
 
     # --- the plot
 
-    def run(self, events: list[Event], quiet_ms: int) -> Week:
-        """Let the fleet come up and load, then the events happen one after another, each on what the one before left."""
-        self._load()
-        for event in events:
-            self._happen(event)
-            self._pass(self.random.randint(quiet_ms // 2, quiet_ms * 3 // 2))
+    def run(self, plot: Iterable[tuple[Event, bool]], days: float = 0) -> Week:
+        """Let the fleet come up and load; then the events happen, one after another, each on what the one before left.
+
+        `plot`: events, and whether the leader is killed in the middle; they are spread over `days`, and one by one.
+        """
+        try:
+            self._load()
+            self._play(list(plot), days)
+            self._check()
+        except AssertionError as error:
+            if not getattr(error, "__notes__", None):  # the world has not told its story yet
+                error.add_note(self.world.describe())
+            error.add_note(f"in {self._scene}, after {self.told}")
+            raise
         return self
+
+    def _play(self, plot: list[tuple[Event, bool]], days: float) -> None:
+        began_ms = self.world.timeline.now_ms
+        for number, (event, has_failover) in enumerate(plot, 1):
+            ends_ms = began_ms + int(days * DAY * number / len(plot))
+            self._pass(self.random.randint(0, max(0, ends_ms - self.world.timeline.now_ms - EVENT_MS_MAX)))
+            self._happen(event, has_failover)
+            self._pass(max(0, ends_ms - self.world.timeline.now_ms))
 
     def _load(self) -> None:
         world = self.world
@@ -118,19 +144,19 @@ class Week:
         for name in ("alpha", "beta"):
             world.users.ask_job(name, "load", ())
         self._pass(HOUR)
-        self._check("loading")
+        self._check()
         assert sum(world.mesos.reads.values()) == BLOCKS, "each block is read once"
 
-    def _happen(self, event: Event) -> None:
-        name = event.__name__
+    def _happen(self, event: Event, has_failover: bool) -> None:
+        name = self._scene = event.__name__ + " with a fail-over" * has_failover
         self.world.timeline.tell(f"=== {name}")
         reads, launches = sum(self.world.mesos.reads.values()), self.launches()
-        if self.random.random() < 0.7:
-            self.world.at(self.random.randint(0, 3 * MINUTE), self._fail_over)
-        for wait_ms in event(self):
+        failover_step = self.random.choice((1, 1, 2)) if has_failover else 0
+        for step, wait_ms in enumerate(itertools.chain(event(self), [SETTLE_MS]), 1):
+            if step == failover_step:
+                self.world.at(self.random.randint(0, min(wait_ms, FAILOVER_MS_MAX)), self._fail_over)
             self._pass(wait_ms)
-        self._pass(SETTLE_MS)
-        self._check(name)
+        self._check()
         read = sum(self.world.mesos.reads.values()) - reads
         self.told.append(f"{name}: {read} blocks read again, {len(self.launches() - launches)} launches")
         assert read == 0 or event in MAY_READ, f"{name}: {read} blocks of volumes were read again"
@@ -149,19 +175,15 @@ class Week:
     def _pass(self, duration_ms: int) -> None:
         self.world.run(duration_ms)
 
-    def _check(self, name: str) -> None:
-        try:
-            check_settled(self.world)
-            mesos, truth = self.world.mesos, self.world.truth
-            assert not leaked(mesos.estates()), f"disk is reserved for nothing: {leaked(mesos.estates())}"
-            assert all(volume.state is VolumeState.READY for volume in truth.catalog.volumes.values())
-            assert not mesos.disks.destroyed, f"volumes are destroyed: {mesos.disks.destroyed}"
-            assert len(mesos.framework_ids) == 1
-            held = {i for x in mesos.executors.values() for i in x.held.get((1, 1), ())}
-            assert held == set(range(BLOCKS)), f"blocks are missing: {set(range(BLOCKS)) - held}"
-        except AssertionError as error:
-            error.add_note(f"after {name}; {self.told}\n{self.world.describe()}")
-            raise
+    def _check(self) -> None:
+        check_settled(self.world)
+        mesos, truth = self.world.mesos, self.world.truth
+        assert not leaked(mesos.estates()), f"disk is reserved for nothing: {leaked(mesos.estates())}"
+        assert all(volume.state is VolumeState.READY for volume in truth.catalog.volumes.values())
+        assert not mesos.disks.destroyed, f"volumes are destroyed: {mesos.disks.destroyed}"
+        assert len(mesos.framework_ids) == 1
+        held = {i for x in mesos.executors.values() for i in x.held.get((1, 1), ())}
+        assert held == set(range(BLOCKS)), f"blocks are missing: {set(range(BLOCKS)) - held}"
 
     # --- what events ask
 
@@ -180,6 +202,32 @@ class Week:
     def order(self, kind: str, **body: Any) -> None:
         answer = self.world.mesos.order(kind, **body)
         assert answer.status == 200, answer
+
+    def plan_maintenance(self, agent: SimAgent, begins_ms: int) -> None:
+        agent.window_ms = UNIX_MS + self.world.timeline.now_ms + begins_ms
+        self.world.mesos.schedule()
+
+    def take_down(self, agent: SimAgent) -> None:
+        """Do as an operator whose maintenance begins: Mesos removes the agent, and the machine is switched off."""
+        self.order("START_MAINTENANCE", machines=[self.world.mesos.machine(agent)])
+        assert not agent.is_there
+        self.world.mesos.lose_agent(agent, None)
+
+    def bring_up(self, agent: SimAgent) -> None:
+        """End the maintenance, which Mesos drops from its schedule. Nobody is on the machine, the fleet has done without."""
+        agent_id, catalog = agent.agent_id, self.world.truth.catalog
+        assert catalog.launch_on_agent(agent_id) is None, f"{agent_id} is down and has a launch"
+        assert len(self.world.mesos.executors) == INSTANCES, "a lost executor is not replaced"
+        assert not leaked(self.world.mesos.estates())
+        self.order("STOP_MAINTENANCE", machines=[self.world.mesos.machine(agent)])
+        agent.window_ms = 0
+        self.world.mesos.start_agent(agent, is_rebooted=True)
+
+
+def a_plot(random: Random) -> list[tuple[Event, bool]]:
+    """Return the events of a week."""
+    plot = list(itertools.product(EVENTS, (False, True)))
+    return random.sample(plot, len(plot))
 
 
 def agents_restart(week: Week) -> Iterator[int]:
@@ -229,16 +277,36 @@ def the_master_fails(week: Week) -> Iterator[int]:
 def a_maintenance(week: Week) -> Iterator[int]:
     """Mesos asks for an agent; it is drained, given, and goes down in its window."""
     mesos, agent = week.world.mesos, week.used()
-    begins_ms = 30 * MINUTE
-    agent.window_ms = UNIX_MS + week.world.timeline.now_ms + begins_ms
-    mesos.schedule()
-    yield begins_ms
+    week.plan_maintenance(agent, NOTICE_MS)
+    yield NOTICE_MS
     used = {x.launch.agent_id for x in mesos.executors.values()}
     assert agent.agent_id not in used, "its agent is in use when its maintenance begins"
     mesos.lose_agent(agent, 20 * MINUTE)
     yield 25 * MINUTE
     agent.window_ms = 0
     mesos.schedule()
+
+
+def a_machine_is_taken_down(week: Week) -> Iterator[int]:
+    """In its window, when it is drained, by START_MAINTENANCE; STOP_MAINTENANCE lets it come back, perhaps after long."""
+    agent = week.used()
+    week.plan_maintenance(agent, NOTICE_MS)
+    yield NOTICE_MS
+    used = {x.launch.agent_id for x in week.world.mesos.executors.values()}
+    assert agent.agent_id not in used, "its agent is in use when its maintenance begins"
+    week.take_down(agent)
+    yield week.random.randint(10 * MINUTE, 80 * MINUTE)
+    week.bring_up(agent)
+
+
+def a_machine_is_taken_down_in_use(week: Week) -> Iterator[int]:
+    """The operator does not wait for the drain: its task is lost, and its slot goes elsewhere."""
+    agent = week.used()
+    week.plan_maintenance(agent, 0)
+    yield week.random.randint(0, 30 * SECOND)
+    week.take_down(agent)
+    yield week.random.randint(UNREACHABLE_DELAY_MS + PATIENCE_MS, 80 * MINUTE)
+    week.bring_up(agent)
 
 
 def an_operator_drains_an_agent_by_mesos(week: Week) -> Iterator[int]:
@@ -254,8 +322,8 @@ def an_operator_drains_an_agent_by_mesos(week: Week) -> Iterator[int]:
 def an_agent_is_drained(week: Week) -> Iterator[int]:
     """By `stoker drain`: what only its executor has is copied first."""
     agent_id = week.used().agent_id
-    users = week.world.users
-    users.ask("drain", lambda _, r: DrainRequested(r, agent_id, f"key-{agent_id}"), repeatable=True)
+    users, key = week.world.users, f"drain-{len(week.told)}"
+    users.ask("drain", lambda _, r: DrainRequested(r, agent_id, key), repeatable=True)
     yield 40 * MINUTE
     used = {x.launch.agent_id for x in week.world.mesos.executors.values()}
     assert agent_id not in used, "it is not drained"
@@ -279,9 +347,16 @@ EVENTS: tuple[Event, ...] = (
     a_machine_goes_down,
     the_master_fails,
     a_maintenance,
+    a_machine_is_taken_down,
+    a_machine_is_taken_down_in_use,
     an_operator_drains_an_agent_by_mesos,
     an_agent_is_drained,
     an_agent_is_gone,
 )
 LAUNCHES_NOTHING = (agents_restart, an_agent_is_lost_and_returns, the_master_fails)
-MAY_READ = (an_agent_returns_too_late, an_operator_drains_an_agent_by_mesos, an_agent_is_gone)
+MAY_READ = (
+    an_agent_returns_too_late,
+    a_machine_is_taken_down_in_use,
+    an_operator_drains_an_agent_by_mesos,
+    an_agent_is_gone,
+)

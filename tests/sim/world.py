@@ -52,7 +52,6 @@ class World:
     ) -> None:
         """`period_ms`: how often executors work and report, and how often chance strikes."""
         self.seed = seed
-        self.replay = ""  # what else is to be set to run it again
         self._settings = settings
         self.timeline = timeline = Timeline(seed)
         self.truth = Truth()
@@ -100,8 +99,9 @@ class World:
     @property
     def leader(self) -> Leading:
         """The one leadership there is; for when all is quiet."""
-        (leading,) = self.leaders()
-        return leading
+        leaders = self.leaders()
+        assert len(leaders) == 1, f"{len(leaders)} lead"
+        return leaders[0]
 
     def leaders(self) -> list[Leading]:
         """All who believe that they lead; some may be wrong."""
@@ -361,4 +361,4 @@ class World:
 
     def describe(self) -> str:
         test = os.environ.get("PYTEST_CURRENT_TEST", "tests/sim").split(" ")[0]
-        return f"seed={self.seed} epoch={self.truth.epoch} records={self.truth.next_index}\n{self.timeline.describe()}\nrun it again: {self.replay}STOKER_SIM_SEED={self.seed} STOKER_SIM_RUNS=1 python -m pytest '{test}'"
+        return f"seed={self.seed} epoch={self.truth.epoch} records={self.truth.next_index}\n{self.timeline.describe()}\nrun it again: STOKER_SIM_SEED={self.seed} STOKER_SIM_RUNS=1 python -m pytest '{test}'"

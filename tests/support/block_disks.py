@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout
 from stoker.executor.disk import BLOCKS, Disk, Opened, open_directory
-from stoker.executor.disk_tier import OPEN_MAX, DiskFile, DiskTier
+from stoker.executor.disk_file import OPEN_MAX, DiskFile
+from stoker.executor.disk_tier import DiskTier
 from stoker.executor.store import BlockFile
 from support.data_servers import CLUSTER
 
@@ -185,6 +189,66 @@ class FailingDisk(Disk):
         super().unlink(path)
 
 
+class HangingDisk(Disk):
+    """Hangs for as long as somebody else has the lock of the file `path`, as `hung` takes it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        open(path, "a").close()
+
+    def _wait(self) -> None:
+        with open(self._path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+    def create(self, path: str, size: int) -> int:
+        self._wait()
+        return super().create(path, size)
+
+    def open(self, path: str) -> int:
+        self._wait()
+        return super().open(path)
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        self._wait()
+        super().write(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        self._wait()
+        super().sync(fd)
+
+    def unlink(self, path: str) -> None:
+        self._wait()
+        super().unlink(path)
+
+    def probe(self, path: str) -> None:
+        self._wait()
+        super().probe(path)
+
+
+@contextlib.contextmanager
+def hung(path: str) -> Iterator[None]:
+    """See HangingDisk."""
+    with open(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class AtOnce:
+    """Calls of a disk that are made when they are asked for: their order is the test's."""
+
+    is_stuck = False
+
+    def run(
+        self,
+        work: Callable[..., Any],
+        *arguments: Any,
+        patience_ms: int | None = None,
+        own: int = -1,
+        undo: Callable[[Any], None] | None = None,
+    ) -> Any:
+        return work(*arguments)
+
+
 class TierStage:
     """A tier on a directory whose steps the test makes; fills blocks with bytes that follow from their names."""
 
@@ -199,7 +263,9 @@ class TierStage:
             CLUSTER,
             self.opened,
             disk=disk,
-            in_thread=lambda work, *arguments: work(*arguments),
+            file_calls=AtOnce(),
+            step_calls=AtOnce(),
+            spawn=lambda work, *arguments: work(*arguments),
             now_ms=lambda: self.now_ms,
         )
         self.said: dict[DiskFile, list[str]] = {}
@@ -224,6 +290,12 @@ class TierStage:
 
     def step(self) -> bool:
         return self.tier.step()
+
+
+def opened(file: DiskFile) -> int:
+    """Return a descriptor of a file, which stays the tier's."""
+    file.examine(lambda fd, layout: None)
+    return file.open()
 
 
 def content_of(name: BlockName, data_bytes: int) -> bytes:

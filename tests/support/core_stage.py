@@ -9,11 +9,12 @@ from typing import Any
 from stoker.executor.messages import Heartbeat, HeartbeatAnswer, Residency
 from stoker.framework.core import actions as a
 from stoker.framework.core import events as ev
-from stoker.framework.core.catalog import Catalog, Dataset, Job, Launch
+from stoker.framework.core.catalog import Catalog, Dataset, Launch
 from stoker.framework.core.codec import decode_entry, encode_entry
 from stoker.framework.core.entries import Entry
 from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.invariants import check
+from stoker.framework.core.job_table import Job
 from stoker.framework.core.rules import is_wanted, merge_rules
 from stoker.framework.core.scheduler import decide
 from stoker.framework.model import FleetSpec, Manifested, Offer, Resources, Selection, Settings, TaskStatus
@@ -34,6 +35,7 @@ class Stage:
         self.spec = FleetSpec(instances, mem_bytes)
         self.sequences: dict[int, int] = {}
         self.offer_number = 0
+        self.away: set[str] = set()  # agents whose machines do not answer
 
     def do(self, event: ev.Event, *, after_ms: int = 0) -> a.Frame:
         """Take one event `after_ms` later, and apply its frame."""
@@ -50,6 +52,9 @@ class Stage:
         for action in frame.actions:
             self.fleet.apply(stamp, action)
         check(self.catalog, self.fleet)
+        for action in frame.actions:
+            if isinstance(action, a.ProbeExecutor):
+                self.do(ev.ExecutorProbed(action.launch_id, action.host not in self.away))
         return frame
 
     def tick(self, after_ms: int = 500) -> a.Frame:

@@ -126,7 +126,7 @@ class TestDataset:
 class FakeScheduler:
     """Answers heartbeats with what `assign` set last, and gives manifests. Keeps every heartbeat, by launch."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, port: int = 0) -> None:
         self.epoch = 1
         self.complete = True
         self.status = "ok"
@@ -163,7 +163,7 @@ class FakeScheduler:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(

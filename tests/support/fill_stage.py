@@ -38,12 +38,15 @@ class OneFiller:
         self.link = FillerLink(SimpleNamespace(outbox=self.outbox))  # type: ignore[arg-type]
         self.limit = 100
 
-    def free(self, jobs_max: int) -> FillerLink | None:
+    def free(self, jobs_max: int, *, disk_jobs_max: int | None = None) -> FillerLink | None:
         return self.link if len(self.link.jobs) < self.limit else None
 
     def begin(self, job: Any, message: dict[str, Any], fd: int) -> None:
-        self.link.jobs.add(job.number)
+        self.link.begin(job)
         self.outbox.put(message)
+
+    def end_job(self, job: Any) -> None:
+        self.link.end(job)
 
     def cancel(self, job: Any) -> None:
         job.is_cancelled = True
@@ -72,7 +75,7 @@ class Stage:
                 MEM: TierAccount(Cache(64 * MIB, 1000), self.tier),
                 SSD: TierAccount(Cache(0, 0), NoTier())
                 if ssd is None
-                else TierAccount(Cache(64 * MIB, 1000), ssd),
+                else TierAccount(Cache(64 * MIB, 1000), ssd, is_disk=True),
             },
             self.server,  # type: ignore[arg-type]
             scratch_bytes=8 * MIB,

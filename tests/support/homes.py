@@ -50,7 +50,7 @@ def led(home: Home, from_index: int = 0) -> tuple[ZooKeeperJournal, int]:
     journal = home.journal()
     found = journal.lead(from_index)
     assert isinstance(journal, ZooKeeperJournal)
-    return journal, found.snapshot_index + len(list(found.records))
+    return journal, found.snapshot_index + sum(len(records) for _, records in found.batches)
 
 
 class Tree:

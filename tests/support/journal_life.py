@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from stoker.executor.manifest import BuiltManifest, FileRow, build
 from stoker.framework.core import entries as e
-from stoker.framework.core.catalog import Catalog, job_id_of
+from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import encode_entry
+from stoker.framework.core.job_table import job_id_of
 from stoker.framework.model import FleetSpec, Manifested
 from stoker.framework.snapshots import encode_snapshot
 from stoker.zk.journal import Journal

@@ -88,6 +88,7 @@ class ElectedJournal:
         self.write_snapshot = self._journal.write_snapshot
         self.put_blob = self._journal.put_blob
         self.delete_blob = self._journal.delete_blob
+        self.audit = self._journal.audit
 
     def lead(self, from_index: int = 0) -> Recovered:
         self._start()
@@ -145,13 +146,18 @@ if not ZOOKEEPER_MISSING:
     JOURNAL_FACTORIES["zookeeper"] = ZooKeeperFactory
 
 
+def indexes(recovered: Recovered) -> list[int]:
+    """Return the index of each recovered record."""
+    return [first + n for first, records in recovered.batches for n in range(len(records))]
+
+
 def replay(recovered: Recovered) -> list[bytes]:
     """Return the recovered records; asserts that their indexes have no gap."""
-    found = list(recovered.records)
-    assert [index for index, _ in found] == list(
-        range(recovered.snapshot_index, recovered.snapshot_index + len(found))
-    )
-    return [record for _, record in found]
+    found: list[bytes] = []
+    for first_index, records in recovered.batches:
+        assert records and first_index == recovered.snapshot_index + len(found)
+        found += records
+    return found
 
 
 def batches(count: int, *, records: int = 3) -> Iterator[Sequence[bytes]]:

@@ -59,12 +59,13 @@ class LineDriver:
 
 def _make_disk() -> Disk:
     faults = os.environ.get("TEST_DISK_FAULTS", "")  # a file that says which calls of the SSD tier fail
-    if not faults:
+    hangs = os.environ.get("TEST_DISK_HANGS", "")  # a file while whose lock is taken they hang
+    if not faults and not hangs:
         return Disk()
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    from support.block_disks import FailingDisk
+    from support.block_disks import FailingDisk, HangingDisk
 
-    return FailingDisk(faults)
+    return FailingDisk(faults) if faults else HangingDisk(hangs)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+_STREAM_ID = re.compile(rb"\r\nmesos-stream-id: *(\S+)", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -17,6 +18,7 @@ class Call(NamedTuple):
     at_s: float  # time.monotonic()
     kind: str  # RECONCILE ..., or "GET /path" of a request that is no call
     body: Any = None
+    stream_id: str = ""  # of the subscription that it belongs to
 
 
 class ListeningProxy:
@@ -71,6 +73,8 @@ class ListeningProxy:
             method, path = head.split(b" ", 2)[:2]
             body = json.loads(seen[start:stop]) if method == b"POST" else None
             kind = f"{method.decode()} {path.decode()}" if body is None else str(body["type"])
-            self.calls.append(Call(time.monotonic(), kind, body))
+            stream_id = _STREAM_ID.search(head)
+            name = stream_id[1].decode() if stream_id else ""
+            self.calls.append(Call(time.monotonic(), kind, body, name))
             seen = seen[stop:]
         return seen

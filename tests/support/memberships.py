@@ -132,9 +132,8 @@ class HomeJournal(MemoryJournal):
         if not from_index or from_index < shared.snapshot_index:
             return recovered
         left = shared.records[from_index - shared.snapshot_index :]
-        return Recovered(
-            self.epoch, 1, from_index, None, iter(list(enumerate(left, start=from_index))), resumed=True
-        )
+        batches = [(from_index, left)] if left else []
+        return Recovered(self.epoch, 1, from_index, None, iter(batches), resumed=True)
 
     def append(self, first_index: int, records: object) -> None:
         self.check()
@@ -159,3 +158,6 @@ class HomeJournal(MemoryJournal):
 
     def blob_digests(self) -> list[str]:
         return self._shared.blob_digests()
+
+    def audit(self) -> str:
+        return self._shared.audit()

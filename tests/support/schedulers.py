@@ -41,8 +41,8 @@ class MemoryJournal:
 
     def lead(self, from_index: int = 0) -> Recovered:
         self.epoch += 1
-        numbered = list(enumerate(self.records, start=self.snapshot_index))
-        return Recovered(self.epoch, 1, self.snapshot_index, self.snapshot, iter(numbered))
+        batches = [(self.snapshot_index, list(self.records))] if self.records else []
+        return Recovered(self.epoch, 1, self.snapshot_index, self.snapshot, iter(batches))
 
     def append(self, first_index: int, records: Sequence[bytes]) -> None:
         assert first_index == self.snapshot_index + len(self.records), "a gap in the journal"
@@ -71,6 +71,9 @@ class MemoryJournal:
 
     def blob_digests(self) -> list[str]:
         return sorted(self.blobs)
+
+    def audit(self) -> str:
+        return ""
 
     def close(self) -> None:
         return

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 DEADLINE_S = 90.0
-POLL_INTERVAL_S = 0.02
+# From the one to the other: what takes long is asked less often, since each question costs those who are waited for, too.
+POLL_INTERVAL_S, POLL_INTERVAL_S_MAX = 0.02, 0.1
+POLL_INTERVAL_GROWTH = 1.2
 
 Value = TypeVar("Value")
 
@@ -24,7 +26,9 @@ def wait_until(
     Greenlets give `sleep=gevent.sleep`.
     """
     deadline = time.monotonic() + timeout_s
+    interval_s = POLL_INTERVAL_S
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what}"
-        sleep(POLL_INTERVAL_S)
+        sleep(interval_s)
+        interval_s = min(interval_s * POLL_INTERVAL_GROWTH, POLL_INTERVAL_S_MAX)
     return value

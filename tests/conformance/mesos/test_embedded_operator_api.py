@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stoker.mesos.detector import parse_address
+from stoker.mesos.embedded.core.values import VERSION
 from stoker.mesos.operator import KnownFramework, Operator
 from support.embedded import EmbeddedProcess, Scheduler, request
 from support.waiting import wait_until
@@ -113,4 +114,4 @@ def test_a_framework_is_told_until_its_failover_timeout_is_over(mesos: EmbeddedP
     assert ours()[0].is_connected
     again.close()
     wait_until(lambda: not ours(), "its removal")
-    assert asked.missing_agents() == []
+    assert asked.missing_agents() == [] and asked.version() == VERSION

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,12 @@ pytestmark = pytest.mark.integration
 def test_17_zookeeper_leader(play: Play, tmp_path: Path) -> None:
     """The masters here are 1 (leads first), 2 and 3. A session of 10 s ends 6.7 to 10 s after a master's death."""
     server = ZooKeeperServer(tmp_path / "zookeeper", tick_ms=100, settings={"maxSessionTimeout": "60000"})
-    server.start()
+
+    def begin() -> None:
+        server.kill()
+        shutil.rmtree(server.directory / "data")
+        server.start()
+
     session = {"zk": f"zk://{server.address}/mesos", "masters": "3", "zk-session-timeout": 9.0}
     standby = dict.fromkeys((3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 53), 2)
     leads_second = dict.fromkeys((57, 59, 63, 69, 72), 2)
@@ -35,7 +41,7 @@ def test_17_zookeeper_leader(play: Play, tmp_path: Path) -> None:
             86: (("master-thaw", "2"),),
             104: (("zookeeper-kill",),),
         },
-        own_hooks={"zookeeper-kill": server.kill},
+        own_hooks={"begin": begin, "zookeeper-kill": server.kill},
         asked_again={57: 307},
         more_headers={21: {"Mesos-Stream-Id": "x"}},
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +17,20 @@ import pytest
 
 from support.embedded import EmbeddedProcess
 from support.replay.bindings import Bindings
+from support.replay.measuring import measured
 from support.replay.offers import merge
 from support.replay.player import Player
 from support.replay.puppets import Puppets
 from support.replay.recording import TRANSCRIPTS, Entry, Recording, load
-from support.replay.report import report_lines
+from support.replay.report import Rows, report_lines
 from support.replay.script import Script
 from support.replay.targets import EmbeddedTarget, OtherTarget
-from support.replay.timing import Timing
+from support.replay.timing import Timing, held_up_s
 from support.replay.wire import Arrived, Clock
+from support.waiting import wait_until
+from support.zookeeper import Place, needs_zookeeper, zookeeper
+
+__all__ = ["zookeeper"]  # a fixture
 
 SCRIPT = Script("01-subscribe")
 WHOLE = load(SCRIPT.transcript)
@@ -145,6 +153,51 @@ def test_what_a_clock_of_its_own_brings_may_come_sooner_after_a_late_action() ->
     assert timing.measured(note, by_own_clock=True)
 
 
+@pytest.mark.parametrize(
+    ("runs", "scales"),
+    [
+        ([(True, 9.0)], [8.0]),
+        ([(False, 0.0)], [8.0]),
+        ([(False, 9.0), (True, 0.0)], [8.0, 4.0]),
+        ([(False, 9.0), (False, 0.0)], [8.0, 4.0]),
+        ([(False, 9.0), (False, 9.0), (False, 9.0)], [8.0, 4.0, 2.0]),
+    ],
+    ids=["passed", "failed", "held up, then passed", "held up, then failed", "held up each time"],
+)
+def test_only_what_was_held_up_is_played_again_and_slower(
+    runs: list[tuple[bool, float]], scales: list[float], recwarn: pytest.WarningsRecorder
+) -> None:
+    played: list[float] = []
+
+    def play_once(script: Script) -> tuple[Rows, float]:
+        is_passed, held_up_s = runs[len(played)]
+        played.append(script.scale)
+        rows = Rows("t")
+        rows.begin(1, f"play {len(played)}")
+        if not is_passed:
+            rows.fail("too late")
+        return rows, held_up_s
+
+    rows = measured(Script("t", scale=8.0), play_once)
+    assert played == scales and len(recwarn) == len(scales) - 1
+    assert [row.title for row in rows.rows] == [f"play {len(scales)}"]
+    assert bool(rows.failed) is not runs[-1][0]
+
+
+def test_a_process_that_is_held_up_is_seen_to_be() -> None:
+    """Two that would run all the time share a processor, so each waits for it half of the time."""
+    one = sorted(os.sched_getaffinity(0))[0]
+    spin = f"import os; os.sched_setaffinity(0, {{{one}}}); print(flush=True)\nwhile True: pass"
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            process = subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            assert process.stdout is not None and process.stdout.readline()
+        wait_until(lambda: held_up_s(process.pid) > 0.2, "the processor to be missed")
+    assert held_up_s(process.pid) == 0.0, "of nobody nothing is known"
+
+
 def test_an_id_stands_for_one_other_and_for_no_two() -> None:
     bindings = Bindings()
     assert not bindings.differences(
@@ -263,6 +316,32 @@ def test_another_master_is_played_by_its_hooks(tmp_path: Path, puppets: Puppets)
 
 
 @pytest.mark.integration
+@needs_zookeeper
+def test_masters_that_stand_by_are_asked_at_their_addresses(
+    tmp_path: Path, puppets: Puppets, zookeeper: Place
+) -> None:
+    """Two embedded ones stand for them: what the standby of transcript 17 answers, which sends to the leader (307)."""
+    whole = load("17-zookeeper-leader")
+    recording = whole._replace(entries=whole.entries[:23])
+    script = Script(
+        recording.name,
+        masters=dict.fromkeys(range(3, 22, 2), 2),
+        more_headers={21: {"Mesos-Stream-Id": "x"}},
+        options={"zk": "of the embedded one", "masters": "2"},
+    )
+    options = ("--faults", "--zk", zookeeper.url, "--masters", "2")
+    with EmbeddedProcess(tmp_path / "work", *options) as process:
+        addresses = [process.master_address(number) for number in (1, 2)]
+        alone = OtherTarget(addresses[0], None)
+        with pytest.raises(alone.MissingHook, match=f"2 masters: --mesos-master {addresses[0]},HOST:PORT$"):
+            alone.prepare(script, recording)
+        both = OtherTarget(",".join(addresses), None)
+        both.await_leader(1, 1, script.patience_s)
+        rows = Player(script, recording, both, puppets).play().rows
+        assert {row.outcome for row in rows} == {"passed"}, [str(row) for row in rows]
+
+
+@pytest.mark.integration
 def test_a_scenario_that_needs_flags_is_left_to_who_can_prepare_it(
     embedded: EmbeddedTarget, tmp_path: Path
 ) -> None:
@@ -279,3 +358,22 @@ def test_a_scenario_that_needs_flags_is_left_to_who_can_prepare_it(
     program.write_text("#!/bin/sh\necho no such cluster >&2; exit 3\n")
     with pytest.raises(other.HookFailed, match="ended with 3: no such cluster"):
         other.prepare(needy, WHOLE)
+
+
+@pytest.mark.integration
+def test_a_run_in_which_nothing_could_be_played_fails(embedded: EmbeddedTarget) -> None:
+    here = Path(__file__).parent
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(here / "test_masters_lives.py"),
+    ]
+    command += ["-k", "17", "--mesos-master", embedded.address]
+    done = subprocess.run(
+        command, cwd=here.parents[2], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 1 and "no row was played" in done.stdout, done.stdout

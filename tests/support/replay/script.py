@@ -38,7 +38,7 @@ class Script:
     stopped: tuple[int, ...] = ()
     # Hooks, or orders to executors, before a line.
     before: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
-    # Hooks that a test has for the embedded Mesos: what happens around it, not in it.
+    # Hooks that a test has for the embedded Mesos: what happens around it, not in it; "begin" before it is started.
     own_hooks: Mapping[str, Callable[[], None]] = field(default_factory=dict)
     # Calls: what follows where the transcript shortens the body; headers that were not recorded; all offers there are instead
     # of those named, as chance has cut them up; an operator's that go to an agent, and others that go to a master, by number.

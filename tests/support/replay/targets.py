@@ -19,6 +19,7 @@ from support.embedded import EmbeddedProcess, Scheduler, request
 from support.ports import fixed_port
 from support.replay.recording import AgentNeeds, Entry, Recording
 from support.replay.script import Script
+from support.replay.timing import held_up_s
 
 HOOK_TIMEOUT_S = 120
 PROBE_TIMEOUT_S = 5.0
@@ -40,6 +41,8 @@ DEFAULT_TIMES = {
 }
 
 
+# Flags that a Mesos of several masters has, as it must.
+_OF_SEVERAL_MASTERS = ("zk", "zk-session-timeout", "masters")
 # Where a recording does not say what its agents have.
 NO_OFFERS = AgentNeeds(1, 1024, 1024, (31000, 31099), "")
 
@@ -59,8 +62,10 @@ class Target:
     free: frozenset[str] = frozenset()  # fields that are its own affair, besides those that always are
     MissingHook, HookFailed = MissingHook, HookFailed
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, *masters: str) -> None:
+        """`masters` are addresses; the first of them leads at first."""
+        self._masters = masters
+        self.address = masters[0]
 
     def address_of(self, entry: Entry, script: Script) -> str:
         """Return where a call goes: to the master, but for an operator's calls to an agent."""
@@ -93,7 +98,7 @@ class Target:
         raise HookFailed(f"master {number} does not lead {agents} agents after {seconds:.0f} s")
 
     def _master_address(self, number: int) -> str:
-        raise MissingHook(f"the address of master {number} is not known: only that of one is given")
+        raise NotImplementedError
 
     def _agent_address(self, number: int) -> str:
         return str(self.agents()[number - 1]["pid"].partition("@")[2])
@@ -118,7 +123,9 @@ class Target:
         """Remove a framework, if it is still there."""
         body = json.dumps({"type": "TEARDOWN", "teardown": {"framework_id": {"value": framework_id}}})
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        request(self.address, "POST", "/api/v1", body, headers)
+        for address in self._masters:  # whichever leads now
+            with contextlib.suppress(OSError):
+                request(address, "POST", "/api/v1", body, headers)
 
     def tick_at(self) -> float | None:
         """Return when (time.monotonic) the allocator ticks, if that can be found out."""
@@ -139,6 +146,8 @@ class EmbeddedTarget(Target):
 
     def __init__(self, script: Script, recording: Recording, work_dir: Path) -> None:
         self._own_hooks = script.own_hooks
+        if "begin" in self._own_hooks:
+            self._own_hooks["begin"]()
         self._process = EmbeddedProcess(work_dir, *_options(script, recording))
         self._started_at = time.monotonic()
         super().__init__(self._process.address)
@@ -148,6 +157,10 @@ class EmbeddedTarget(Target):
 
     def __exit__(self, *_: object) -> None:
         self._process.stop()
+
+    def held_up_s(self) -> float:
+        """Return how long it and its player, both ready to run, have had no processor."""
+        return held_up_s(self._process.process.pid, os.getpid())
 
     def _master_address(self, number: int) -> str:
         return self._process.master_address(number)
@@ -184,17 +197,23 @@ class OtherTarget(Target):
         }
     )
 
-    def __init__(self, address: str, hooks: Path | None) -> None:
-        super().__init__(address)
+    def __init__(self, addresses: str, hooks: Path | None) -> None:
+        """`addresses` are those of all masters, with commas between them."""
+        super().__init__(*addresses.split(","))
         self._hooks = hooks
         self._stopped: dict[tuple[str, ...], None] = {}
 
     def prepare(self, script: Script, recording: Recording) -> None:
         """Hand over what the scenario needs; without a hook for it only what needs no flags of its own can be played."""
+        count = int(str(script.options.get("masters", 1)))
+        if count > len(self._masters):
+            addresses = ",".join([*self._masters, *["HOST:PORT"] * (count - len(self._masters))])
+            raise MissingHook(f"it needs the addresses of {count} masters: --mesos-master {addresses}")
+        its_own = {"allocation-interval", *(_OF_SEVERAL_MASTERS if count > 1 else ())}
         flags = {
             name: value
             for name, value in script.options.items()
-            if name != "allocation-interval" and DEFAULT_TIMES.get(name, "") != value
+            if name not in its_own and DEFAULT_TIMES.get(name, "") != value
         }
         if self._program("prepare") is not None:
             agents = [agent._asdict() for agent in recording.agents()]
@@ -203,6 +222,9 @@ class OtherTarget(Target):
         elif flags:
             text = ", ".join(f"{name} {value}" for name, value in flags.items())
             raise MissingHook(f"it needs {text}: put an executable prepare into --mesos-hooks DIR")
+
+    def _master_address(self, number: int) -> str:
+        return self._masters[number - 1]
 
     def restore(self) -> None:
         for name, *arguments in list(self._stopped):
@@ -244,7 +266,7 @@ class OtherTarget(Target):
         self._run(name, *arguments)
         who, _, what = name.partition("-")
         key = (who, *arguments[:1])
-        if what == "start":
+        if what in ("start", "thaw"):
             self._stopped.pop(key, None)
         else:
             self._stopped[key] = None

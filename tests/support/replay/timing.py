@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from support.replay.recording import Entry
 from support.replay.wire import Clock
@@ -15,6 +17,15 @@ EARLY_S = 1.2
 LATE_S = 0.3
 
 _MEASURED = re.compile(r"(?<![>\d.] )(?<![\d.])(\d+(?:\.\d+)?) s\b")
+
+
+def held_up_s(*pids: int) -> float:
+    """Return how long the main threads of processes were ready to run and had no processor; 0 where the kernel does not tell."""
+    waited_ns = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            waited_ns += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+    return waited_ns / 1e9
 
 
 class Timing:

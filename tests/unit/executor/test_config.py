@@ -15,6 +15,8 @@ from stoker.executor import sockets
 from stoker.executor.config import load
 from stoker.executor.errors import ConfigError
 from stoker.executor.machine import (
+    CONNECTIONS_MAX,
+    CONNECTIONS_MIN,
     FILL_JOB_BYTES_MAX,
     FILL_JOB_BYTES_MIN,
     SCRATCH_BYTES_MAX,
@@ -137,7 +139,8 @@ def test_no_more_memory_is_shared_out_than_anybody_gives(
     assert min(found) >= 0 and found.tier_bytes <= 4 * GIB and found.scratch_bytes <= SCRATCH_BYTES_MAX
     assert FILL_JOB_BYTES_MIN <= found.fill_job_bytes <= FILL_JOB_BYTES_MAX
     blocks = found.tier_bytes + found.scratch_bytes
-    assert blocks + processes_bytes(2, found.fill_job_bytes) <= given
+    assert CONNECTIONS_MIN <= found.connections_max <= CONNECTIONS_MAX
+    assert blocks + processes_bytes(2, found.fill_job_bytes, connections=found.connections_max) <= given
     assert found.tier_bytes == 4 * GIB or blocks == given - PROCESSES, "nothing is left over"
 
 
@@ -151,7 +154,8 @@ def test_more_fillers_have_their_buffers_at_the_tiers_cost(fillers: int) -> None
         cgroup_bytes=None,
     )
     blocks = found.tier_bytes + found.scratch_bytes
-    assert blocks + processes_bytes(fillers, found.fill_job_bytes) <= 4 * GIB + OVERHEAD
+    taken = blocks + processes_bytes(fillers, found.fill_job_bytes, connections=found.connections_max)
+    assert taken <= 4 * GIB + OVERHEAD
     assert (found.tier_bytes == 4 * GIB) == (fillers <= 2)
     assert found.fill_job_bytes % PIECE_BYTES_MAX == 0
 
@@ -161,7 +165,9 @@ def test_the_tier_is_what_was_asked_where_mesos_gave_it_and_the_overhead(asked: 
     there = {"filler_count": 2, "available_bytes": 100 * GIB, "cgroup_bytes": None}
     found = share_memory(asked, mesos_bytes=asked + OVERHEAD, **there)
     assert found.tier_bytes == asked and found.scratch_bytes >= SCRATCH_BYTES_MIN
-    assert share_memory(asked, mesos_bytes=PROCESSES, **there) == Memory(0, 0, FILL_JOB_BYTES_MIN)
+    assert share_memory(asked, mesos_bytes=PROCESSES, **there) == Memory(
+        0, 0, FILL_JOB_BYTES_MIN, CONNECTIONS_MIN
+    )
 
 
 def test_mesos_resources_are_added_up() -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from stoker.executor import disk_tier
 from stoker.executor.disk import BLOCKS, INDEX, Disk
-from stoker.executor.disk_tier import DISK_PAUSE_MS, DiskFile
+from stoker.executor.disk_file import DiskFile
+from stoker.executor.disk_tier import DISK_PAUSE_MS
 from stoker.executor.process import boot_id
-from support.block_disks import FailingDisk, PowerDisk, TierStage
+from support.block_disks import FailingDisk, PowerDisk, TierStage, opened
 from support.waiting import wait_until
 
 DATA = 20_000
@@ -131,7 +132,7 @@ def test_a_damaged_block_is_refused_after_a_kill_at_once(tmp_path: Path) -> None
     found = [file for file in stage.tier.restored if file.file.name.dataset_id == 1]
     assert [file.file for file in found] == [recorded.file], "of what is not recorded the header is looked at"
     with pytest.raises(OSError, match="header is missing"):
-        found[0].open()
+        opened(found[0])
 
 
 def test_that_a_block_is_damaged_is_recorded_once_the_index_can_be_written(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout
 from stoker.executor.holdings import Stored
-from stoker.executor.residency import Residents
+from stoker.executor.messages import Assignment
+from stoker.executor.residency import RESIDENCY_PATIENCE_MS, Residents
 from support.block_disks import FailingDisk, TierStage
 from support.data_servers import CLUSTER
 from support.executors import TestDataset
@@ -92,8 +93,45 @@ def test_what_was_partly_filled_waits_for_descriptors(stage: ResidentStage, disk
     assert list(block.state.valid) == [(0, 64)] and stage.ssd.error_count == 0
 
 
-def test_a_partly_filled_file_that_cannot_be_read_is_dropped(stage: ResidentStage, disk: FailingDisk) -> None:
+@pytest.mark.parametrize("name", ["open", "sync"])
+def test_a_partly_filled_file_that_cannot_be_read_or_relied_on_is_dropped(
+    stage: ResidentStage, disk: FailingDisk, name: str
+) -> None:
     (stored,) = stage.stored()
-    disk.errors["open"] = errno.EIO
+    disk.errors[name] = errno.EIO
     stage.residents._attach_partial(stage.view, stage.manifest, stored)
     assert stored.is_leaving and not stage.stored()
+
+
+@pytest.mark.parametrize("comes", ["all are heard", "patience ends"])
+def test_who_is_new_fetches_nothing_for_residency_before_the_leader_has_heard_the_others(
+    stage: ResidentStage, comes: str
+) -> None:
+    """What they hold is copied from them: their addresses are not known yet, and nothing is read twice of the under store."""
+    for stored in stage.stored():
+        stage.holdings.drop_stored(stored, 0)
+    assigned = (stage.view.assignment,)
+    stage.residents.apply(Assignment(2, 1, 1, False, (), assigned))
+    stage.view.mine_set = {0}
+    stage.view.todo.append(0)
+    stage.fills.pump()
+    stage.now_ms += RESIDENCY_PATIENCE_MS - 1
+    stage.fills.tick()
+    assert not stage.jobs() and list(stage.view.todo) == [0]
+    if comes == "all are heard":
+        stage.residents.apply(Assignment(2, 2, 2, True, (), assigned))
+    stage.now_ms += 1
+    stage.fills.tick()
+    assert len(stage.jobs()) == 1
+
+
+def test_who_knows_the_others_from_the_leader_before_goes_on_fetching(stage: ResidentStage) -> None:
+    for stored in stage.stored():
+        stage.holdings.drop_stored(stored, 0)
+    assigned = (stage.view.assignment,)
+    stage.residents.apply(Assignment(2, 1, 1, True, (), assigned))
+    stage.residents.apply(Assignment(3, 1, 1, False, (), assigned))
+    stage.view.mine_set = {0}
+    stage.view.todo.append(0)
+    stage.fills.pump()
+    assert len(stage.jobs()) == 1

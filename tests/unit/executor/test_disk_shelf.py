@@ -10,70 +10,26 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import gevent
 import msgpack
 import pytest
 
 from stoker.executor import index
-from stoker.executor.block import BlockName, block_layout, encode_header
-from stoker.executor.connection import Connection, Identity, Limits, ServerState
-from stoker.executor.loans import (
+from stoker.executor.block import BlockName, block_layout
+from stoker.executor.entries import (
     FILES_OPEN_MAX,
-    DiskFiles,
-    Entry,
-    Shelf,
     files_open_max,
     read_exactly,
 )
-from stoker.executor.misses import Misses
-from stoker.executor.stream import Stream
 from stoker.executor.wire import (
     ANSWER,
-    HELLO_ANSWER_BYTES,
     DescriptorStatus,
     Failure,
-    Hello,
     Op,
     Status,
-    encode_hello,
     encode_request,
 )
-from support.data_servers import CLUSTER, INCARNATION, LAUNCH
+from support.disk_files import DATA, Caller, Files
 from support.greenlets import wait_until
-from support.waiting import DEADLINE_S
-
-DATA = 1_000
-
-
-class Files:
-    def __init__(self, directory: Path, *, open_max: int = FILES_OPEN_MAX) -> None:
-        self.directory = directory
-        self.gone: list[int] = []
-        self.broken: list[tuple[int, str]] = []
-        self.shelf = Shelf(self.gone.append)
-        self.shelf.files = DiskFiles(
-            str(directory), CLUSTER, lambda *told: self.broken.append(told), open_max=open_max
-        )
-        self.dataset = self.shelf.put_dataset(1, 1, 1, 2**20)
-
-    def put(self, number: int, *, full_from: int = 1, is_restored: bool = False) -> Entry:
-        name, layout = BlockName(1, 1, number), block_layout(DATA)
-        path = self.directory / f"1.1.{number}-{number}"
-        with open(path, "wb") as file:
-            file.write(bytes([number % 256]) * DATA)
-            file.truncate(layout.file_bytes)
-            file.seek(layout.trailer_offset)
-            file.write(encode_header(CLUSTER, name, DATA))
-        entry = self.shelf.put_file(self.dataset, number, name, path.name, DATA, is_restored=is_restored)
-        entry.full_from, entry.sealed = full_from, full_from > 0
-        return entry
-
-    def open_count(self) -> int:
-        found = 0
-        for name in os.listdir("/proc/self/fd"):
-            path = f"/proc/self/fd/{name}"
-            found += os.path.exists(path) and os.readlink(path).startswith(f"{self.directory}/")
-        return found
 
 
 @pytest.fixture
@@ -83,12 +39,12 @@ def files(tmp_path: Path) -> Files:
 
 def test_many_files_are_there_and_few_are_open(files: Files) -> None:
     pinned = files.put(1)
-    assert pinned.has(1, 0, DATA)
+    assert pinned.open()
     pinned.pins += 1
     entries = [files.put(number) for number in range(2, FILES_OPEN_MAX + 60)]
     assert files.open_count() == 1
     for entry in entries:
-        assert entry.has(1, 0, DATA) and len(read_exactly(entry.fd, DATA, 0)) == DATA
+        assert entry.has(1, 0, DATA) and len(entry.first(0, DATA)) == DATA
     assert files.open_count() == FILES_OPEN_MAX
     assert pinned.fd >= 0 and entries[0].fd < 0, "what is being sent stays open"
     with pytest.raises(OSError):
@@ -105,25 +61,26 @@ def test_a_file_that_is_not_the_blocks_is_told_of_and_not_read(files: Files) -> 
     os.truncate(files.directory / "1.1.2-2", DATA)
     (files.directory / "1.1.4-4").write_bytes((files.directory / "1.1.3-3").read_bytes())
     (files.directory / "1.1.4-4").rename(files.directory / "1.1.3-3")
-    assert other.has(1, 0, 10), "the same bytes under another inode"
+    assert other.open(), "the same bytes under another inode"
     files.put(5)
     (files.directory / "1.1.5-5").rename(files.directory / "1.1.3-3")
     files.shelf.take_off(3)
     harmed = files.shelf.put_file(files.dataset, 30, BlockName(1, 1, 3), "1.1.3-3", DATA)
-    assert not any(entry.has(1, 0, 10) for entry in (gone, short, harmed))
+    assert not any(entry.open() for entry in (gone, short, harmed))
     assert [holding for holding, _ in files.broken] == [1, 2, 30]
 
 
 def test_what_was_restored_is_read_by_its_record_alone(files: Files) -> None:
     """Its index may say more than was synced: readers of older versions are served by it no longer."""
     entry = files.put(1, full_from=2, is_restored=True)
+    assert entry.open()
     layout = block_layout(DATA)
     fd = os.open(files.directory / "1.1.1-1", os.O_RDWR)
     index.mark_valid(fd, layout, [(0, DATA)])
     os.close(fd)
     assert entry.has(2, 0, DATA) and entry.has(3, 0, DATA) and not entry.has(1, 0, 64)
     partial = files.put(2, full_from=0)
-    assert not partial.has(1, 0, 64)
+    assert partial.open() and not partial.has(1, 0, 64)
 
 
 def test_only_errors_of_the_file_are_held_against_it(files: Files) -> None:
@@ -160,13 +117,13 @@ def test_without_a_descriptor_a_good_block_waits_and_is_not_told_of(files: Files
     assert pinned.open()
     pinned.pins += 1
     with no_descriptor_left() as taken:
-        assert not wanted.has(1, 0, DATA) and not wanted.open(), "all that is open is being sent"
+        assert not wanted.open(), "all that is open is being sent"
         assert pinned.fd >= 0
         os.close(taken.pop())
-        assert idle.has(1, 0, DATA)
-        assert wanted.has(1, 0, DATA), "the idle one's is taken"
+        assert idle.open()
+        assert wanted.open(), "the idle one's is taken"
         assert idle.fd < 0 and pinned.fd >= 0
-    assert idle.has(1, 0, DATA) and not files.broken
+    assert idle.open() and not files.broken
 
 
 def test_a_file_that_may_not_be_opened_is_not_told_of(files: Files) -> None:
@@ -184,7 +141,7 @@ def test_the_open_files_are_a_share_of_the_descriptors(tmp_path: Path) -> None:
     files = Files(tmp_path, open_max=3)
     entries = [files.put(number) for number in range(1, 8)]
     for entry in entries:
-        assert entry.has(1, 0, DATA)
+        assert entry.open()
         assert files.open_count() <= 3
     for entry in entries:
         assert entry.open()
@@ -193,49 +150,6 @@ def test_the_open_files_are_a_share_of_the_descriptors(tmp_path: Path) -> None:
     for entry in entries:
         files.shelf.unpin(entry)
     assert files.put(8).open() and files.open_count() == 3
-
-
-class Caller:
-    """A caller of the data port that takes nothing until it is asked to, and the connection that serves it."""
-
-    def __init__(self, files: Files) -> None:
-        served, self.sock = socket.socketpair()
-        self.sock.settimeout(DEADLINE_S)
-        identity = Identity(CLUSTER, LAUNCH, INCARNATION)
-        state = ServerState(identity, Limits(), files.shelf, Misses(files.shelf, lambda message: None))
-        hello = Hello(CLUSTER, LAUNCH, INCARNATION, 1, 1, 1)
-        self.sock.sendall(encode_hello(hello))
-        self.stream = Stream(served)
-        self.greenlet = gevent.spawn(Connection(self.stream, state).serve)
-        self.fill_bytes = 0
-        wait_until(lambda: len(files.dataset.borrowers) > 0)
-        assert len(self.sock.recv(HELLO_ANSWER_BYTES)) == HELLO_ANSWER_BYTES
-
-    def fill(self) -> None:
-        """See that the connection's next send must wait."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self.fill_bytes += self.stream.sock.send(b"x" * 65536)
-
-    def receive(self) -> tuple[bytes, list[int]]:
-        """Return what is sent after the filling, and the descriptors that came with it."""
-        data, fds = b"", list[int]()
-        self.sock.setblocking(False)
-
-        def is_there() -> bool:
-            nonlocal data, fds
-            with contextlib.suppress(BlockingIOError):
-                part, more, _, _ = socket.recv_fds(self.sock, 65536, 8)
-                data, fds = data + part, fds + more
-            return bool(fds)
-
-        wait_until(is_there)
-        return data[self.fill_bytes :], fds
-
-    def close(self) -> None:
-        self.sock.close()
-        self.greenlet.join(DEADLINE_S)
-        assert self.greenlet.dead
 
 
 def test_a_passed_descriptor_is_the_asked_blocks_however_long_its_caller_waits(tmp_path: Path) -> None:
@@ -248,7 +162,7 @@ def test_a_passed_descriptor_is_the_asked_blocks_however_long_its_caller_waits(t
     wait_until(lambda: len(files.shelf.lent()) == 2)
     assert entries[2].fd >= 0 and entries[3].fd >= 0
     for entry in (*entries[4:], *entries[:2]):
-        assert entry.has(1, 0, DATA)
+        assert entry.open()
     answer, passed = caller.receive()
     assert answer[ANSWER.size :] == bytes([DescriptorStatus.PASSED] * 2)
     assert [os.pread(fd, DATA, 0) for fd in passed] == [bytes([number]) * DATA for number in (2, 3)]

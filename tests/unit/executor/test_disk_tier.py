@@ -13,7 +13,8 @@ import pytest
 from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout
 from stoker.executor.disk import BLOCKS, FORMAT, INDEX, Disk, open_directory
-from stoker.executor.disk_tier import DISK_PAUSE_MS, INDEX_SLACK_BYTES, OPEN_MAX, STEP_FILES_MAX, DiskFile
+from stoker.executor.disk_file import OPEN_MAX, DiskFile
+from stoker.executor.disk_tier import DISK_PAUSE_MS, INDEX_SLACK_BYTES, STEP_FILES_MAX
 from stoker.executor.errors import DirectoryHeld, DirectoryRefused
 from support.block_disks import (
     BOOT,
@@ -23,6 +24,7 @@ from support.block_disks import (
     StoppingDisk,
     TierStage,
     content_of,
+    opened,
 )
 from support.data_servers import CLUSTER
 
@@ -34,7 +36,7 @@ def check_bytes(stage: TierStage) -> dict[int, DiskFile]:
     found = {}
     for file in stage.tier.restored:
         if file.record is not None:
-            fd = file.open()
+            fd = opened(file)
             assert os.pread(fd, DATA, 0) == content_of(file.file.name, DATA), file.name
             found[file.file.name.block_index] = file
     return found
@@ -66,11 +68,11 @@ def test_what_was_partly_filled_is_there_as_long_as_the_machine_was_up(tmp_path:
     file = stage.tier.create_file(name, DATA)
     assert file is not None
     layout = block_layout(DATA)
-    index.mark_valid(file.open(), layout, [(64, 128), (640, DATA)])
+    index.mark_valid(opened(file), layout, [(64, 128), (640, DATA)])
     stage = again(stage)
     (found,) = stage.tier.restored
     assert found.record is None and (found.data_bytes, found.file.name) == (DATA, name)
-    assert index.valid_extents(found.open(), layout) == [(64, 128), (640, DATA)]
+    assert index.valid_extents(opened(found), layout) == [(64, 128), (640, DATA)]
     assert not again(stage, boot_id="later").tier.restored
 
 
@@ -180,10 +182,10 @@ def test_a_death_at_any_call_loses_nothing_that_was_announced(tmp_path: Path, pa
         assert set(check_bytes(stage)) >= {n for n, is_durable in announced.items() if is_durable}
         for file in stage.tier.restored:
             if file.record is None:
-                valid = index.valid_extents(file.open(), block_layout(DATA))
+                valid = index.valid_extents(opened(file), block_layout(DATA))
                 for start, stop in valid:
                     assert (
-                        os.pread(file.open(), stop - start, start)
+                        os.pread(opened(file), stop - start, start)
                         == content_of(file.file.name, DATA)[start:stop]
                     )
         stage.tier.close()
@@ -309,8 +311,8 @@ def test_a_file_that_is_not_the_blocks_is_not_opened(tmp_path: Path, harm: str) 
         assert "1 records without their file" in stage.tier.last_error
         return
     with pytest.raises(OSError):
-        stage.tier.restored[0].open()
-    assert os.pread(stage.tier.restored[1].open(), 10, 0)
+        opened(stage.tier.restored[0])
+    assert os.pread(opened(stage.tier.restored[1]), 10, 0)
 
 
 # --- whose directory it is
@@ -346,6 +348,14 @@ def test_blocks_that_do_not_say_whose_they_are_are_refused(tmp_path: Path) -> No
     (tmp_path / FORMAT).unlink()
     with pytest.raises(DirectoryRefused, match="does not say whose"):
         TierStage(tmp_path, Disk())
+
+
+def test_a_volume_whose_directory_is_gone_is_told_with_the_way_out(tmp_path: Path) -> None:
+    """An agent links a volume into the sandbox; nothing is made where it was."""
+    (tmp_path / "ssd").symlink_to(tmp_path / "stoker-00000000-v7")
+    with pytest.raises(DirectoryRefused, match="stoker-00000000-v7 is gone from this agent.*DESTROY_VOLUMES"):
+        open_directory(str(tmp_path / "ssd"), bytes(16), disk=Disk(), boot_id=BOOT, asked_bytes=2**30)
+    assert not (tmp_path / "stoker-00000000-v7").exists()
 
 
 def test_one_keeper_has_a_directory(tmp_path: Path) -> None:

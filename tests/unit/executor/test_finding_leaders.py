@@ -145,7 +145,7 @@ def test_an_answer_of_an_older_epoch_counts_as_none_and_teaches_nothing(make: An
     schedulers = Schedulers((deposed.url, leader.url))
     answer = schedulers.heartbeat(heartbeat(epoch_seen=3))
     assert answer is not None and answer.epoch == 3
-    assert schedulers.urls == (leader.url, deposed.url)
+    assert schedulers.urls == (leader.url, deposed.url) and schedulers.refused_count == 1
     schedulers.close()
 
 
@@ -198,7 +198,7 @@ def test_an_executor_that_lost_all_schedulers_comes_when_the_leader_calls() -> N
             assert found.heartbeats[LAUNCH][0].epoch_seen == 6, (
                 "called by epoch 6, it refuses older ones from now on"
             )
-            assert not deposed.heartbeats
+            assert not deposed.heartbeats and found.heartbeats[LAUNCH][0].refused_count == 1
             assert executor.process.poll() is None
     finally:
         found.close()

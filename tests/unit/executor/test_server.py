@@ -14,8 +14,8 @@ import pytest
 
 from stoker.executor import index
 from stoker.executor.block import PAGE_BYTES, BlockName, block_layout
-from stoker.executor.connection import GROUPS_AHEAD_MAX
 from stoker.executor.misses import GROUP_BLOCKS_MAX
+from stoker.executor.reading import GROUPS_AHEAD_MAX
 from stoker.executor.wire import (
     ANSWER,
     RANGES_MAX,

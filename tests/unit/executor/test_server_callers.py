@@ -15,6 +15,7 @@ import threading
 import pytest
 
 from stoker.executor.channel import Channel, channel_pair
+from stoker.executor.machine import CONNECTION_BYTES
 from stoker.executor.wire import (
     ANSWER,
     DESCRIPTORS_MAX,
@@ -42,6 +43,7 @@ from support.data_servers import (
     connect_unix,
     running_data_server,
 )
+from support.kernel_memory import executor_memory
 from support.waiting import DEADLINE_S, wait_until
 
 
@@ -269,6 +271,18 @@ def test_too_many_callers_are_told_that_it_is_busy() -> None:
         again = wait_until(taken, "room for another")
         assert first.request(Op.PING, [])[0] == Status.OK
         for client in (first, third, again):
+            client.close()
+
+
+def test_an_idle_connection_takes_no_more_memory_than_it_counts_for() -> None:
+    with running_data_server() as server:
+        server.put_dataset(block_bytes=BLOCK)
+        clients = [server.unix()]  # what the first one takes is not taken again
+        before = executor_memory(server.process.pid).private
+        clients += [server.unix() for _ in range(400)]
+        taken = executor_memory(server.process.pid).private - before
+        assert 0 < taken <= 400 * CONNECTION_BYTES
+        for client in clients:
             client.close()
 
 

@@ -41,10 +41,10 @@ def one(path: str) -> Bundles:
 
 
 def test_an_agent_gets_the_bundle_of_its_attribute_else_the_common_one(tmp_path: pathlib.Path) -> None:
-    arm, common = given(tmp_path, "arm.pex", "arm"), given(tmp_path, "x86.pex", "x86")
+    arm, common = given(tmp_path, "arm.pex", "#!arm"), given(tmp_path, "x86.pex", "#!x86")
     bundles = open_bundles([common, f"arch:aarch64={arm}"])
     chosen = bundles.choose((("rack", "r1"), ("arch", "aarch64")))
-    assert chosen is not None and chosen.path == arm and chosen.size == 3
+    assert chosen is not None and chosen.path == arm and chosen.size == 5
     for attributes in ((), (("arch", "x86_64"),)):
         other = bundles.choose(attributes)
         assert other is not None and other.path == common
@@ -72,13 +72,14 @@ def test_a_bundle_that_was_cut_is_never_served_as_whole(tmp_path: pathlib.Path) 
 
 def test_what_is_no_bundle_is_said_all_at_once(tmp_path: pathlib.Path) -> None:
     empty = given(tmp_path, "empty.pex", "")
-    good = given(tmp_path)
+    good, text = given(tmp_path), given(tmp_path, "notes.txt", "user:secret")
     with pytest.raises(ConfigError) as caught:
-        open_bundles([str(tmp_path / "none.pex"), f"rack:r1={empty}", good, good])
-    missing, nothing, twice = caught.value.problems
+        open_bundles([str(tmp_path / "none.pex"), f"rack:r1={empty}", good, good, f"rack:r2={text}"])
+    missing, nothing, twice, other = caught.value.problems
     assert (
         "none.pex: No such file" in missing and "0 bytes" in nothing and "another one for all agents" in twice
     )
+    assert "notes.txt" in other and "`stoker bundle` makes one" in other
 
 
 def test_every_scheduler_serves_its_bundles_leading_or_not(tmp_path: pathlib.Path) -> None:

@@ -22,7 +22,7 @@ from stoker.framework.checks import (
 )
 from stoker.framework.errors import Refused
 from stoker.framework.model import NAME_RULE
-from stoker.framework.routes import NEW_DATASET, NEW_JOB
+from stoker.framework.routes import FLEET, NEW_DATASET, NEW_JOB
 from stoker.framework.schemes import known_schemes
 
 JSON = st.recursive(
@@ -65,6 +65,11 @@ def test_any_bytes_are_a_value_or_a_refusal(body: bytes) -> None:
         parse_json(body)
     except Refused as error:
         assert error.refusal.status == 400
+
+
+def test_bytes_that_are_not_allowed_are_told_with_sizes() -> None:
+    refusal = refusal_of(check_schema, {"instances": 1, "mem_bytes": 0}, FLEET, "the body")
+    assert (refusal.message, refusal.hint) == ("the body.mem_bytes is 0", "16.0 MiB to 64.0 TiB")
 
 
 @given(JSON)

@@ -168,6 +168,15 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(local: Place) -> None:
     assert json.loads(first.stdout)["index"] == 0 and first.stderr == b""
 
 
+def test_a_restored_journal_that_nobody_led_yet_has_no_records(place: Place, tmp_path: pathlib.Path) -> None:
+    whole_life(place.leader())
+    succeed("backup", *flag(place), str(tmp_path / "saved"))
+    (elsewhere,) = make_places(place, tmp_path / "elsewhere")
+    succeed("restore", *flag(elsewhere), str(tmp_path / "saved"))
+    text = succeed("inspect", *flag(elsewhere), "--header")
+    assert f"none since the snapshot; {RECORDS + 1} comes next" in text or f"{RECORDS} to {RECORDS}" in text
+
+
 # --- verify
 
 
@@ -244,6 +253,19 @@ def test_verify_finds_blobs_that_are_gone_or_changed(place: Place, tmp_path: pat
         assert "another digest" in done.stdout.decode() and done.returncode == 1
 
 
+@pytest.mark.skipif("zookeeper" not in PLACES, reason=WHY_NOT)
+def test_verify_names_the_record_that_is_missing_from_the_log(tmp_path: pathlib.Path) -> None:
+    place = next(places := make_place("zookeeper", tmp_path))
+    whole_life(place.leader())
+    client, log = shared_client(), f"/{place.url.partition('//')[2].partition('/')[2]}/log"
+    names = sorted(client.get_children(log))
+    client.delete(f"{log}/{names[1]}")
+    done = run("verify", *flag(place))
+    assert done.returncode == 1
+    assert f"record {int(names[1])} is missing" in "".join(bad_lines(done.stdout.decode()))
+    next(places, None)
+
+
 def test_verify_says_that_an_unfinished_write_was_never_acknowledged(
     local: Place, tmp_path: pathlib.Path
 ) -> None:
@@ -262,6 +284,15 @@ def test_verify_says_that_an_unfinished_write_was_never_acknowledged(
 def is_ahead(epoch: int, of: int) -> bool:
     """Say whether a restored journal's epoch is what it must be: ahead by a constant and the seconds that went by."""
     return of + AHEAD_MIN <= epoch < of + AHEAD_MIN + 100_000
+
+
+def test_a_backup_is_checked_without_a_journal(local: Place, tmp_path: pathlib.Path) -> None:
+    whole_life(local.leader())
+    succeed("backup", *flag(local), str(tmp_path / "saved"))
+    assert "good  file" in succeed("restore", "--check", str(tmp_path / "saved"))
+    assert "say where the journal is" in refused("restore", str(tmp_path / "saved"), status=2)
+    (tmp_path / "saved").write_bytes(b"SKBACKUP")
+    assert run("restore", "--check", str(tmp_path / "saved")).returncode == 1
 
 
 def test_a_backup_brings_everything_back_elsewhere(place: Place, tmp_path: pathlib.Path) -> None:
@@ -402,7 +433,8 @@ def test_restore_refuses_a_damaged_backup_and_changes_nothing(
     place: Place, saved: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     data = saved.read_bytes()
-    for wrong in (data[:-1], data[:100], b"", data[:300] + b"\0" + data[301:], b"no backup at all"):
+    altered = data[:300] + bytes([data[300] ^ 1]) + data[301:]
+    for wrong in (data[:-1], data[:100], b"", altered, b"no backup at all"):
         saved.write_bytes(wrong)
         done = run("restore", *flag(place), str(saved))
         assert done.returncode == 1 and "BAD" in done.stdout.decode(), done

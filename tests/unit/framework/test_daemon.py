@@ -31,7 +31,7 @@ class EndedLeadership:
     ("fields", "says"),
     [
         ({"zk_secret": "env:NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE"),
-        ({"zk_secret": "no-user"}, "a user and a secret"),
+        ({"zk_secret": "no-user"}, "USER:SECRET is wanted"),
         ({"zk_secret": "file:/nowhere"}, "cannot read /nowhere"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -15,7 +17,7 @@ from stoker.framework.core import entries as e
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import encode_entry
 from stoker.framework.errors import Fatal
-from stoker.framework.following import Follower, Replica, check_belongs, take_over
+from stoker.framework.following import Follower, Replica, check_belongs, role_note, take_over
 from stoker.framework.journaling import JournalGreenlets
 from stoker.framework.model import FleetSpec
 from stoker.framework.snapshots import encode_snapshot
@@ -162,6 +164,7 @@ def test_a_snapshot_that_is_none_is_refused(workers: ThreadPool, data: bytes) ->
 def test_a_long_journal_is_applied_in_slices(workers: ThreadPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With slices of no time at all, the hub gets a turn at each look at the clock."""
     monkeypatch.setattr(following, "SLICE_MS", 0)
+    monkeypatch.setattr(following, "RECORDS_A_LOOK", 10)
     turns = 0
 
     def count() -> None:
@@ -246,16 +249,16 @@ def test_the_journal_of_another_cluster_is_refused(fields: dict[str, Any], says:
     assert "secret" not in str(caught.value)
 
 
-def test_another_role_than_the_fleet_ever_had_is_refused_but_no_role_is_only_warned_of(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_another_role_than_the_fleet_ever_had_is_refused_but_no_role_is_only_warned_of() -> None:
     catalog = catalog_of(roles_had=("cache", "older"))
-    with pytest.raises(Fatal, match="--role 'cache', not 'train'; nothing was changed$"):
-        check_belongs(catalog, Config(master="m:5050", journal="zk://z:2181/stoker", role="train"))
+    for role in ("train", "*"):
+        with pytest.raises(Fatal, match=f"--role 'cache', not '{re.escape(role)}'; nothing was changed$"):
+            check_belongs(catalog, Config(master="m:5050", journal="zk://z:2181/stoker", role=role))
     check_belongs(catalog, Config(master="m:5050", journal="zk://z:2181/stoker", role="older"))
-    assert not caplog.records
     check_belongs(catalog, ZK)
-    assert "'cache'" in caplog.text
+    catalog.apply(e.FleetSet(FleetSpec(0, 2**30, 100, "cache", roles_more=("more",))))
+    assert "this cluster's fleet has cache and more, and goes on" in role_note(catalog, ZK)
+    assert not role_note(catalog, replace(ZK, role="older")) and not role_note(catalog_of(), ZK)
 
 
 def test_a_follower_of_another_clusters_journal_ends(follow: Any) -> None:

@@ -13,8 +13,13 @@ class FakeMaster:
     """Answers what it is told to; `error` instead, if there is one."""
 
     def __init__(
-        self, *known: KnownFramework, missing: tuple[str, ...] = (), error: MesosError | None = None
+        self,
+        *known: KnownFramework,
+        missing: tuple[str, ...] = (),
+        error: MesosError | None = None,
+        version: str = "1.11.0",
     ) -> None:
+        self._version = version
         self.known = list(known)
         self.missing = list(missing)
         self.error = error
@@ -31,6 +36,9 @@ class FakeMaster:
             raise self.error
         return self.missing
 
+    def version(self) -> str:
+        return self._version
+
 
 def known(
     framework_id: str = "F1", *, name: str = "stoker", role: str = "cache", away: bool = False
@@ -44,6 +52,11 @@ def guard(master: FakeMaster, *, new: bool = False) -> Guard:
 
 def test_a_master_that_knows_nothing_of_us_lets_a_new_cluster_begin() -> None:
     assert guard(FakeMaster()).reason_to_wait() == ""
+
+
+def test_a_master_that_is_too_old_gets_no_framework_that_nobody_would_remember() -> None:
+    reason = guard(FakeMaster(version="1.4.0")).reason_to_wait()
+    assert "its version is 1.4.0: Mesos 1.9 or newer is needed" in reason and "upgrade the masters" in reason
 
 
 @pytest.mark.parametrize("other", [known(name="spark"), known(role="*"), known(role="cache/other")])

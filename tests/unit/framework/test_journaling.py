@@ -12,6 +12,7 @@ from gevent.threadpool import ThreadPool
 
 from stoker.framework.journaling import JournalGreenlets, JournalThread, run_in
 from stoker.zk.errors import Unavailable
+from stoker.zk.journal import Recovered
 from support.schedulers import MemoryJournal
 from support.waiting import DEADLINE_S
 
@@ -93,10 +94,14 @@ def test_a_native_thread_gets_its_blob_by_a_greenlet() -> None:
 
 @pytest.mark.parametrize("kind", [JournalGreenlets, JournalThread])
 def test_records_are_read_some_at_a_time(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stoker.framework.journaling.RECORDS_A_READ_MAX", 3)
-    raw = MemoryJournal()
-    raw.records = [b"%d" % number for number in range(7)]
-    journal = kind(raw)
-    recovered = journal.lead(0)
-    assert [len(some) for some in journal.read_records(recovered)] == [3, 3, 1]
+    monkeypatch.setattr("stoker.framework.journaling.READ_BYTES", 4)
+    batches = [(5, [b"a"]), (6, [b"bb", b"c"]), (8, [b"d", b"e"]), (10, [b"too long"]), (11, [b"f"])]
+    journal = kind(MemoryJournal())
+    recovered = Recovered(1, 1, 5, None, iter(batches))
+    assert list(journal.read_records(recovered)) == [
+        (5, [b"a", b"bb", b"c"]),
+        (8, [b"d", b"e", b"too long"]),
+        (11, [b"f"]),
+    ]
+    assert batches[0] == (5, [b"a"]), "another's list is left as it is"
     journal.close()

@@ -22,7 +22,6 @@ Make = Callable[..., InProcess]
 @pytest.fixture
 def make(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     monkeypatch.setattr(farewell_module, "LINGER_MS", 50)
-    monkeypatch.setattr(farewell_module, "LOOK_INTERVAL_MS", 10)
     made: list[InProcess] = []
 
     def make_scheduler(journal: MemoryJournal | None = None, **config: Any) -> InProcess:

@@ -169,10 +169,10 @@ def test_reads_that_wait_for_the_same_take_one_place(rigs: Any) -> None:
     journal = HeldJournal()
     rig = rigs(journal)
     writer = gevent.spawn(rig.cancel, "a")
-    wait_until(lambda: rig.loop._in_flight)
+    wait_until(lambda: rig.loop._line.in_flight)
     reads = [gevent.spawn(rig.loop.read, lambda catalog, fleet: len(catalog.done)) for _ in range(50)]
     gevent.sleep(0)
-    assert len(rig.loop._frames) == 1
+    assert len(rig.loop._line) == 1
     journal.release()
     assert join([writer, *reads])[1:] == [1] * 50
 
@@ -374,6 +374,19 @@ def test_a_journal_that_wants_none_gets_no_first_snapshot(rigs: Any) -> None:
     rig = rigs(journal)
     rig.cancel("a")
     assert journal.snapshot is None
+
+
+def test_a_snapshot_takes_the_place_of_what_somebody_else_deleted(
+    rigs: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("stoker.framework.loop.AUDIT_INTERVAL_MS", 10)
+    journal = MemoryJournal()
+    journal.audit = lambda: "" if journal.snapshot else "3 batches were deleted"  # type: ignore[method-assign]
+    rig = rigs(journal)
+    rig.cancel("a")
+    wait_until(lambda: journal.snapshot is not None)
+    assert eval(journal.snapshot or b"") == ["a"] and "3 batches were deleted: a snapshot" in caplog.text
+    assert rig.cancel("b") == (201, 2)
 
 
 def test_put_and_wait_returns_when_the_decision_is_durable(rigs: Any) -> None:

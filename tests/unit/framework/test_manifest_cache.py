@@ -78,6 +78,7 @@ def test_blobs_that_are_not_right_are_refused(
     with pytest.raises(Refused) as caught:
         manifests.open(built.digest)
     assert caught.value.refusal.code == "manifest_lost"
+    assert "journal restore" in caught.value.refusal.hint
 
 
 def test_a_damaged_mapped_file_is_made_again(journal: CountingJournal, manifests: Manifests) -> None:

@@ -12,6 +12,8 @@ import pytest
 from gevent.hub import get_hub
 
 from stoker.framework.config import Config
+from stoker.framework.core.codec import encode_entry
+from stoker.framework.core.entries import JournalRestored
 from stoker.framework.daemon import Daemon
 from stoker.framework.errors import Fatal, NotLeading
 from stoker.zk.errors import Corrupt, Denied, Fenced, TooNew, Unavailable
@@ -300,6 +302,23 @@ def test_another_clusters_journal_in_its_place_is_not_led(
     for scheduler in pair:
         until(lambda scheduler=scheduler: f"that of cluster {cluster}" in scheduler.daemon._reason)
     assert [home.member for home in leader.place.candidates] == [other.url]
+
+
+def test_a_restored_backup_is_led_by_who_knew_later_epochs(pair: tuple[Scheduler, Scheduler]) -> None:
+    """It ends in an older epoch than they have seen, but says that it was restored, and above which epochs."""
+    leader, follower = pair
+    restored = MemoryJournal()
+    restored.records = list(leader.place.journal.records)
+    leader.homes[-1].fail(Unavailable("expired"))
+    follower.wait_state("leading")
+    until(lambda: leader.about()["leader"] == follower.url)
+    restored.records.append(encode_entry(JournalRestored(1_000, 1_000, 1_000, 0)))
+    restored.epoch = 1_000
+    leader.place.journal = restored
+    follower.homes[-1].fail(Unavailable("expired"))
+    leader.homes[-1].fail(Unavailable("expired"))
+    until(lambda: any(scheduler.about()["epoch"] > 1_000 for scheduler in pair))
+    assert restored.epoch > 1_000
 
 
 def test_an_older_copy_of_the_journal_is_not_led(pair: tuple[Scheduler, Scheduler]) -> None:

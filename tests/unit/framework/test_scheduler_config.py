@@ -10,7 +10,9 @@ import sys
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from stoker.framework.cli.clusters import scheduler
 from stoker.framework.config import Config
 from stoker.framework.errors import ConfigError
 from stoker.framework.model import Constraint
@@ -32,6 +34,20 @@ def test_a_configuration_survives_the_way_to_the_process() -> None:
     assert config.executor_environment == ("AWS_REGION",)
     assert config.decision_settings().tick_ms == 50
     assert config.scratch(0) == "/var/lib/stoker.scratch"
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("--jobs-kept-for", "jobs_kept_ms"),
+        ("--volume-patience", "volume_patience_ms"),
+        ("--volumes-kept-for", "volumes_kept_ms"),
+        ("--unreachable-delay", "unreachable_delay_ms"),
+    ],
+)
+def test_what_operators_may_set_reaches_the_decisions(option: str, setting: str) -> None:
+    ran = CliRunner().invoke(scheduler, ["--master", "h:5050", "--journal", "file:/x", option, "0s"])
+    assert ran.exit_code == 2 and f"setting '{setting}' must be above 0" in ran.output
 
 
 @pytest.mark.parametrize(
@@ -66,6 +82,14 @@ def test_a_configuration_survives_the_way_to_the_process() -> None:
 def test_what_is_wrong_is_named(fields: dict[str, Any], says: str) -> None:
     (problem,) = problems_of(**fields)
     assert says in problem
+
+
+@pytest.mark.parametrize(("role", "taken"), [(None, "*"), ("*", "*"), ("a", "a")])
+def test_a_role_that_was_told_is_not_the_one_that_is_taken_where_none_was(
+    role: str | None, taken: str
+) -> None:
+    config = Config.from_json(Config.from_json(json.dumps(GOOD | {"role": role})).to_json())
+    assert config.role == role and config.main_role == config.fleet.role == taken
 
 
 def test_the_fleet_of_a_new_cluster_is_that_of_the_options() -> None:

@@ -8,8 +8,9 @@ import msgpack
 import pytest
 
 from stoker.framework.core import entries as e
-from stoker.framework.core.catalog import Catalog, job_id_of
+from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import CodecError
+from stoker.framework.core.job_table import job_id_of
 from stoker.framework.model import FleetSpec
 from stoker.framework.snapshots import ROWS_MAX, TABLES, decode_snapshot, encode_snapshot
 

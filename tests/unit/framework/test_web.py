@@ -99,6 +99,12 @@ def test_every_route_reaches_its_handler(server: Server) -> None:
         assert body_of(answer)["handler"] == route.handler
 
 
+@pytest.mark.parametrize("path", ["/alive", "/health"])
+def test_a_load_balancer_may_ask_for_the_status_alone(server: Server, path: str) -> None:
+    answer = server.ask(get(path, method="HEAD"))
+    assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n\r\n")
+
+
 def test_our_own_mistake_is_a_500_in_the_same_form(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     answer = server.ask(get("/v1/fleet"))
     assert answer.startswith(b"HTTP/1.1 500") and body_of(answer)["error"]["code"] == "internal"

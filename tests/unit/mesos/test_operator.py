@@ -54,6 +54,24 @@ def test_agents_that_are_not_back_are_named() -> None:
         assert asked(mesos).missing_agents() == ["S1"]
 
 
+def test_the_version_is_told() -> None:
+    body = {"type": "GET_VERSION", "get_version": {"version_info": {"version": "1.11.0"}}}
+    with FakeMesos() as mesos:
+        mesos.replies["GET_VERSION"] = Reply(200, json.dumps(body))
+        assert asked(mesos).version() == "1.11.0"
+        mesos.replies["GET_VERSION"] = Reply(200, '{"type": "GET_VERSION", "get_version": {}}')
+        assert asked(mesos).version() == ""
+
+
+def test_a_web_server_that_is_no_mesos_is_said_in_one_line() -> None:
+    page = "<!DOCTYPE html>\n<html><body>\n<h1>Unsupported method</h1>\n</body></html>"
+    with FakeMesos() as mesos:
+        mesos.replies["GET_FRAMEWORKS"] = Reply(501, page)
+        with pytest.raises(HttpError, match="a page of HTML.*is there a Mesos master") as error:
+            asked(mesos).frameworks()
+        assert "\n" not in str(error.value) and "<" not in str(error.value)
+
+
 def test_credentials_go_with_each_call() -> None:
     with FakeMesos() as mesos:
         mesos.replies["GET_FRAMEWORKS"] = frameworks_reply()

@@ -67,13 +67,16 @@ def test_after_a_long_life_the_first_pause_is_short_again(master: FakeMesos, rec
     pauses: list[float] = []
     timings = Timings(retry_first_ms=5, retry_ms_max=1_000, stable_ms=400)
     master.answer_subscribes(*[Reply(503)] * 3)
-    with driving(master, recorder, timings=timings, uniform=lambda low, high: pauses.append(high) or high):
+    said: list[str] = []
+    options = {"timings": timings, "on_trouble": said.append}
+    with driving(master, recorder, uniform=lambda low, high: pauses.append(high) or high, **options):
         stream = subscribe(master, recorder)
         time.sleep(0.5)  # the life
         stream.cut()
         recorder.wait("disconnected")
         master.wait_stream(2)
     assert pauses == [5, 10, 20, 5]
+    assert said[-1].endswith("the connection ended within an answer"), said
 
 
 def test_hosts_that_do_not_exist_or_refuse_only_delay(recorder: Recorder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from stoker.framework.config import Config, ConfigError
 from stoker.mesos.detector import parse_address
 from stoker.mesos.errors import CallFailed
 from stoker.mesos.operator import Operator
+from stoker.mesos.scheduler_driver import Timings
 from support.drivers import driving, subscribe, update
 from support.fake_mesos import FakeMesos, Recorder, Reply
 from support.tls import AUTHORITY, SERVER, TlsFront, trusting
@@ -67,6 +69,32 @@ def test_a_master_that_speaks_plain_http_is_told_apart() -> None:
     troubles = Troubles()
     with FakeMesos() as master, driving(master, tls=trusting(), on_trouble=troubles.take):
         troubles.wait("no TLS connection")
+
+
+def test_a_side_that_does_not_answer_a_tls_greeting_is_asked_whether_it_speaks_tls() -> None:
+    troubles = Troubles()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        timings = Timings(call_timeout_ms=100)
+        with driving(address, tls=trusting(), on_trouble=troubles.take, timings=timings):
+            troubles.wait("does the other side speak TLS there?")
+        with pytest.raises(CallFailed, match=r"does the other side speak TLS there\?"):
+            Operator(parse_address(address), tls=trusting(), timeout_ms=100).frameworks()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({}, "asks for a principal and a secret, and none was given"),
+        ({"principal": "p", "secret": "s"}, "does not take our principal and secret"),
+    ],
+)
+def test_a_401_says_whether_a_secret_was_given(given: dict[str, str], says: str) -> None:
+    troubles = Troubles()
+    with FakeMesos() as master:
+        master.answer_all_subscribes(Reply(401, "no"))
+        with driving(master, on_trouble=troubles.take, **given):
+            troubles.wait(says)
 
 
 def test_a_redirect_keeps_tls_and_one_to_plain_http_is_refused() -> None:

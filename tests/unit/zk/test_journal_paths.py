@@ -91,13 +91,17 @@ def test_a_secret_comes_from_the_url_the_environment_or_a_file(
     assert told(named, "env:STOKER_TEST_SECRET") == ("user", "of the environment")
     assert told(named, f"file:{tmp_path}/secret") == ("user", "of the file")
     assert told(bare, f"file:{tmp_path}/both") == ("user", "of:the file")
+    assert told(named, f"file:{tmp_path}/both") == ("user", "of:the file"), (
+        "one form of it fits both kinds of URL"
+    )
 
 
 @pytest.mark.parametrize(
     ("user", "secret", "said"),
     [
         ("user", "", "a user and a secret"),
-        ("", "no-colon", "a user and a secret"),
+        ("", "no-colon", "USER:SECRET is wanted"),
+        ("", "no-secret:", "USER:SECRET is wanted"),
         ("user", "env:STOKER_NO_SUCH", "no STOKER_NO_SUCH"),
         ("user", "file:/no/such", "cannot read /no/such"),
         ("user", "file:/dev/null", "is empty"),

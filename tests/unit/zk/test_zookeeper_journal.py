@@ -45,7 +45,7 @@ def records_of(zookeeper: Place) -> list[bytes]:
     with opened(zookeeper.url) as home:
         home.join()
         assert home.wait_turn(60_000)
-        return [record for _, record in home.journal().lead().records]
+        return [record for _, records in home.journal().lead().batches for record in records]
 
 
 # The fence
@@ -282,7 +282,7 @@ def test_a_snapshot_of_which_an_answer_is_lost(zookeeper: Place, lossy: Lossy, w
         home.join()
         assert home.wait_turn(60_000)
         found = home.journal().lead()
-        assert (found.snapshot_index, found.snapshot, list(found.records)) == (2, data, [])
+        assert (found.snapshot_index, found.snapshot, list(found.batches)) == (2, data, [])
 
 
 @pytest.mark.parametrize("what", ["request", "reply"])

@@ -10,7 +10,7 @@ import pytest
 from stoker.zk.errors import JournalError, TooLarge, Unavailable
 from stoker.zk.zookeeper_journal import ZooKeeperJournal
 from support.homes import Tree, led, opened
-from support.journals import shared_client
+from support.journals import indexes, shared_client
 from support.zookeeper import Place, needs_zookeeper
 
 pytestmark = needs_zookeeper
@@ -59,6 +59,30 @@ def test_a_long_log_wants_a_snapshot_and_is_not_written_to_for_ever(
         assert journal.wants_snapshot
         journal.write_snapshot(index, b"state")
         journal.append(index, [b"x"])
+
+
+def test_what_somebody_else_deletes_is_told_until_a_snapshot_holds_it(zookeeper: Place, tree: Tree) -> None:
+    with opened(zookeeper.url) as home:
+        journal, _ = led(home)
+        for index in range(6):
+            journal.append(index, [b"x"])
+        assert journal.audit() == ""
+        for name in tree.names("log")[1:3]:
+            tree.delete(f"log/{name}")
+        said = journal.audit()
+        assert said.startswith("2 batches, from record 1 on, were deleted from ") and journal.audit() == said
+        journal.append(6, [b"y"])
+        journal.write_snapshot(5, b"state")
+        assert journal.audit() == said, "records 5 and 6 are there, but nothing tells of it yet"
+        journal.write_snapshot(7, b"state")
+        assert journal.audit() == "" and tree.names("log") == []
+        journal.append(7, [b"z"])
+    with opened(zookeeper.url) as home:
+        found = home.journal()
+        home.join()
+        assert home.wait_turn(60_000)
+        recovered = found.lead()
+        assert (recovered.snapshot, list(recovered.batches)) == (b"state", [(7, [b"z"])])
 
 
 @pytest.fixture
@@ -187,7 +211,7 @@ def test_an_interrupted_snapshot_leaves_nothing_for_ever(
         found = journal.lead()
         expected = (1, b"before 1") if interrupted == "chunks" else (3, b"before 3")
         assert (found.snapshot_index, found.snapshot) == expected
-        assert [index for index, _ in found.records] == list(range(expected[0], 4))
+        assert indexes(found) == list(range(expected[0], 4))
         journal.write_snapshot(4, b"before 4")
         assert tree.names("log") == []
         assert len(tree.names("snapshots")) == 1
@@ -205,7 +229,7 @@ def test_leading_from_a_record_that_is_there(zookeeper: Place) -> None:
             home.join()
             assert home.wait_turn(60_000)
             found = home.journal().lead(from_index)
-            return found.resumed, found.snapshot_index, found.snapshot, [i for i, _ in found.records]
+            return found.resumed, found.snapshot_index, found.snapshot, indexes(found)
 
     snapshot = (False, 4, b"before 4", [4, 5, 6, 7, 8])
     assert lead(9) == (True, 9, None, [])

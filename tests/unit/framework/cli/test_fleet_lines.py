@@ -37,6 +37,7 @@ def view(**fields: Any) -> dict[str, Any]:
         "roles": ["*"],
         "constraints": [],
         "executor": "",
+        "attention": "",
         "running": 3,
         "volumes": volumes,
         "waiting_count": 0,
@@ -47,6 +48,10 @@ def view(**fields: Any) -> dict[str, Any]:
 
 def test_a_plain_fleet_is_one_line() -> None:
     assert fleet_lines(view()) == ["wanted: 3 executors of 64.0 MiB, role *; running: 3"]
+
+
+def test_a_leader_that_keeps_its_hands_off_says_why() -> None:
+    assert fleet_lines(view(attention="an older journal"))[1] == "attention: an older journal"
 
 
 def test_disk_constraints_volumes_and_who_waits_are_told() -> None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from sim.world import World
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
-from stoker.framework.core.catalog import BASE_RULES_LOOSE_MAX, SLOTS_GONE_MAX, Catalog, job_id_of
+from stoker.framework.core.catalog import BASE_RULES_LOOSE_MAX, SLOTS_GONE_MAX, Catalog
 from stoker.framework.core.codec import CodecError
 from stoker.framework.core.invariants import check
+from stoker.framework.core.job_table import job_id_of
 from stoker.framework.core.rules import merge_rules
 from stoker.framework.model import FleetSpec
 from support.core_stage import Stage, manifested, replayed

@@ -86,6 +86,12 @@ def test_an_agent_without_the_field_fails_all_but_unlike(operator: str) -> None:
     assert tally.offered({"zone": "z"}) == "no rack"
 
 
+@pytest.mark.parametrize("operator", ["LIKE", "UNLIKE"])
+def test_what_is_not_met_reads_as_a_sentence(operator: str) -> None:
+    tally = Tally(Constraint("rack", operator, "a"))
+    assert f"x, not {tally.wanted}" == f"x, not a rack {operator.lower()} a"
+
+
 def test_fields_of_an_agent() -> None:
     fields = agent_fields("h1", "eu", "", [("rack", "a"), ("rack", "b"), ("gpu", "2")])
     assert fields == {"hostname": "h1", "@hostname": "h1", "@region": "eu", "rack": "a", "gpu": "2"}
@@ -105,7 +111,8 @@ def test_fields_of_an_agent() -> None:
         ("rack:MAX_PER:0", "a number from 1"),
         ("rack:GROUP_BY:-1", "a number from 1"),
         ("rack:GROUP_BY:many", "a number from 1"),
-        ("rack:LIKE:(", "not a regular expression"),
+        ("rack:LIKE:(", "missing )"),
+        ("rack:LIKE:(?!gpu).*", "look-around"),
         ("rack:LIKE:" + "x" * 257, "at most 256 bytes"),
     ],
 )

@@ -14,8 +14,9 @@ from stoker.framework.core import draining
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.assignments import current_assignment
-from stoker.framework.core.catalog import Catalog, Dataset, Job
+from stoker.framework.core.catalog import Catalog, Dataset
 from stoker.framework.core.codec import plain
+from stoker.framework.core.job_table import Job
 from stoker.framework.core.moves import LOOK_MS, SMALL_FLEET
 from stoker.framework.core.views import agent_views, job_view
 from stoker.framework.model import FleetSpec, JobState
@@ -303,8 +304,14 @@ def test_an_executor_that_is_drained_is_not_ended_for_its_size() -> None:
     ask(stage)
     leaving = stage.launch(1).launch_id
     stage.ask(ev.FleetRequested(7, FleetSpec(3, 96 * MIB)))
+    stage.tick()
+    stage.offer("agent-1", "agent-2", "agent-3")
     ended = [x for frame in stage.pass_time(3_000) for x in entries_of(frame, e.LaunchEnded)]
-    assert len(ended) == 1 and "its slot has" in ended[0].reason and ended[0].launch_id != leaving
+    assert (
+        len(ended) == 1
+        and "its slot 96.0 MiB memory now" in ended[0].reason
+        and ended[0].launch_id != leaving
+    )
     assert leaving in stage.catalog.launches
 
 

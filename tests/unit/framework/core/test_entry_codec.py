@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker.framework.core import entries as e
-from stoker.framework.core.catalog import Dataset, Job, Slot
+from stoker.framework.core.catalog import Dataset, Slot
 from stoker.framework.core.codec import CodecError, decode_entry, encode_entry, named, plain, reader
 from stoker.framework.core.departures import Uninstall
+from stoker.framework.core.job_table import Job
 from stoker.framework.core.volumes import Volume
 from stoker.framework.model import Constraint, FileError, FleetSpec, JobState, Manifested
 
@@ -65,11 +66,12 @@ FIELDS_EVER = {
     "VolumePlanned": "volume_id slot_id agent_id hostname role disk_bytes wall_ms",
     "VolumeReady": "volume_id",
     "VolumeFailed": "volume_id reason",
-    "VolumeReleased": "volume_id reason",
+    "VolumeReleased": "volume_id reason wall_ms",
     "VolumeAdopted": "volume_id slot_id",
     "VolumeMoved": "volume_id agent_id hostname",
-    "VolumeDoomed": "volume_id reason",
+    "VolumeDoomed": "volume_id reason wall_ms",
     "VolumeRemoved": "volume_id",
+    "VolumesForgotten": "volume_ids",
     "AgentDrainSet": "agent_id hostname reason until_wall_ms cause",
     "AgentDrainCleared": "agent_id",
     "UninstallBegan": "keep_volumes wall_ms",
@@ -93,7 +95,7 @@ FIELDS_EVER = {
     "FileError": "path code message",
     "Manifested": "generation version digest files bytes address_bytes block_bytes block_count pg_count",
     "Slot": "slot_id mem_bytes launch_id last_agent_id ended_count ended_reason ended_wall_ms disk_bytes",
-    "Volume": "volume_id slot_id agent_id hostname role disk_bytes state reason",
+    "Volume": "volume_id slot_id agent_id hostname role disk_bytes state reason left_ms",
     "Uninstall": "keep_volumes began_ms state left finished_ms",
     "Dataset": "dataset_id name source options replicas policy tier priority created_ms state error attempt"
     " is_listing versions wanted_version rules wanted_block_count base_rules",

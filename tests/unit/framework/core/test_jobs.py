@@ -10,7 +10,7 @@ from stoker.executor.wire import Failure
 from stoker.framework.core import actions as a
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
-from stoker.framework.core.catalog import job_id_of
+from stoker.framework.core.job_table import job_id_of
 from stoker.framework.core.views import job_view
 from stoker.framework.model import STALE_SELECTION, FleetSpec, JobState, Selection
 from support.core_stage import BLOCK_BYTES, MIB, Stage, entries_of, manifested

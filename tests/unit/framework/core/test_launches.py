@@ -6,6 +6,7 @@ from stoker.framework.core import actions as a
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.fleet import TERMINAL_STATES
+from stoker.framework.core.launches import NOT_FOUND_HINT
 from stoker.framework.core.views import executor_views
 from stoker.framework.model import FleetSpec
 from support.core_stage import MIB, Stage, actions_of, entries_of
@@ -275,6 +276,22 @@ def test_an_unknown_task_of_an_executor_that_came_up_waits_as_long_as_an_unreach
     assert actions_of(end_by_silence(stage), a.Kill)
 
 
+def test_an_executor_is_ended_by_kill_with_a_grace_and_by_shutdown_ever_more_rarely() -> None:
+    stage = Stage(instances=1, kill_grace_ms=7_000, unreachable_delay_ms=20_000).start()
+    launch = stage.launch(1)
+    first = end_by_silence(stage)
+    at_ms = [stage.now_ms]
+    pair = [a.ShutdownExecutor(launch.task_id, "agent-1"), a.Kill(launch.task_id, "agent-1", 7_000)]
+    assert actions_of(first, a.ShutdownExecutor) + actions_of(first, a.Kill) == pair
+    for _ in range(160):
+        frame = stage.tick(500)
+        if kills := actions_of(frame, a.Kill):
+            assert actions_of(frame, a.ShutdownExecutor) + kills == pair
+            at_ms.append(stage.now_ms)
+    gaps = [later - sooner for sooner, later in zip(at_ms, at_ms[1:], strict=False)]
+    assert len(gaps) >= 3 and all(b >= 2 * a_ - 1_000 for a_, b in zip(gaps, gaps[1:], strict=False)), gaps
+
+
 def test_kills_are_repeated_until_mesos_says_that_it_is_dead() -> None:
     stage = Stage(instances=1, unreachable_delay_ms=20_000).start()
     launch = stage.launch(1)
@@ -322,11 +339,19 @@ def test_an_executor_that_never_comes_is_given_up() -> None:
     assert "was not heard within 60000 ms" in ended.reason
 
 
-def test_an_executor_end_tells_how() -> None:
+@pytest.mark.parametrize(
+    ("wait_status", "says"),
+    [
+        (9, "killed by signal 9"),
+        (1 << 8, "exit status 1"),
+        (127 << 8, f"exit status 127{NOT_FOUND_HINT}"),
+    ],
+)
+def test_an_executor_end_tells_how(wait_status: int, says: str) -> None:
     stage = Stage(instances=1).start()
-    frame = stage.do(ev.ExecutorEnded("agent-1", stage.launch(1).task_id, 9))
+    frame = stage.do(ev.ExecutorEnded("agent-1", stage.launch(1).task_id, wait_status))
     (ended,) = entries_of(frame, e.LaunchEnded)
-    assert ended.reason == "its process ended on agent-1: killed by signal 9"
+    assert ended.reason == f"its process ended on agent-1: {says}"
     assert not stage.do(ev.ExecutorEnded("agent-1", "somebody else's", 9)).entries
 
 
@@ -474,12 +499,15 @@ def test_an_empty_fleet_wants_no_offers() -> None:
 def test_resizes_executors_one_at_a_time() -> None:
     stage = Stage(instances=2).start()
     ask_fleet(stage, 2, 96 * MIB)
+    stage.tick()
+    stage.offer("agent-1", "agent-2")
     stage.pass_time(2_000)
     assert len(stage.catalog.launches) == 1, "the other waits until this one runs"
     stage.offer("agent-1", "agent-2")
     (planned,) = [x for x in stage.catalog.launches.values() if x.mem_bytes == 96 * MIB]
     stage.pass_time(2_000)
     assert len(stage.catalog.launches) == 2
+    stage.offer("agent-2")
     stage.beat(planned, whole=True)
     stage.tick()
     assert list(stage.catalog.launches.values()) == [planned]

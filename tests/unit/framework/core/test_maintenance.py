@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from stoker.framework.core import actions as a
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
+from stoker.framework.core.maintenance import TOLD_MS
 from stoker.framework.core.views import agent_views
 from stoker.framework.model import InverseOffer
-from support.core_stage import Stage, actions_of, entries_of
+from support.core_stage import CLUSTER, Stage, actions_of, entries_of
 
 HOUR_MS = 3_600_000
 
@@ -59,7 +62,10 @@ def test_an_inverse_offer_drains_the_agent_and_is_accepted_once_nothing_is_only_
     )
     frame = inverse(stage, 3)
     assert not answers([frame])
+    task_id = stage.launch(1).task_id
     assert entries_of(stage.tick(), e.LaunchEnded)
+    assert not answers([stage.tick(), stage.tick()]), "the executor is still there"
+    stage.status(task_id, "TASK_KILLED")
     frame = stage.tick()
     assert actions_of(frame, a.AcceptInverse) == [
         a.AcceptInverse(("inverse-3",), stage.settings.inverse_accept_ms)
@@ -75,6 +81,34 @@ def test_an_inverse_offer_drains_the_agent_and_is_accepted_once_nothing_is_only_
     )
     frames = stage.pass_time(stage.settings.maintenance_forget_ms + 60_000)
     assert any(entries_of(f, e.AgentDrainCleared) for f in frames), "the window is over"
+
+
+def test_after_a_take_over_an_agent_is_given_back_once_mesos_has_told_that_nothing_of_ours_is_there() -> None:
+    stage = Stage(instances=2).start()
+    inverse(stage, in_ms=0, for_ms=HOUR_MS)
+    stage.tick()
+    inverse(stage, 2, in_ms=0, for_ms=HOUR_MS)
+    (ended,) = entries_of(stage.tick(), e.LaunchEnded)
+    stage.lead()
+    stage.subscribe()
+    assert not answers([inverse(stage, 3, in_ms=0, for_ms=HOUR_MS), *stage.pass_time(TOLD_MS - 1_000)])
+    task_id = f"stoker-{CLUSTER.hex()[:8]}-e1-s1-l{ended.launch_id}"
+    assert actions_of(stage.status(task_id, "TASK_RUNNING"), a.Kill), "it lives yet"
+    assert not answers(stage.pass_time(2 * TOLD_MS))
+    stage.status(task_id, "TASK_KILLED")
+    assert answers([stage.tick()]) == ["accepted"]
+
+
+def test_an_executor_that_does_not_confirm_its_end_does_not_keep_the_agent_for_ever() -> None:
+    stage = Stage(instances=2).start()
+    inverse(stage, in_ms=0, for_ms=HOUR_MS)
+    stage.tick()
+    inverse(stage, 2, in_ms=0, for_ms=HOUR_MS)
+    assert entries_of(stage.tick(), e.LaunchEnded)
+    delay_ms = stage.settings.kill_retry_ms
+    told_ms = sum(delay_ms * 2**tries for tries in range(stage.settings.kill_tries_max - 1))
+    assert not answers(stage.pass_time(told_ms - 1_000))
+    assert answers(stage.pass_time(delay_ms)) == ["accepted"]
 
 
 def test_an_agent_without_an_executor_is_given_back_at_once_and_gets_no_launch() -> None:
@@ -131,6 +165,32 @@ def test_the_end_of_the_maintenance_undoes_the_drain_that_it_caused(how: str) ->
     assert any(entries_of(f, e.AgentDrainCleared) for f in frames)
     stage.tick()
     assert not stage.catalog.is_out(1) and stage.launch(1)
+
+
+def test_questions_that_nothing_follows_from_are_forgotten() -> None:
+    stage = Stage(instances=1).start()
+    for number in range(200):
+        inverse(stage, number, f"gone-{number}", in_ms=1_000, for_ms=1_000)
+    assert len(stage.fleet.windows.questions) == 200
+    inverse(stage, 500, "late", in_ms=2 * HOUR_MS)
+    stage.pass_time(stage.settings.maintenance_forget_ms + 10_000)
+    assert not stage.catalog.drains and list(stage.fleet.windows.questions) == ["late"]
+
+
+def test_a_withdrawal_that_nobody_told_is_noticed_once_an_executor_is_wanted() -> None:
+    stage = Stage(instances=1).start()
+    inverse(stage, 1, "agent-2", in_ms=0, for_ms=0)
+    assert stage.pass_time(60_000) and "agent-2" in stage.catalog.drains and stage.fleet.suppressed
+    stage.do(ev.FleetRequested(7, replace(stage.spec, instances=2)))
+    frames = [stage.tick(), stage.tick()]
+    assert any(actions_of(frame, a.Revive) for frame in frames)
+    stage.offer("agent-2")
+    assert entries_of(stage.tick(), e.AgentDrainCleared)
+    frames = stage.pass_time(stage.settings.revive_interval_ms_min)
+    assert any(actions_of(frame, a.Revive) for frame in frames), (
+        "what was declined meanwhile is asked for again"
+    )
+    assert entries_of(stage.offer("agent-2"), e.LaunchPlanned)
 
 
 def test_a_changed_schedule_does_not_undo_the_drain() -> None:

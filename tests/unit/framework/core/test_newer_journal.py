@@ -11,6 +11,7 @@ from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import Frame
 from stoker.framework.core.catalog import Launch
+from stoker.framework.core.explanations import attention
 from support.core_stage import Stage, actions_of, entries_of
 
 STRAY = "stoker-00010203-e1-s9-l1"  # a number that the journal knows, in a task that it does not
@@ -53,6 +54,7 @@ def test_a_heartbeat_proves_it(fields: dict[str, Any], says: str) -> None:
     stage, launch = gone_back()
     answer = stage.beat(launch, **fields)
     assert stage.fleet.newer_journal == says
+    assert attention(stage.fleet).startswith(says) and bool(attention(stage.fleet)) == bool(says)
     assert not says or answer.status == "unknown", "who is told that it is stale ends itself"
 
 

@@ -6,9 +6,10 @@ import msgpack
 import pytest
 
 from stoker.framework.core import entries as e
-from stoker.framework.core.catalog import Catalog, job_id_of
+from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import CodecError, NewerError, decode_entry, encode_entry
-from stoker.framework.core.replay import REPLAYED_MAX, replay
+from stoker.framework.core.job_table import job_id_of
+from stoker.framework.core.replay import REPLAYED_MAX, TOGETHER, replay
 from stoker.framework.model import FileError, FleetSpec, Manifested
 
 MANIFEST = Manifested(1, 1, "0" * 64, 10, 2**20, 2**20, 2**20, 1, 1)
@@ -43,6 +44,34 @@ def test_it_comes_to_what_one_by_one_comes_to(count: int) -> None:
     assert made.snapshot() == told.snapshot()
     for job in made.jobs.values():
         assert all(type(error) is FileError for error in job.errors)
+
+
+def test_what_is_wanted_is_there_after_each_call_however_many_records_it_has() -> None:
+    """Datasets get it late, once a call; a newer version, a change and a removal in between see it all the same."""
+    life: list[e.Entry] = list(LIFE[:8])
+    life += [e.DatasetAdded(2, "two", "s3://b", (), 1, "keep", "mem", 0, 5), e.ListingBegan(2, 1)]
+    for number in range(1, 300):
+        dataset_id = 1 + number % 2
+        job_id, paths = job_id_of(number), () if number % 7 == 0 else (f"p{number % 23}",)
+        rules = tuple((True, path) for path in paths or ("",))
+        life.append(e.WantedSet(dataset_id, number, rules, number))
+        life.append(
+            e.JobCreated(job_id, "load", dataset_id, "d", paths, "", "b", False, number, 1, 1, 1, number)
+        )
+        life.append(e.JobFinished(job_id, "SUCCEEDED", 1, 1, 0, (), "", number))
+        if number % 5 == 0:
+            life.append(e.JobsForgotten(tuple(job_id_of(n) for n in range(number - 4, number + 1))))
+        if number % 50 == 0:
+            life += [e.ListingBegan(1, number), e.DatasetChanged(1, 1, "lru", 1)]
+    life.append(e.DatasetRemoved(2))
+    records = [encode_entry(entry) for entry in life]
+    for step in (1, TOGETHER - 1, TOGETHER + 1, len(records)):
+        made, told = Catalog(), Catalog()
+        for start in range(0, len(records), step):
+            replay(made, records[start : start + step], start)
+            for record in records[start : start + step]:
+                told.apply(decode_entry(record))
+            assert made.snapshot() == told.snapshot()
 
 
 def test_an_entry_of_an_older_or_a_newer_program_is_read_as_ever() -> None:

@@ -144,7 +144,7 @@ def test_what_fits_is_counted_on_the_datasets_tier() -> None:
 
 def test_a_heartbeat_tells_of_the_disk_and_the_view_shows_it() -> None:
     stage = with_disks(Stage(instances=2).start(), DISK, 0)
-    said = DiskReport(DISK, 100, 5, 7, 2, "the disk is full")
+    said = DiskReport(DISK, 100, 5, 7, 2, "the disk is full", is_stuck=True)
     beat = heartbeat_of(stage.launch(1), 9, disk=said, unknown=((4, 1),))
     assert decode_heartbeat(encode(beat)) == beat
     check_heartbeat(beat)
@@ -157,6 +157,7 @@ def test_a_heartbeat_tells_of_the_disk_and_the_view_shows_it() -> None:
         "unknown_bytes": 7,
         "error_count": 2,
         "last_error": "the disk is full",
+        "is_stuck": True,
     }
     assert second["disk"] is None
 

@@ -54,9 +54,10 @@ def test_executors_end_then_the_framework() -> None:
     end_executors(stage)
     frame = stage.tick()
     assert entries_of(frame, e.TeardownPlanned) and not actions_of(frame, a.Teardown), "journaled first"
-    assert actions_of(stage.tick(), a.Teardown)
+    assert [type(action) for action in stage.tick().actions] == [a.Teardown], "nothing can be said after it"
     assert any(actions_of(f, a.Teardown) for f in stage.pass_time(10_000)), "repeated until Mesos has it"
-    stage.do(ev.TornDown())
+    frame = stage.do(ev.TornDown())
+    assert entries_of(frame, e.UninstallFinished) and frame.actions == (a.EndCluster(()),)
     assert state(stage) is UninstallState.FINISHED
     assert not any(f.actions or f.entries for f in stage.pass_time(20_000))
     view = uninstall_view(stage.catalog, stage.catalog.uninstall)
@@ -250,6 +251,14 @@ def test_an_older_journal_is_not_uninstalled() -> None:
     assert refused is not None and refused.code == "older_journal"
 
 
+def test_a_removed_framework_without_executors_gives_way_at_once() -> None:
+    stage = Stage(instances=0)
+    stage.lead()
+    stage.subscribe()
+    frame = stage.do(ev.FrameworkRemoved())
+    assert frame.entries == (e.FrameworkRegistered(""),) and frame.actions == (a.BeginAnew(),)
+
+
 def test_a_torn_down_that_nobody_planned_changes_nothing() -> None:
     stage = Stage(instances=1).start()
     assert not stage.do(ev.TornDown()).entries
@@ -268,9 +277,12 @@ def test_active_jobs_end() -> None:
 def test_a_removed_framework_gives_way_to_a_new_one_only_when_told() -> None:
     stage = Stage(instances=25, launches_frame_max=10).start()
     assert stage.catalog.framework_id == "framework-1"
-    stage.do(ev.FrameworkRemoved())
-    stage.pass_time(2_000, beating=False)
+    stage.do(ev.Disconnected())
+    assert not stage.do(ev.FrameworkRemoved()).actions
+    frames = stage.pass_time(2_000, beating=False)
     assert stage.catalog.framework_id == "" and not stage.catalog.launches
+    (last,) = [f for f in frames if actions_of(f, a.BeginAnew)]
+    assert len(entries_of(last, e.LaunchEnded)) == 10, "with the entries that leave nothing of it"
     stage.lead()
     assert e.FrameworkRegistered("framework-2") in stage.subscribe("framework-2").entries
     stage.tick()

@@ -22,7 +22,7 @@ JOB = (
 PROGRESS = "bytes bytes_total files files_total rate_bytes_per_s eta_seconds executors"
 EXECUTOR = (
     "slot state reason launch task_id agent_id hostname host port capacity_bytes used_bytes lent_bytes disk pid "
-    "heartbeat_age_ms datasets"
+    "refused_count heartbeat_age_ms datasets"
 )
 PLACEMENT = "name dataset_id cluster version generation digest block_bytes pg_count replicas placement_version homes slots"
 
@@ -39,7 +39,7 @@ def test_all_views_have_their_fields_and_are_json() -> None:
         JOB: views.job_view(catalog, fleet, stage.only_job(), now_ms),
         PROGRESS: views.job_view(catalog, fleet, stage.only_job(), now_ms)["progress"],
         EXECUTOR: views.executor_views(catalog, fleet, now_ms)[0],
-        "instances mem_bytes disk_bytes role roles constraints executor running volumes waiting_count waiting": views.fleet_view(
+        "instances mem_bytes disk_bytes role roles constraints executor attention running volumes waiting_count waiting": views.fleet_view(
             catalog, fleet, now_ms
         ),
         "id hostname attributes executors drain": views.agent_views(catalog, fleet)[0],

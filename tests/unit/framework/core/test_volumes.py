@@ -11,74 +11,12 @@ from stoker.framework.core import actions as a
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.explanations import fleet_json
+from stoker.framework.core.leftovers import LOST_MS
 from stoker.framework.core.operations import CREATE, DESTROY, RESERVE, UNRESERVE, operation_id
 from stoker.framework.core.volumes import VolumeState
-from stoker.framework.model import FleetSpec, Offer, OfferedReservation, OfferedVolume, OperationStatus
-from support.core_stage import CLUSTER, MIB, Stage, actions_of, entries_of
-
-DISK = 1024 * MIB
-ROLE = "stoker"
-
-
-class Disks(Stage):
-    """A stage whose fleet has an SSD tier; agents offer what their volumes leave."""
-
-    def __init__(self, *, instances: int = 1, disk_bytes: int = DISK, **settings: int) -> None:
-        super().__init__(instances=instances, **settings)
-        self.spec = FleetSpec(instances, 64 * MIB, role=ROLE, disk_bytes=disk_bytes)
-
-    def led(self) -> Disks:
-        self.lead()
-        self.subscribe()
-        return self
-
-    def disk_offer(self, agent_id: str, *, disk_bytes: int = 4 * DISK, **fields: Any) -> Offer:
-        made = self.make_offer(agent_id, role=ROLE, **fields)
-        return replace(made, resources=replace(made.resources, disk_bytes=disk_bytes))
-
-    def bring(self, agent_id: str, **fields: Any) -> a.Frame:
-        return self.do(ev.OffersReceived((self.disk_offer(agent_id, **fields),)))
-
-    def operated(
-        self, volume_id: int, kind: str, state: str, *, uuid: bytes = b"", attempt: str = ""
-    ) -> a.Frame:
-        name = operation_id(CLUSTER, volume_id, kind, attempt)
-        return self.do(ev.OperationUpdated(OperationStatus(name, state, "agent-1", "because", uuid)))
-
-    def end(self, slot_id: int = 1) -> None:
-        """The slot's executor ends, and its back-off passes."""
-        launch = self.launch(slot_id)
-        self.status(launch.task_id, "TASK_FAILED", agent_id=launch.agent_id)
-        self.tick(self.settings.relaunch_delay_ms_min)
-
-    def with_volume(self) -> Disks:
-        """Slot 1 runs on agent-1 with volume 1."""
-        self.led()
-        self.bring("agent-1")
-        self.operated(1, CREATE, "OPERATION_FINISHED")
-        self.beat(self.launch(1), whole=True)
-        self.tick()
-        return self
-
-    def miss(self, agent_id: str = "agent-1", times: int = 4) -> list[a.Frame]:
-        """The agent offers what it has, without volumes, every few seconds."""
-        frames = []
-        for _ in range(times):
-            frames += [self.bring(agent_id), self.tick(2_500)]
-        return frames
-
-    def fleet_set(self, **changes: Any) -> a.Answer:
-        assert self.catalog.fleet is not None
-        answer = self.ask(ev.FleetRequested(7, replace(self.catalog.fleet, **changes)))
-        return answer
-
-
-def offered(volume_id: int, *, disk_bytes: int = DISK, cluster: bytes = CLUSTER) -> OfferedVolume:
-    return OfferedVolume(cluster.hex(), volume_id, ROLE, disk_bytes)
-
-
-def reserved(volume_id: int, *, disk_bytes: int = DISK) -> OfferedReservation:
-    return OfferedReservation(CLUSTER.hex(), volume_id, ROLE, disk_bytes)
+from stoker.framework.model import OperationStatus
+from support.core_stage import CLUSTER, Stage, actions_of, entries_of
+from support.volume_stage import DISK, ROLE, Disks, offered, reserved
 
 
 def test_a_first_launch_plans_its_volume_in_the_same_frame_before_the_accept() -> None:
@@ -315,6 +253,8 @@ def doomed(stage: Stage) -> list[int]:
 def test_less_or_other_disk_dooms_volumes_which_are_destroyed_once_free(changes: dict[str, Any]) -> None:
     stage = Disks().with_volume()
     assert stage.fleet_set(**changes).refusal is None
+    stage.tick()
+    stage.bring("agent-1")
     stage.pass_time(3_000)
     assert doomed(stage) == [1]
     task_id = next(iter(stage.fleet.endings), "")
@@ -540,3 +480,53 @@ def test_an_executor_that_is_not_heard_yet_holds_nothing_on_a_volume_that_was_ma
     stage.bring("agent-1")
     stage.ask(ev.DrainRequested(7, "agent-1", ""))
     assert any(entries_of(f, e.LaunchEnded) for f in stage.pass_time(3_000, beating=False))
+
+
+DAY_MS = 86_400_000
+
+
+def given_up(**settings: int) -> Disks:
+    """Volume 1 of agent-1 is no slot's any more; the slot runs with volume 2."""
+    stage = Disks(volume_patience_ms=60_000, **settings).with_volume()
+    stage.end()
+    stage.pass_time(61_000, beating=False)
+    stage.bring("agent-2")
+    stage.operated(2, CREATE, "OPERATION_FINISHED")
+    stage.beat(stage.launch(1), whole=True)
+    return stage
+
+
+def days_later(stage: Disks, days: int) -> list[a.Frame]:
+    """A leader begins then, and listens for a while; agent-2 is there."""
+    stage.now_ms += days * DAY_MS
+    stage.led()
+    return [stage.bring("agent-2"), *stage.pass_time(LOST_MS + 1_000)]
+
+
+def test_a_volume_without_a_slot_is_forgotten_once_its_agent_is_away_for_very_long() -> None:
+    stage = given_up(volumes_kept_ms=10 * DAY_MS)
+    assert stage.catalog.volumes[1].left_ms > 0
+    assert not any(entries_of(f, e.VolumesForgotten) for f in days_later(stage, 9))
+    frames = days_later(stage, 2)
+    assert [x for f in frames for x in entries_of(f, e.VolumesForgotten)] == [e.VolumesForgotten((1,))]
+    assert 1 not in stage.catalog.volumes and not stage.catalog.volumes.on_agent("agent-1")
+    frame = stage.bring("agent-1", volumes=(offered(1),))
+    assert not actions_of(frame, a.DestroyVolume)
+    assert stage.fleet.sightings.unknown_volumes() == [("agent-1", offered(1))], "kept, and told of"
+
+
+def test_a_volume_of_an_agent_that_makes_offers_is_not_forgotten() -> None:
+    stage = given_up(volumes_kept_ms=DAY_MS)
+    stage.now_ms += 5 * DAY_MS
+    stage.led()
+    stage.bring("agent-1", volumes=(offered(1),))
+    assert not any(entries_of(f, e.VolumesForgotten) for f in stage.pass_time(LOST_MS + 1_000))
+    assert set(stage.catalog.volumes) == {1, 2}
+
+
+def test_a_doomed_volume_of_an_agent_that_never_returns_is_forgotten_too() -> None:
+    stage = Disks(volumes_kept_ms=DAY_MS).with_volume()
+    stage.fleet_set(instances=0)
+    stage.pass_time(10_000, beating=False)
+    assert stage.catalog.volumes[1].state is VolumeState.DOOMED
+    assert any(entries_of(f, e.VolumesForgotten) for f in days_later(stage, 2)) and not stage.catalog.volumes

@@ -1,0 +1,52 @@
+"""What `stoker mesos` says to who runs it: addresses, wrong orders, a ZooKeeper that is away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.embedded import EmbeddedProcess
+from support.ports import refusing_port
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def mesos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedProcess]:
+    with EmbeddedProcess(tmp_path_factory.mktemp("mesos") / "work", "--faults") as mesos:
+        yield mesos
+
+
+@pytest.mark.parametrize(
+    ("order", "says"),
+    [
+        (("agent-stop",), "write agent-stop N [kill|freeze|usr1|never-started]"),
+        (("agent-stop", "1", "kill", "now"), "write agent-stop N"),
+        (("agent-stop", "2"), "'2' is no number from 1 to 1"),
+        (("heartbeats-stop", "1"), "write heartbeats-stop"),
+        (("drop-next",), "write drop-next TYPE [COUNT]"),
+        (("slow-fetch", "nan"), "nan is no delay from 0 to 3600 seconds"),
+        (("rotate-secret", "p"), "write rotate-secret PRINCIPAL SECRET"),
+        (("no-such",), "there are agent-stop, agent-start"),
+    ],
+)
+def test_a_wrong_fault_order_says_what_is_right(
+    mesos: EmbeddedProcess, order: tuple[str, ...], says: str
+) -> None:
+    reply = mesos.fault(*order)
+    assert reply.status == 400 and says in reply.text and "positional" not in reply.text
+
+
+def test_several_masters_say_their_addresses_and_once_that_zookeeper_is_away(tmp_path: Path) -> None:
+    with refusing_port() as port:
+        url = f"zk://127.0.0.1:{port}/mesos"
+        options = ("--zk", url, "--zk-session-timeout", "0.3", "--masters", "2", "--faults")
+        with EmbeddedProcess(tmp_path / "work", *options) as mesos:
+            assert mesos.process.stdout is not None
+            assert mesos.process.stdout.readline() == f"master 2 on http://{mesos.master_address(2)}\n"
+            says = f"ZooKeeper at 127.0.0.1:{port} cannot be reached"
+            wait_until(lambda: mesos.log.read_text().count(says) == 2, "both masters to say it")
+        assert mesos.log.read_text().count(says) == 2 and "kazoo" not in mesos.log.read_text()

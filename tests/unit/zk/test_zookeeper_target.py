@@ -1,0 +1,70 @@
+"""A restore where somebody has deleted a part of the journal."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+from stoker.zk.codec import Term
+from stoker.zk.errors import Corrupt, Incomplete
+from stoker.zk.home import Snapshot
+from support.journals import replay, shared_client
+from support.onlookers import PLACES, Place, looking, make_place
+from support.zookeeper import WHY_NOT
+
+pytestmark = pytest.mark.skipif("zookeeper" not in PLACES, reason=WHY_NOT)
+AHEAD = 1_000
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path) -> Iterator[Place]:
+    yield from make_place("zookeeper", tmp_path)
+
+
+def live(place: Place) -> None:
+    for first_index in (0, 1):
+        journal = place.leader()
+        journal.lead()
+        journal.append(first_index, [b"old"])
+        journal.put_blob(b"old blob")
+        journal.close()
+
+
+def delete(place: Place, part: str) -> None:
+    root = place.url.partition("//")[2].partition("/")[2]
+    shared_client().delete(f"/{root}/{part}", recursive=True)
+
+
+def put(place: Place, *, overwrite: bool) -> int:
+    target = place.target()
+    try:
+        epoch = max(1, target.open(overwrite=overwrite)) + AHEAD
+        target.commit(Snapshot(7, b"saved"), Term(epoch, 1, "who led"))
+        return epoch
+    finally:
+        target.close()
+
+
+@pytest.mark.parametrize("part", ["election", "epoch", "log", "snapshot", "snapshots", "blobs"])
+def test_what_was_deleted_is_made_again_when_a_backup_is_restored_over_it(place: Place, part: str) -> None:
+    live(place)
+    delete(place, part)
+    with pytest.raises(Incomplete, match="a part of the journal was deleted.*restore --overwrite"):
+        put(place, overwrite=False)
+    assert put(place, overwrite=True) == 2 + AHEAD, "above the epochs that were there"
+    journal = place.leader()
+    found = journal.lead()
+    assert (found.epoch, found.snapshot, replay(found)) == (2 + AHEAD + 1, b"saved", [])
+    assert journal.blob_digests() == []
+    journal.close()
+
+
+def test_the_onlooker_says_what_was_deleted_and_reads_what_it_can(place: Place) -> None:
+    live(place)
+    delete(place, "election")
+    assert looking(place, lambda reader: reader.header().next_index) == 2
+    delete(place, "epoch")
+    with pytest.raises(Corrupt, match="epoch was deleted"):
+        looking(place, lambda reader: reader.header())
