@@ -268,7 +268,7 @@ class Leadership:
             socket_dir=self._config.socket_dir,
             fillers=self._config.fillers,
         )
-        mem_bytes = launch.mem_bytes + overhead_bytes(launch.disk_bytes)
+        mem_bytes = launch.mem_bytes + overhead_bytes(launch.mem_bytes, launch.disk_bytes)
         kind, program = parse_program(self._catalog.fleet.executor if self._catalog.fleet else "")
         if kind:
             command = python_command(program if kind == "python" else "python3")

@@ -16,6 +16,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
 PATH_BYTES_MAX = 4096
 EXECUTOR_OVERHEAD_BYTES = 256 * 1024 * 1024  # asked of Mesos on top of the MEM tier
+CALLERS_SHARE = 128  # of the MEM tier: one part of so many more, for the connections of the many who read from a large one,
+CALLERS_BYTES_MAX = 36 * 1024 * 1024  # until all that an executor takes have room (executor/machine.py)
 EXECUTOR_CPUS_MILLI = 500
 
 
@@ -146,12 +148,13 @@ class FleetSpec:
 
     def resources(self) -> Resources:
         """Return what Mesos is asked for, an executor (ports not counted)."""
-        return Resources(self.cpus_milli, self.mem_bytes + overhead_bytes(self.disk_bytes))
+        return Resources(self.cpus_milli, self.mem_bytes + overhead_bytes(self.mem_bytes, self.disk_bytes))
 
 
-def overhead_bytes(disk_bytes: int) -> int:
-    """Return the memory that Mesos is asked for on top of the MEM tier of an executor with so large an SSD tier."""
-    return EXECUTOR_OVERHEAD_BYTES + disk_memory_bytes(disk_bytes)
+def overhead_bytes(mem_bytes: int, disk_bytes: int) -> int:
+    """Return the memory that Mesos is asked for on top of the MEM tier of an executor with tiers of these sizes."""
+    callers = min(CALLERS_BYTES_MAX, mem_bytes // CALLERS_SHARE)
+    return EXECUTOR_OVERHEAD_BYTES + callers + disk_memory_bytes(disk_bytes)
 
 
 class FileError(NamedTuple):

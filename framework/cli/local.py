@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from typing import IO
 
-from stoker.framework.model import EXECUTOR_OVERHEAD_BYTES
+from stoker.framework.model import overhead_bytes
 
 AGENT_SPARE_BYTES = 64 * 1024 * 1024
 START_TIMEOUT_MS = 30_000
@@ -99,7 +99,7 @@ class LocalCluster:
         self._lock = lock
 
     def _start_mesos(self) -> str:
-        agent_mem = self.spec.mem_bytes + EXECUTOR_OVERHEAD_BYTES + AGENT_SPARE_BYTES
+        agent_mem = self.spec.mem_bytes + overhead_bytes(self.spec.mem_bytes, 0) + AGENT_SPARE_BYTES
         command = [sys.executable, "-m", "stoker.mesos.embedded", "--host", "127.0.0.1", "--port", "0"]
         command += ["--agents", str(self.spec.agents), "--cpus", "2", "--mem", str(agent_mem)]
         command += ["--hostnames", ",".join(agent_addresses(self.spec.agents, os.getpid()))]

@@ -150,7 +150,7 @@ class Requirements:
 
     def _amounts(self, slot: Slot, agent: AgentOffer) -> list[Check]:
         offered, cpus_milli = agent.resources, self.spec.cpus_milli
-        mem_bytes = slot.mem_bytes + overhead_bytes(slot.disk_bytes)
+        mem_bytes = slot.mem_bytes + overhead_bytes(slot.mem_bytes, slot.disk_bytes)
         ports = sum(last - first + 1 for first, last in offered.ports)
         return [
             Check(CPUS, offered.cpus_milli >= cpus_milli, cpus_milli, offered.cpus_milli),

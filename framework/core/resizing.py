@@ -152,7 +152,7 @@ def _with_own(catalog: Catalog, launch: Launch, role: str, offered: AgentOffer |
     has_disk = role == launch.role
     own = Resources(
         launch.cpus_milli,
-        launch.mem_bytes + overhead_bytes(launch.disk_bytes),
+        launch.mem_bytes + overhead_bytes(launch.mem_bytes, launch.disk_bytes),
         launch.disk_bytes if has_disk else 0,
         ((launch.port, launch.port),),
     )

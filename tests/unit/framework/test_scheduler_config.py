@@ -46,7 +46,8 @@ def test_a_configuration_survives_the_way_to_the_process() -> None:
     ],
 )
 def test_what_operators_may_set_reaches_the_decisions(option: str, setting: str) -> None:
-    ran = CliRunner().invoke(scheduler, ["--master", "h:5050", "--journal", "file:/x", option, "0s"])
+    wrong = ["--master", "h:5050", "--journal", "file:/x", "--name", "No Name"]  # so that nothing is begun
+    ran = CliRunner().invoke(scheduler, [*wrong, option, "0s"])
     assert ran.exit_code == 2 and f"setting '{setting}' must be above 0" in ran.output
 
 

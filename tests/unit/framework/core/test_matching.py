@@ -57,10 +57,10 @@ def test_does_not_mix_roles_in_one_accept() -> None:
 @pytest.mark.parametrize(
     ("offered", "says"),
     [
-        (Resources(2000, 100 * MIB, 0, ((1, 2),)), "100.0 MiB of 320.0 MiB memory"),
+        (Resources(2000, 100 * MIB, 0, ((1, 2),)), "100.0 MiB of 320.5 MiB memory"),
         (Resources(100, 1024 * MIB, 0, ((1, 2),)), "0.1 of 0.5 cpus"),
         (Resources(2000, 1024 * MIB), "0 of 1 ports"),
-        (Resources(500, 320 * MIB, 0, ((1, 1),)), ""),
+        (Resources(500, 321 * MIB, 0, ((1, 1),)), ""),
     ],
 )
 def test_says_in_numbers_what_an_offer_lacks(offered: Resources, says: str) -> None:
@@ -76,7 +76,7 @@ def test_declines_a_small_offer_for_a_short_time_and_keeps_the_reason() -> None:
     frame = stage.offer("agent-1", mem_bytes=10 * MIB)
     (decline,) = actions_of(frame, a.Decline)
     assert (decline.refuse_ms, not frame.entries) == (stage.settings.decline_busy_ms, True)
-    assert "10.0 MiB of 320.0 MiB memory" in stage.fleet.decisions[-1].reason
+    assert "10.0 MiB of 320.5 MiB memory" in stage.fleet.decisions[-1].reason
 
 
 def test_declines_for_long_and_suppresses_once_all_are_launched() -> None:

@@ -11,13 +11,14 @@ from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core import views
 from stoker.framework.core.resizing import ROOM_MS
-from stoker.framework.model import EXECUTOR_OVERHEAD_BYTES, Constraint, FleetSpec, Offer, Resources
+from stoker.framework.model import Constraint, FleetSpec, Offer, Resources, overhead_bytes
 from support.core_stage import MIB, Stage, actions_of, entries_of
 from support.volume_stage import DISK, Disks
 
 MEM = 64 * MIB
 LARGE = 512 * MIB
-NEEDED = LARGE - MEM  # beside what the executor has
+WHOLE = LARGE + overhead_bytes(LARGE, 0)
+NEEDED = WHOLE - MEM - overhead_bytes(MEM, 0)  # beside what the executor has
 
 
 def resized(mem_bytes: int = LARGE, *, instances: int = 2, **settings: int) -> Stage:
@@ -49,9 +50,9 @@ def ended(stage: Stage, frames: int = 4) -> list[int]:
         ({"agent-1": {"mem_bytes": NEEDED - 1}}, []),
         ({"agent-1": {"mem_bytes": NEEDED, "cpus_milli": 0, "ports": ()}}, [1]),
         ({"agent-2": {"mem_bytes": NEEDED, "cpus_milli": 0, "ports": ()}}, [2]),
-        ({"agent-9": {"mem_bytes": LARGE + EXECUTOR_OVERHEAD_BYTES - 1}}, []),
-        ({"agent-9": {"mem_bytes": LARGE + EXECUTOR_OVERHEAD_BYTES}}, [1]),
-        ({"agent-9": {"mem_bytes": LARGE + EXECUTOR_OVERHEAD_BYTES, "cpus_milli": 499}}, []),
+        ({"agent-9": {"mem_bytes": WHOLE - 1}}, []),
+        ({"agent-9": {"mem_bytes": WHOLE}}, [1]),
+        ({"agent-9": {"mem_bytes": WHOLE, "cpus_milli": 499}}, []),
     ],
     ids=str,
 )
@@ -94,7 +95,7 @@ def test_what_no_agent_can_give_ends_nobody_and_is_told_with_the_nearest_fit() -
             stage.beat(launch)
     assert len(stage.catalog.launches) == 2
     assert "there is no room: it runs on; nearest is agent-" in reason(stage)
-    assert "of 64.2 GiB memory" in reason(stage)
+    assert "of 64.3 GiB memory" in reason(stage)
     stage.ask(ev.FleetRequested(7, FleetSpec(2, MEM)))
     stage.tick()
     assert not reason(stage) and not ended(stage) and not stage.fleet.resizing.nearest
@@ -119,6 +120,8 @@ def test_room_that_was_seen_too_long_ago_does_not_count() -> None:
     other = stage.launch(2)
     stage.status(other.task_id, "TASK_FAILED", agent_id="agent-2")  # until it runs again nobody is ended
     stage.offer("agent-1", mem_bytes=NEEDED)
+    assert [slot.slot_id for slot, _ in stage.fleet.resizing.with_room(stage.catalog, stage.now_ms)] == [1]
+    assert not list(stage.fleet.resizing.with_room(stage.catalog, stage.now_ms + ROOM_MS + 1))
     assert not ended(stage)
     stage.pass_time(ROOM_MS + 1_000)
     stage.offer("agent-2", mem_bytes=1024 * MIB)

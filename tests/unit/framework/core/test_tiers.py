@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker.executor.block import disk_memory_bytes
+from stoker.executor.machine import CONNECTIONS_MAX, share_memory
 from stoker.executor.messages import NO_HOME, UNKNOWN_MAX, DiskReport, decode_answer, decode_heartbeat, encode
 from stoker.framework.checks import check_heartbeat
 from stoker.framework.core import actions as a
@@ -214,11 +215,24 @@ def test_after_a_restored_backup_only_what_is_named_as_removed_was(was_listed: b
     assert not was_removed(stage.catalog, number + 50, 1), "it may have been added after the backup"
 
 
+def test_a_large_executor_has_memory_for_as_many_callers_as_any_takes() -> None:
+    found = share_memory(
+        64 * 2**30,
+        filler_count=2,
+        mesos_bytes=64 * 2**30 + overhead_bytes(64 * 2**30, 0),
+        available_bytes=2**40,
+        cgroup_bytes=None,
+    )
+    assert (found.tier_bytes, found.connections_max) == (64 * 2**30, CONNECTIONS_MAX)
+
+
 def test_memory_for_what_is_remembered_of_blocks_is_asked_for() -> None:
-    assert overhead_bytes(0) == EXECUTOR_OVERHEAD_BYTES
+    assert overhead_bytes(0, 0) == EXECUTOR_OVERHEAD_BYTES
     assert (
-        overhead_bytes(2**40) == EXECUTOR_OVERHEAD_BYTES + disk_memory_bytes(2**40) > EXECUTOR_OVERHEAD_BYTES
+        overhead_bytes(0, 2**40)
+        == EXECUTOR_OVERHEAD_BYTES + disk_memory_bytes(2**40)
+        > EXECUTOR_OVERHEAD_BYTES
     )
     spec = FleetSpec(1, 2**30, disk_bytes=2**40)
-    assert spec.resources().mem_bytes == 2**30 + overhead_bytes(2**40)
+    assert spec.resources().mem_bytes == 2**30 + overhead_bytes(2**30, 2**40)
     assert BLOCK_BYTES == MIB
