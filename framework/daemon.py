@@ -432,6 +432,7 @@ class Daemon:
                 self._known.note(*leadership.term)
                 self._leadership = leadership
                 self._say("leading", "")
+                self._told = ""
                 self._metrics.leading.set(1)
             leadership.loop.ended.wait()
             self._raise_end(leadership)

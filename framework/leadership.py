@@ -191,6 +191,7 @@ class Leadership:
     def close(self) -> None:
         """End it, however far it came; idempotent."""
         self.stop()
+        self._probes.close()
         self._listings.close()
         self.manifests.close()
         if self._scratch is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
 from kazoo.security import OPEN_ACL_UNSAFE
 
-from stoker.zk.codec import LEVEL_MIN, Term, encode_schema, encode_term, read_schema
+from stoker.zk.codec import LEVEL_MIN, Term, encode_schema, encode_term, read_schema, read_term
 from stoker.zk.errors import Corrupt, Incomplete, Unavailable
 from stoker.zk.layout import Layout
 from stoker.zk.session import AnswerLost, Sendings, Session, getting, listing, writing
@@ -66,11 +66,29 @@ def _check_empty(session: Session) -> None:
         raise Corrupt(
             f"{root} in ZooKeeper holds another application's data ({len(data)} bytes): name a path of its own"
         )
+    if "epoch" in names and _is_ours(session):
+        raise Incomplete(_not_whole(root))
     if names and "schema" not in names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise Corrupt(
             f"{root} in ZooKeeper holds another application's data ({shown}): name a path of its own"
         )
+
+
+def _is_ours(session: Session) -> bool:
+    """Say whether a term of ours is there, though nothing says that the path is ours."""
+    try:
+        read_term(session.ask(getting(session.layout.epoch))[0])
+    except (Corrupt, NoNodeError):
+        return False
+    return True
+
+
+def _not_whole(root: str) -> str:
+    return (
+        f"{root} in ZooKeeper is not whole: a part of the journal was deleted; bring a backup back with "
+        "`stoker journal restore --overwrite`"
+    )
 
 
 def _make_parents(session: Session) -> None:
@@ -123,7 +141,4 @@ def _check_rights(session: Session) -> None:
     except BadVersionError:
         return
     except NoNodeError as error:
-        raise Incomplete(
-            f"{layout.root} in ZooKeeper is not whole: a part of the journal was deleted; bring a backup back with "
-            "`stoker journal restore --overwrite`"
-        ) from error
+        raise Incomplete(_not_whole(layout.root)) from error

@@ -28,7 +28,7 @@ from stoker.zk.core.leadership import Ending, Lead
 from stoker.zk.errors import Corrupt, Fenced, JournalError, TooLarge, Unavailable
 from stoker.zk.home import Batch, Snapshot
 from stoker.zk.journal import Recovered
-from stoker.zk.layout import CHUNK_BYTES, INDEX_DIGITS, chunks
+from stoker.zk.layout import CHUNK_BYTES, INDEX_DIGITS, chunk_count, chunks, read_index
 from stoker.zk.reader import Reader
 from stoker.zk.session import LOOK_S, AnswerLost, Operation, Sendings, Session, getting, listing, writing
 from stoker.zk.zookeeper_blobs import ZooKeeperBlobs
@@ -164,12 +164,26 @@ class ZooKeeperJournal:
         """See Journal.audit."""
         self.check()
         known = self._log.indexes()  # before the names are asked for: what is appended meanwhile is no loss
-        gone = known.difference(self._reader.list_batches())
+        gone = known.difference(map(read_index, self._session.names_in(self._layout.log)))
         if gone:
             self._log.remove(gone)  # so that nobody looks for them again
-            self._damaged_index = self._window.next_index
-            self._missing = f"{len(gone)} batches, from record {min(gone)} on, were deleted from {self._layout.log} by somebody else"
+            self._miss(
+                f"{len(gone)} batches, from record {min(gone)} on, were deleted from {self._layout.log}"
+            )
+        pointed = self._reader.read_pointer()
+        if pointed is not None and not self._is_whole(*pointed):
+            self._miss(f"the newest snapshot, {self._layout.snapshot(pointed[1])}, was deleted")
         return self._missing
+
+    def _miss(self, what: str) -> None:
+        self._damaged_index, self._missing = self._window.next_index, f"{what} by somebody else"
+
+    def _is_whole(self, header: SnapshotHeader, name: str) -> bool:
+        try:
+            found = self._session.ask(listing(self._layout.snapshot(name)))
+        except NoNodeError:
+            return False
+        return len(found) == chunk_count(header.data_bytes)
 
     def close(self) -> None:
         """Nothing may follow. The session is the home's, which closes it."""

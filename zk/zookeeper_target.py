@@ -20,6 +20,7 @@ from stoker.zk.codec import (
     SnapshotHeader,
     Term,
     encode_pointer,
+    encode_schema,
     encode_term,
     read_batch_header,
     read_pointer,
@@ -71,6 +72,7 @@ class ZooKeeperTarget:
         except Incomplete:
             if not overwrite:
                 raise
+            self._wait_alone()
             self._complete()
         self._session.ask(lambda client: client.sync_async(self._layout.root))
         self._wait_alone()
@@ -156,20 +158,27 @@ class ZooKeeperTarget:
         if self._exists(layout.epoch):
             data, stat = self._session.ask(getting(layout.epoch))
             version, unfinished = stat.version, unfinished_restore(data)
-            with contextlib.suppress(Corrupt):  # of a damaged term the log knows more
+            with contextlib.suppress(Corrupt, TooNew):  # of what cannot be read the rest may know more
                 epoch, _, index = unfinished or (read_term(data).epoch, 0, 0)
         if self._exists(layout.log) and (listed := self._children(layout.log)):
-            last = self._last_batch(listed)
-            epoch, index = max(epoch, last.epoch), max(index, last.stop_index)
+            with contextlib.suppress(Corrupt, TooNew):
+                last = self._last_batch(listed)
+                epoch, index = max(epoch, last.epoch), max(index, last.stop_index)
+        if self._exists(layout.pointer) and (pointer := self._session.ask(getting(layout.pointer))[0]):
+            with contextlib.suppress(Corrupt, TooNew):
+                newest = read_pointer(pointer)[0]
+                epoch, index = max(epoch, newest.epoch), max(index, newest.next_index)
         mark = mark_unfinished(epoch, 0, index)
-        missing = [path for path in layout.folders if not self._exists(path)]
+        missing = [(path, b"") for path in layout.folders if not self._exists(path)]
+        if not self._exists(layout.schema):
+            missing.append((layout.schema, encode_schema(uuid.uuid4().hex)))
         changed: Operation = (
             ("create", (layout.epoch, mark))
             if version is None
             else ("set_data", (layout.epoch, mark, version))
         )
         try:
-            self._session.transact(changed, *(("create", (path, b"")) for path in missing))
+            self._session.transact(changed, *(("create", item) for item in missing))
         except (AnswerLost, BadVersionError, NodeExistsError, NoNodeError) as error:
             raise Unavailable(
                 f"what was deleted of {layout.root} could not be made again: try once more ({error!r})"

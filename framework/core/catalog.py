@@ -316,8 +316,6 @@ class Catalog:
             return dataset
         if base_rules is None:
             base_rules = dataset.base_rules
-        elif len(base_rules) > BASE_RULES_LOOSE_MAX:
-            base_rules = normalise_rules(base_rules)
         fields: tuple[Any, ...] = dataset
         last = fields[_WANTED:_BASE_RULES] if wanted is None else wanted[1:]
         return tuple.__new__(Dataset, fields[:_WANTED] + last + (base_rules,))
@@ -486,14 +484,23 @@ class Catalog:
         self._saw(entry.wall_ms)
 
     def _jobs_forgotten(self, entry: _Forgotten) -> None:
-        late = self._late_base
+        late, long = self._late_base, set()
         for dataset_id, is_wanted, paths in self.jobs.forget(entry[0]):
             base_rules = late.get(dataset_id)
             if base_rules is None:
                 if dataset_id not in self.datasets:
                     continue
                 base_rules = self.datasets[dataset_id].base_rules
-            late[dataset_id] = base_rules + wishes(is_wanted, paths) if paths else _ALL[is_wanted]
+            late[dataset_id] = base_rules = (
+                base_rules + wishes(is_wanted, paths) if paths else _ALL[is_wanted]
+            )
+            if len(base_rules) > BASE_RULES_LOOSE_MAX:
+                long.add(dataset_id)
+        for (
+            dataset_id
+        ) in long:  # at the end of each entry, so that whoever replays has the same, however it is sliced
+            if len(late[dataset_id]) > BASE_RULES_LOOSE_MAX:
+                late[dataset_id] = normalise_rules(late[dataset_id])
 
 
 _COUNTERS = (

@@ -11,13 +11,13 @@ and to let the slot's back-off begin.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 
 from stoker.executor.messages import Assignment, Heartbeat, Residency, SlotAddress
 from stoker.framework.core import actions as a
 from stoker.framework.core import events as ev
-from stoker.framework.core.catalog import Catalog, Launch
+from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.job_table import Job
 from stoker.framework.core.judging import judge, proof_of_newer_journal
 from stoker.framework.core.looks import Key, tells_of_loss
@@ -25,11 +25,21 @@ from stoker.framework.core.moves import Moves
 from stoker.framework.core.progress import job_progress
 from stoker.framework.core.reports import Reports
 from stoker.framework.core.resizing import Resizing
+from stoker.framework.core.seen import (
+    AgentSeen,
+    BackOff,
+    Ending,
+    ExecutorSeen,
+    Held,
+    LaunchSeen,
+    Listed,
+    ListingSeen,
+)
 from stoker.framework.core.sightings import Sightings
 from stoker.framework.core.silence import Doubt, MassSilence
 from stoker.framework.core.spares import Spares
 from stoker.framework.core.windows import Windows
-from stoker.framework.model import Manifested, Offer, Selection, Settings, TaskStatus
+from stoker.framework.model import Offer, Selection, Settings, TaskStatus
 
 AGENTS_MAX = 20_000  # remembered, the longest unseen are forgotten
 ADDRESSES_AT_ONCE_MAX = (
@@ -42,83 +52,6 @@ TERMINAL_STATES = frozenset(
 )
 
 AGENT_DRAINING = "REASON_AGENT_DRAINING"
-
-
-@dataclass(slots=True)
-class Held:
-    """What one executor holds of one dataset generation. `residency` has the counts, `bitmap` the full blocks."""
-
-    residency: Residency
-    bitmap: bytearray
-    unfit_since_ms: int | None = None
-
-
-@dataclass(slots=True)
-class ExecutorSeen:
-    """An executor as its heartbeats tell. `needs_whole`: a heartbeat was missed, `Held.bitmap`s may be behind."""
-
-    heartbeat: Heartbeat  # the newest, without its datasets
-    first_ms: int
-    heard_ms: int
-    needs_whole: bool
-    datasets: dict[tuple[int, int], Held] = field(default_factory=dict)  # by (dataset id, generation)
-
-
-@dataclass(slots=True)
-class LaunchSeen:
-    """A launch of the catalog: since when it is known in this leadership, and what Mesos said of its task."""
-
-    launch: Launch
-    since_ms: int
-    is_inherited: bool  # of an earlier leadership
-    task_state: str = ""
-    task_reason: str = ""
-    is_moved: bool = False  # Mesos drains its agent
-    doubt: Doubt | None = None  # its executor is silent
-
-
-@dataclass(slots=True)
-class BackOff:
-    until_ms: int = 0
-    delay_ms: int = 0
-
-
-@dataclass(slots=True)
-class Ending:
-    """A task that is to die: KILL is repeated until Mesos says it did."""
-
-    agent_id: str
-    next_ms: int
-    tries: int
-    since_ms: int
-
-
-@dataclass(slots=True)
-class AgentSeen:
-    agent_id: str
-    hostname: str
-    attributes: tuple[tuple[str, str], ...]
-
-
-@dataclass(slots=True)
-class ListingSeen:
-    attempt: int
-    clear_version: int = 0  # see Listed
-    files: int = 0
-    bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A new dataset's listing that succeeded and is not journaled yet; see publishing.py.
-
-    `clear_version`: an assignment of this epoch with this version, or a newer one, names no earlier dataset of the name;
-    0: there was none.
-    """
-
-    attempt: int
-    clear_version: int
-    manifested: Manifested
 
 
 class Fleet:
@@ -154,9 +87,9 @@ class Fleet:
         self.suppress_sent_ms = 0
 
         self.unanswered: dict[str, str] = {}  # task id: agent id, asked of explicit reconciliation
-        self.reconcile_next_ms = 0
+        self.reconcile_next_ms = self.implicit_next_ms = 0
         self.reconcile_delay_ms = settings.reconcile_delay_ms_min
-        self.implicit_next_ms = 0
+        self.implicit_sent_ms: int | None = None  # first asked for all tasks in this subscription
 
         self.launches: dict[int, LaunchSeen] = {}
         self.executors: dict[int, ExecutorSeen] = {}  # by launch id
@@ -259,6 +192,7 @@ class Fleet:
                 self._doubted(now_ms, action)
             case a.Reconcile(tasks=()):
                 self.implicit_next_ms = now_ms + self.settings.reconcile_interval_ms
+                self.implicit_sent_ms = now_ms if self.implicit_sent_ms is None else self.implicit_sent_ms
             case a.Reconcile():
                 self.reconcile_next_ms = now_ms + self.reconcile_delay_ms
                 self.reconcile_delay_ms = min(
@@ -507,6 +441,7 @@ class Fleet:
         self.unanswered = {launch.task_id: launch.agent_id for launch in catalog.launches.values()}
         self.reconcile_delay_ms = self.settings.reconcile_delay_ms_min
         self.reconcile_next_ms = self.implicit_next_ms = stamp.now_ms
+        self.implicit_sent_ms = None
 
     def _offers(self, stamp: ev.Stamp, event: ev.OffersReceived, catalog: Catalog) -> None:
         if not self.subscribed:

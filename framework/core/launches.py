@@ -35,8 +35,9 @@ from stoker.framework.core.actions import (
 )
 from stoker.framework.core.catalog import Catalog, Launch, Slot
 from stoker.framework.core.explanations import fleet_json
-from stoker.framework.core.fleet import AGENT_DRAINING, TERMINAL_STATES, Fleet, LaunchSeen
+from stoker.framework.core.fleet import AGENT_DRAINING, TERMINAL_STATES, Fleet
 from stoker.framework.core.resizing import size_text
+from stoker.framework.core.seen import LaunchSeen
 from stoker.framework.core.silence import Doubt
 from stoker.framework.core.volumes import VolumeState
 from stoker.framework.core.wishes import unwanted_volumes, wish_refusal
@@ -289,11 +290,16 @@ def _replace_misfit(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp) -> Frame:
     slots = catalog.slots.values()
     for slot, launch in fleet.resizing.with_room(catalog, stamp.now_ms):
         others = (s for s in slots if s.slot_id != slot.slot_id and not catalog.is_out(s.slot_id))
-        if any(s.launch_id not in fleet.executors for s in others):
+        if not all(_is_up(fleet, s.launch_id, stamp.now_ms) for s in others):
             return Frame()
         entry = e.LaunchEnded(launch.launch_id, size_text(slot, launch), now_wall_ms(catalog, stamp))
         return Frame((entry,), tuple(order_end(launch, fleet.settings)))
     return Frame()
+
+
+def _is_up(fleet: Fleet, launch_id: int, now_ms: int) -> bool:
+    executor = fleet.executors.get(launch_id)
+    return executor is not None and fleet.silent_ms(executor, now_ms) < fleet.settings.heartbeat_timeout_ms
 
 
 def _probe(fleet: Fleet, launch: Launch) -> ProbeExecutor:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from stoker.executor.messages import Heartbeat
 
 if TYPE_CHECKING:
-    from stoker.framework.core.fleet import ExecutorSeen, Fleet, Held
+    from stoker.framework.core.fleet import Fleet
+    from stoker.framework.core.seen import ExecutorSeen, Held
 
 NARROW_EACH = 16  # bitmaps, after which bytes without a block left are looked at no more
 FEW = 16  # times fewer bytes than there are are looked at one by one

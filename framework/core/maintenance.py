@@ -24,7 +24,7 @@ from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.launches import now_wall_ms
 from stoker.framework.model import InverseOffer, Settings
 
-TOLD_MS = 3_000  # from a subscription until implicit reconciliation has told of all tasks
+TOLD_MS = 3_000  # from the first implicit reconciliation of a subscription until it has told of all tasks
 
 
 def converge(catalog: Catalog, fleet: Fleet, stamp: Stamp, settings: Settings) -> Frame:
@@ -37,7 +37,8 @@ def converge(catalog: Catalog, fleet: Fleet, stamp: Stamp, settings: Settings) -
     begun: set[str] = set()
     ending = {task.agent_id for task in fleet.endings.values()}
     # What was ended before a take-over may live yet, and is unknown here until Mesos has told of all tasks.
-    is_told = not fleet.may_have_strays or stamp.now_ms - fleet.sightings.subscribed_ms >= TOLD_MS
+    asked_ms = fleet.implicit_sent_ms
+    is_told = not fleet.may_have_strays or (asked_ms is not None and stamp.now_ms - asked_ms >= TOLD_MS)
     for offer_id, offer in sorted(fleet.windows.open.items()):
         if offer.unavailable_from_ms - stamp.wall_ms > settings.maintenance_soon_ms:
             continue

@@ -18,7 +18,8 @@ from stoker.framework.core.looks import STEP_WORK, Key, Look, works
 from stoker.framework.model import Settings
 
 if TYPE_CHECKING:
-    from stoker.framework.core.fleet import ExecutorSeen, Fleet, Held
+    from stoker.framework.core.fleet import Fleet
+    from stoker.framework.core.seen import ExecutorSeen, Held
 
 NAMED_MAX = 4
 SMALL_FLEET = 100  # executors, that are looked at with every tick; a larger fleet is not

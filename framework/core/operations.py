@@ -175,7 +175,7 @@ def _forgotten(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settin
         for volume in catalog.volumes.values()
         if not volume.slot_id
         and 0 < volume.left_ms < before_ms
-        and volume.agent_id not in fleet.agents
+        and is_away(fleet, volume)
         and catalog.launch_on_agent(volume.agent_id) is None
     ]
     return [e.VolumesForgotten(tuple(old[:FORGOTTEN_FRAME_MAX]))] if old else []

@@ -20,7 +20,8 @@ from stoker.framework.core.reports import NEVER, Bools, Freeing, Reports, refres
 from stoker.framework.model import FileError, JobKind, Selection
 
 if TYPE_CHECKING:
-    from stoker.framework.core.fleet import ExecutorSeen, Fleet, Held
+    from stoker.framework.core.fleet import Fleet
+    from stoker.framework.core.seen import ExecutorSeen, Held
 
 
 class JobProgress(NamedTuple):

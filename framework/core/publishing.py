@@ -24,7 +24,8 @@ from stoker.framework.core import events as ev
 from stoker.framework.core.actions import Frame
 from stoker.framework.core.assignments import assignment_version
 from stoker.framework.core.catalog import Catalog, Dataset
-from stoker.framework.core.fleet import Fleet, Listed
+from stoker.framework.core.fleet import Fleet
+from stoker.framework.core.seen import Listed
 
 PUBLISHED_FRAME_MAX = 200  # many may have waited for the same executor; a frame fits a batch of the journal
 

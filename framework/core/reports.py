@@ -23,7 +23,8 @@ import numpy.typing as npt
 from stoker.framework.core.catalog import Catalog, Dataset
 
 if TYPE_CHECKING:
-    from stoker.framework.core.fleet import Fleet, Held
+    from stoker.framework.core.fleet import Fleet
+    from stoker.framework.core.seen import Held
 
 NEVER = -1  # of versions: nothing reported; of times: not so
 

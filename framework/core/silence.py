@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from stoker.framework.model import Settings
 
 if TYPE_CHECKING:
-    from stoker.framework.core.fleet import ExecutorSeen, LaunchSeen
+    from stoker.framework.core.seen import ExecutorSeen, LaunchSeen
 
 EXPLAINED_STATES = frozenset({"TASK_UNREACHABLE", "TASK_STAGING", "TASK_STARTING"})  # Mesos tells why
 

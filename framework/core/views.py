@@ -16,9 +16,10 @@ from stoker.executor.messages import Heartbeat
 from stoker.framework.core import moves, publishing
 from stoker.framework.core.catalog import Catalog, Dataset, Slot
 from stoker.framework.core.explanations import fleet_json, waiting_reason
-from stoker.framework.core.fleet import ExecutorSeen, Fleet, Held, popcount
+from stoker.framework.core.fleet import Fleet, popcount
 from stoker.framework.core.job_table import Job
 from stoker.framework.core.progress import JobProgress, SlotProgress, job_progress, slot_progress
+from stoker.framework.core.seen import ExecutorSeen, Held
 from stoker.framework.core.silence import Doubt
 from stoker.framework.model import JobKind, Manifested
 

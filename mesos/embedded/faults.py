@@ -87,9 +87,8 @@ class Faults:
         try:
             inspect.signature(do).bind(*arguments)
         except TypeError as error:
-            raise Refused(
-                400, f"{name} {' '.join(arguments)}: write {name} {_ARGUMENTS.get(name, '')}".rstrip()
-            ) from error
+            form = " ".join(filter(None, (name, _ARGUMENTS.get(name))))
+            raise Refused(400, f"{' '.join((name, *arguments))}: write {form}") from error
         try:
             do(*arguments)
         except (ValueError, ResourceError, ConfigError) as error:

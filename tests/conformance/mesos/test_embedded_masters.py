@@ -146,7 +146,7 @@ def test_words_get_lost_on_order(tmp_path: Path) -> None:
         (("no-such-fault",), 400, "There is no fault 'no-such-fault': there are agent-stop"),
         (("agent-stop", "9"), 400, "'9' is no number from 1 to 1"),
         (("agent-stop", "1", "softly"), 400, "an agent is stopped by kill, freeze, usr1"),
-        (("agent-stop",), 400, "missing 1 required"),
+        (("agent-stop",), 400, "agent-stop: write agent-stop N"),
         (("agent-start", "1"), 409, "agent 1 is up"),
         (("agent-start", "1", "cpus:many"), 400, "agent-start 1 cpus:many"),
     ],

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import gevent
 import pytest
+from gevent.threadpool import ThreadPool
 
 from stoker.framework.core.actions import ProbeExecutor
 from stoker.framework.core.events import ExecutorProbed
@@ -18,6 +19,7 @@ from support.waiting import wait_until
 LOOPBACK = "127.0.0.1"
 SOON_MS = 300
 LONG_MS = 60_000
+LOOKUPS = ThreadPool(1)
 
 
 @pytest.fixture
@@ -30,17 +32,17 @@ def deaf() -> Iterator[int]:
 
 def test_a_machine_that_takes_or_refuses_a_connection_is_there() -> None:
     with socket.create_server((LOOPBACK, 0)) as listener:
-        assert answers(LOOPBACK, listener.getsockname()[1], LONG_MS)
-    assert answers(LOOPBACK, fixed_port(), LONG_MS), "nobody listens: refused"
+        assert answers(LOOPBACK, listener.getsockname()[1], LONG_MS, LOOKUPS)
+    assert answers(LOOPBACK, fixed_port(), LONG_MS, LOOKUPS), "nobody listens: refused"
 
 
 def test_one_that_answers_nothing_is_away(deaf: int) -> None:
-    assert not answers(LOOPBACK, deaf, SOON_MS)
+    assert not answers(LOOPBACK, deaf, SOON_MS, LOOKUPS)
 
 
 @pytest.mark.parametrize("host", ["255.255.255.255", "a" * 64, "no\0name"])
 def test_one_that_cannot_be_called_at_all_is_away(host: str) -> None:
-    assert not answers(host, 9, LONG_MS)
+    assert not answers(host, 9, LONG_MS, LOOKUPS)
 
 
 class Probing:

@@ -85,6 +85,22 @@ def test_what_somebody_else_deletes_is_told_until_a_snapshot_holds_it(zookeeper:
         assert (recovered.snapshot, list(recovered.batches)) == (b"state", [(7, [b"z"])])
 
 
+def test_a_snapshot_that_somebody_else_deletes_is_told_until_there_is_another(
+    zookeeper: Place, tree: Tree
+) -> None:
+    with opened(zookeeper.url) as home:
+        journal, _ = led(home)
+        journal.append(0, [b"x"])
+        journal.write_snapshot(1, b"state" * 100_000)
+        (name,) = tree.names("snapshots")
+        tree.create("log/foreign")  # is nothing of ours: the next reader will say so
+        assert journal.audit() == ""
+        tree.delete(f"snapshots/{name}/{tree.names(f'snapshots/{name}')[1]}")
+        assert "the newest snapshot" in journal.audit() and "was deleted" in journal.audit()
+        journal.write_snapshot(1, b"again")
+        assert journal.audit() == ""
+
+
 @pytest.fixture
 def waiting_append(
     zookeeper: Place, monkeypatch: pytest.MonkeyPatch

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from stoker.zk.codec import Term
-from stoker.zk.errors import Corrupt, Incomplete
+from stoker.zk.errors import Corrupt, Incomplete, Locked
 from stoker.zk.home import Snapshot
+from stoker.zk.paths import ZkUrl, parse_journal_url
+from stoker.zk.zookeeper_target import ZooKeeperTarget
 from support.journals import replay, shared_client
 from support.onlookers import PLACES, Place, looking, make_place
 from support.zookeeper import WHY_NOT
@@ -38,7 +40,9 @@ def delete(place: Place, part: str) -> None:
 
 
 def put(place: Place, *, overwrite: bool) -> int:
-    target = place.target()
+    where = parse_journal_url(place.url)
+    assert isinstance(where, ZkUrl)
+    target = ZooKeeperTarget(where, owner="restorer", members_wait_ms=300)
     try:
         epoch = max(1, target.open(overwrite=overwrite)) + AHEAD
         target.commit(Snapshot(7, b"saved"), Term(epoch, 1, "who led"))
@@ -47,7 +51,7 @@ def put(place: Place, *, overwrite: bool) -> int:
         target.close()
 
 
-@pytest.mark.parametrize("part", ["election", "epoch", "log", "snapshot", "snapshots", "blobs"])
+@pytest.mark.parametrize("part", ["schema", "election", "epoch", "log", "snapshot", "snapshots", "blobs"])
 def test_what_was_deleted_is_made_again_when_a_backup_is_restored_over_it(place: Place, part: str) -> None:
     live(place)
     delete(place, part)
@@ -59,6 +63,28 @@ def test_what_was_deleted_is_made_again_when_a_backup_is_restored_over_it(place:
     assert (found.epoch, found.snapshot, replay(found)) == (2 + AHEAD + 1, b"saved", [])
     assert journal.blob_digests() == []
     journal.close()
+
+
+def test_a_living_leader_is_not_deposed_by_a_restore_over_a_journal_that_is_not_whole(place: Place) -> None:
+    journal = place.leader()
+    journal.lead()
+    journal.append(0, [b"one"])
+    delete(place, "blobs")
+    with pytest.raises(Locked, match="schedulers are there"):
+        put(place, overwrite=True)
+    journal.append(1, [b"two"])
+    journal.close()
+
+
+@pytest.mark.parametrize("damage", ["log", "epoch"])
+def test_damage_beside_what_was_deleted_is_written_over_too(place: Place, damage: str) -> None:
+    live(place)
+    delete(place, "blobs")
+    client, root = shared_client(), "/" + place.url.partition("//")[2].partition("/")[2]
+    path = f"{root}/epoch" if damage == "epoch" else f"{root}/log/{max(client.get_children(f'{root}/log'))}"
+    client.set(path, b"damaged")
+    assert put(place, overwrite=True) >= 1 + AHEAD
+    assert place.leader().lead().snapshot == b"saved"
 
 
 def test_the_onlooker_says_what_was_deleted_and_reads_what_it_can(place: Place) -> None:

@@ -8,8 +8,8 @@ from stoker.framework.core import actions as a
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.codec import encode_entry
-from stoker.framework.core.fleet import Listed
 from stoker.framework.core.publishing import PUBLISHED_FRAME_MAX
+from stoker.framework.core.seen import Listed
 from stoker.framework.model import FleetSpec
 from stoker.zk.codec import BATCH_RECORDS_MAX
 from stoker.zk.journal import BATCH_BYTES_MAX, RECORD_BYTES_MAX

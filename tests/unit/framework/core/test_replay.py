@@ -117,3 +117,27 @@ def test_a_record_of_two_entries_is_none() -> None:
 def test_it_is_given_a_bounded_number_of_records() -> None:
     with pytest.raises(AssertionError):
         replay(Catalog(), [b""] * (REPLAYED_MAX + 1), 0)
+
+
+def test_fields_that_belong_to_the_record_beside_it_are_no_entry() -> None:
+    """All their types together are those of two records; each by itself is not."""
+    records = [
+        msgpack.packb(["JobStarted", ["j0000000001", 1, "j0000000002"]]),
+        msgpack.packb(["JobStarted", [2]]),
+    ]
+    with pytest.raises(CodecError, match="record 5"):
+        replay(Catalog(), records, 5)
+
+
+def test_however_a_replay_is_sliced_the_rules_of_forgotten_jobs_are_the_same() -> None:
+    entries: list[e.Entry] = [e.DatasetAdded(1, "d", "file:/x", (), 1, "keep", "mem", 0, 1)]
+    ids = [job_id_of(number) for number in range(1, 41)]
+    for job_id in ids:
+        entries.append(e.JobCreated(job_id, "load", 1, "d", ("a",), "", "", False, 1, 0, 0, 0, 1))
+        entries.append(e.JobFinished(job_id, "SUCCEEDED", 0, 0, 0, (), "", 1))
+    entries += [e.JobsForgotten((job_id,)) for job_id in ids]
+    live, replayed = Catalog(), Catalog()
+    for entry in entries:
+        live.apply(entry)
+    replay(replayed, [encode_entry(entry) for entry in entries], 0)
+    assert live.snapshot() == replayed.snapshot()

@@ -97,6 +97,8 @@ def test_volumes_are_doomed_where_no_executor_is_and_destroyed_as_they_are_offer
     (planned,) = [x for f in frames for x in entries_of(f, e.TeardownPlanned)]
     assert planned.left == ()
     assert any(actions_of(f, a.Revive) for f in frames), "all agents are looked at once more"
+    torn = [f for f in frames if actions_of(f, a.Teardown)]
+    assert torn and not stage.fleet.suppressed and all(len(f.actions) == 1 for f in torn), "the last word"
 
 
 def with_strays(**settings: int) -> Stage:
