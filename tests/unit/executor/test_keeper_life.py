@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -64,10 +66,16 @@ def test_a_killed_child_ends_all_of_them(tmp_path: Path, scheduler: FakeSchedule
     executor.close()
 
 
+@pytest.fixture
+def sockets() -> Iterator[str]:
+    """A directory whose path leaves room for a socket's name, wherever tests keep their files."""
+    with tempfile.TemporaryDirectory(prefix="stk") as directory:
+        yield directory
+
+
 def test_a_killed_keeper_takes_all_along_and_the_next_start_cleans_up(
-    tmp_path: Path, scheduler: FakeScheduler
+    sockets: str, scheduler: FakeScheduler
 ) -> None:
-    sockets = str(tmp_path / "sockets")
     executor = RunningExecutor(scheduler, socket_dir=sockets).wait_running()
     children = [pid for pids in executor.children().values() for pid in pids]
     os.kill(executor.children()["server"][0], signal.SIGSTOP)  # so that it cannot clean up

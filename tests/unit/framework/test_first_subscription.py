@@ -46,7 +46,8 @@ def test_a_framework_id_is_durable_before_anything_is_done_with_it() -> None:
     resources = Resources(2_000, 1_024 * MIB, 0, ((31_000, 31_099),))
     loop.put(ev.OffersReceived((Offer("offer-1", "agent-1", "agent-1", resources),)))
     wait_until(lambda: loop.peek(lambda catalog, _: bool(catalog.launches)), "all to be decided")
-    assert journal.running and not done, "the journal has not taken it yet"
+    wait_until(lambda: journal.running, "the append to begin")
+    assert not done, "the journal has not taken it yet"
     journal.release()
     wait_until(lambda: any(isinstance(action, a.Accept) for _, action in done), "the launch")
     loop.stop()
