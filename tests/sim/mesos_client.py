@@ -154,7 +154,9 @@ class MesosClient:
             socket_dir="",
             fillers=0,
         )
-        return LaunchValues(launch.mem_bytes + overhead_bytes(launch.mem_bytes, launch.disk_bytes), "exec it", environment)
+        return LaunchValues(
+            launch.mem_bytes + overhead_bytes(launch.mem_bytes, launch.disk_bytes), "exec it", environment
+        )
 
     # --- to Mesos
 
