@@ -66,9 +66,9 @@ def _check_empty(session: Session) -> None:
         raise Corrupt(
             f"{root} in ZooKeeper holds another application's data ({len(data)} bytes): name a path of its own"
         )
-    if "epoch" in names and _is_ours(session):
-        raise Incomplete(_not_whole(root))
     if names and "schema" not in names:
+        if _is_ours(session):
+            raise Incomplete(_not_whole(root))
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise Corrupt(
             f"{root} in ZooKeeper holds another application's data ({shown}): name a path of its own"

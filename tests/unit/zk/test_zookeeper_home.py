@@ -9,6 +9,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -514,3 +515,23 @@ def test_a_new_home_takes_out_of_the_election_what_earlier_ones_of_its_process_l
             assert len(tree.names("election")) == 1
         finally:
             later.close()
+
+
+def test_many_begin_a_journal_at_once(zookeeper: Place) -> None:
+    """Whoever is late finds it made between two looks."""
+    for number in range(5):
+        url = zookeeper.url.replace("/stoker", f"/at-once-{number}")
+        homes = [open_home(url, member=f"m{n}", owner="o", session_timeout_ms=20_000) for n in range(8)]
+        with ThreadPoolExecutor(len(homes)) as starting:
+            failed = [error for error in starting.map(_failure_of_start, homes) if error is not None]
+        for home in homes:
+            home.close()
+        assert not failed
+
+
+def _failure_of_start(home: Home) -> Exception | None:
+    try:
+        home.start()
+    except Exception as error:
+        return error
+    return None
