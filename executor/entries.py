@@ -50,6 +50,18 @@ def files_open_max(descriptors: int) -> int:
     return min(FILES_OPEN_MAX, descriptors // FILES_OPEN_SHARE)
 
 
+def is_memory(directory: str) -> bool:
+    """Return whether the directory's file system is in memory (tmpfs): it knows no RWF_NOWAIT, and never waits for a device."""
+    try:
+        number = os.stat(directory).st_dev
+        with open("/proc/self/mountinfo") as lines:
+            fields = [line.split() for line in lines]
+    except OSError:
+        return False
+    device = f"{os.major(number)}:{os.minor(number)}"
+    return any(words[2] == device and words[words.index("-") + 1] == "tmpfs" for words in fields)
+
+
 def read_exactly(fd: int, length: int, start: int) -> bytes:
     """Return so many bytes of a block's file. :raises OSError: they cannot be read, or the file is too short."""
     data = os.pread(fd, length, start)
@@ -200,6 +212,7 @@ class DiskFiles:
         self._open: OrderedDict[int, DiskEntry] = OrderedDict()  # by holding; the longest unread first
         self._is_short = False  # the last file was not opened, for want of something that is no fault of it
         self._piece = memoryview(bytearray(PIECE_BYTES))
+        self._no_wait = 0 if is_memory(directory) else os.RWF_NOWAIT
 
     def open(self, entry: DiskEntry) -> None:
         """See Entry. A file that is not the block's is not read from. :raises OSError: it cannot be opened."""
@@ -211,7 +224,7 @@ class DiskFiles:
             return False
         self._open.move_to_end(entry.holding)
         try:
-            return index.is_valid(entry.fd, entry.layout, start, stop, flags=os.RWF_NOWAIT)
+            return index.is_valid(entry.fd, entry.layout, start, stop, flags=self._no_wait)
         except OSError as error:
             self.note_error(entry, error)
             return False
@@ -225,7 +238,7 @@ class DiskFiles:
             self._open.move_to_end(entry.holding)
             view = self._piece[:count]
             try:
-                if os.preadv(entry.fd, (view,), start, os.RWF_NOWAIT) == count:
+                if os.preadv(entry.fd, (view,), start, self._no_wait) == count:
                     return view
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
