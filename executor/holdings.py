@@ -24,6 +24,7 @@ from stoker.executor.core.filling import BlockState, FileFailed
 from stoker.executor.datasets import DatasetView
 from stoker.executor.disk_file import DiskFile
 from stoker.executor.manifest import Manifest
+from stoker.executor.news import News
 from stoker.executor.outbox import Outbox
 from stoker.executor.store import BlockFile, Tier, file_bytes
 
@@ -173,8 +174,8 @@ class Holdings:
         self.scratch_used_bytes = 0
         self._scratch_charges: dict[int, int] = {}
         self._scratch_waiting: deque[tuple[int, Event]] = deque()
-        self.room_changed = Event()
-        self.stored_changed = Event()
+        self.room_changed = News()
+        self.stored_changed = News()
 
     def watch(self, on_broken: Callable[[Block, str], None]) -> None:
         """Have `on_broken` called when a block's file is of no more use, which its tier has counted."""
@@ -369,8 +370,7 @@ class Holdings:
         self._blocks.pop(holding, None)
         self._stored_holdings.pop(holding, None)
         cache.gone(holding)
-        self.room_changed.set()
-        self.room_changed.clear()
+        self.room_changed.tell()
         self._on_change()
 
     # --- stored files
@@ -515,8 +515,7 @@ class Holdings:
         del self._stored[key][name.block_index]
         if not self._stored[key]:
             del self._stored[key]
-        self.stored_changed.set()
-        self.stored_changed.clear()
+        self.stored_changed.tell()
 
     def _make(
         self,

@@ -25,6 +25,7 @@ from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.fills import Fills
 from stoker.executor.holdings import Block, Holdings, Waiter
 from stoker.executor.manifest import Manifest
+from stoker.executor.news import News
 from stoker.executor.outbox import Outbox
 from stoker.executor.store import file_bytes
 from stoker.executor.wire import FAILURE_MESSAGE_BYTES_MAX, Failure
@@ -92,7 +93,7 @@ class Wants:
         self._now_ms = now_ms
         self._greenlets: dict[int, tuple[gevent.Greenlet, _Want]] = {}
         self._placing: set[int] = set()  # wants that do not know yet whether they need scratch
-        self._placed = Event()
+        self._placed = News()
 
     def take(self, message: dict[str, Any]) -> None:
         """Handle "want"; never waits."""
@@ -306,8 +307,7 @@ class Wants:
 
     def _end_placing(self, want: _Want) -> None:
         self._placing.discard(want.want)
-        self._placed.set()
-        self._placed.clear()
+        self._placed.tell()
 
     # --- waiting and answering
 

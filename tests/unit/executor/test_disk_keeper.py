@@ -351,11 +351,6 @@ def test_a_dataset_on_ssd_is_read_through_where_there_is_none(
         client.close()
 
 
-@pytest.mark.xfail(
-    raises=EOFError,
-    strict=False,
-    reason="known defect, to be mended: now and then four read-through fills of an evicting SSD tier get no answer for 20 s",
-)
 @pytest.mark.parametrize("policy", ["lru"])
 def test_eviction_never_exceeds_the_tier(
     tmp_path: Path, disk: Path, scheduler: FakeScheduler, policy: str
