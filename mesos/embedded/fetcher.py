@@ -89,7 +89,10 @@ def _extract(source: Path, target: Path) -> bool:
     name = target.name.lower()
     if name.endswith(_TARS):
         with tarfile.open(source) as archive:
-            archive.extractall(target.parent, filter="tar")
+            if hasattr(tarfile, "tar_filter"):
+                archive.extractall(target.parent, filter="tar")
+            else:  # Python before 3.11.4, as Debian 12 has it
+                archive.extractall(target.parent, _members_inside(archive, target.parent))
         return True
     if name.endswith(".zip"):
         with zipfile.ZipFile(source) as packed:
@@ -105,6 +108,17 @@ def _extract(source: Path, target: Path) -> bool:
     with opener(source) as reader, open(target.with_suffix(""), "wb") as writer:
         shutil.copyfileobj(reader, writer)
     return True
+
+
+def _members_inside(archive: tarfile.TarFile, directory: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield members one by one, each looked at when those before it are there: a link among them may lead outside."""
+    top = directory.resolve()
+    for member in archive:
+        member.name = member.name.lstrip("/")
+        if not (top / member.name).resolve().is_relative_to(top):
+            raise tarfile.TarError(f"{member.name!r} is no place inside the sandbox")
+        member.mode &= 0o755
+        yield member
 
 
 def _download(value: str, target: Path) -> None:
