@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from stoker.framework.core import entries as e
+from stoker.framework.core.base_rules import BaseRules
 from stoker.framework.core.codec import CodecError, NewerError, plain, reader
 from stoker.framework.core.departures import DepartureEntry, Drain, Uninstall, apply_departure
 from stoker.framework.core.homes import Homes
 from stoker.framework.core.job_table import Asked, Finished, Job, Jobs, Started, job_id_of
-from stoker.framework.core.rules import Rules, normalise_rules, wishes
+from stoker.framework.core.rules import Rules
 from stoker.framework.core.volumes import Volume, VolumeEntry, Volumes
 from stoker.framework.model import DatasetState, FleetSpec, Manifested, Tier
 
@@ -34,8 +35,6 @@ SLOTS_GONE_MAX = (
 )
 
 NAMES_REMOVED_MAX = 10_000  # beyond that any new name counts as used before
-
-BASE_RULES_LOOSE_MAX = 16  # rules of forgotten jobs that a dataset keeps before they are normalised
 
 Launch = e.LaunchPlanned
 
@@ -64,8 +63,8 @@ class Slot(NamedTuple):
 class Dataset(NamedTuple):
     """A dataset; `versions` has the newest last and is empty until the first listing succeeded.
 
-    `rules` is what `base_rules` and the known jobs' wishes come to, in the order of their wanted versions and without
-    the cancelled ones; `base_rules` is what the forgotten jobs left.
+    `rules` is what `Catalog.base_rules` and the known jobs' wishes come to, in the order of their wanted versions and
+    without the cancelled ones.
     """
 
     dataset_id: int
@@ -85,7 +84,6 @@ class Dataset(NamedTuple):
     wanted_version: int = 0
     rules: tuple[tuple[bool, str], ...] = ()
     wanted_block_count: int = 0
-    base_rules: tuple[tuple[bool, str], ...] = ()
 
     @property
     def current(self) -> Manifested | None:
@@ -128,6 +126,7 @@ class Catalog:
         self.datasets: dict[int, Dataset] = {}
         self.names_removed: dict[str, int] = {}  # of datasets that could be read once: their ids
         self.jobs = Jobs()
+        self.base_rules = BaseRules()  # what forgotten jobs left of what is wanted
         self.slot_id_next = 1
         self.launch_id_next = 1
         self.volume_id_next = 1
@@ -147,13 +146,16 @@ class Catalog:
     def apply(self, entry: e.Entry) -> None:
         """Change the state as `entry` says; `entry` was decided on exactly this state."""
         APPLY[type(entry)](self, entry)
-        if self._late_wanted or self._late_base:
+        if self._late_wanted:
             self.settle()
 
     def settle(self) -> None:
         """Let `datasets` have what is wanted of them: whoever applies many entries by `APPLY` does so once, at the end."""
-        for dataset_id in (*self._late_wanted, *self._late_base):
-            self.datasets[dataset_id] = self._dataset(dataset_id)
+        datasets = self.datasets
+        for dataset_id, wanted in self._late_wanted.items():
+            fields: tuple[Any, ...] = datasets[dataset_id]
+            datasets[dataset_id] = tuple.__new__(Dataset, fields[:_WANTED] + wanted[1:])
+        self._late_wanted.clear()
 
     def copy(self) -> Catalog:
         """Return this state as it is now, for who reads it elsewhere while this one goes on.
@@ -162,7 +164,11 @@ class Catalog:
         """
         twin = Catalog.__new__(Catalog)
         for name, value in vars(self).items():
-            setattr(twin, name, value.copy() if isinstance(value, dict | deque | Homes | Jobs) else value)
+            setattr(
+                twin,
+                name,
+                value.copy() if isinstance(value, dict | deque | Homes | Jobs | BaseRules) else value,
+            )
         return twin
 
     def snapshot(self) -> dict[str, Any]:
@@ -174,6 +180,7 @@ class Catalog:
         state["uninstall"] = self.uninstall
         state["slots_out"] = list(self.slots_out.items())
         state["names_removed"] = list(self.names_removed.items())
+        state["base_rules"] = self.base_rules.all()
         state |= {name: list(getattr(self, name).values()) for name in _TABLES}
         return state
 
@@ -200,6 +207,10 @@ class Catalog:
         catalog.uninstall = None if uninstall is None else reader(Uninstall)(uninstall)
         catalog.slots_out = {int(slot): int(size) for slot, size in state.get("slots_out", ())}
         catalog.names_removed = {str(name): int(i) for name, i in state.get("names_removed", ())}
+        catalog.base_rules = BaseRules(
+            (int(dataset_id), tuple((bool(included), str(path)) for included, path in rules))
+            for dataset_id, rules in state.get("base_rules", ())
+        )
         for name, (value_type, key) in _TABLES.items():
             values = list(map(reader(value_type), state.get(name, ())))
             setattr(catalog, name, {getattr(value, key): value for value in values})
@@ -291,9 +302,7 @@ class Catalog:
         self.jobs = Jobs(self.jobs.values())
         self._slots_in = None
         self._homes = Homes()
-        # What datasets do not have yet, see settle: what is wanted of them, and their base rules.
-        self._late_wanted: dict[int, _Wanted] = {}
-        self._late_base: dict[int, Rules] = {}
+        self._late_wanted: dict[int, _Wanted] = {}  # what datasets do not have yet, see settle
         # The slot and launch (0: none) of each of the newest steps of launch_revision.
         self.launch_changes: deque[tuple[int, int]] = deque(maxlen=LAUNCH_CHANGES_MAX)
 
@@ -309,16 +318,10 @@ class Catalog:
         self._slots_in = None
 
     def _dataset(self, dataset_id: int) -> Dataset:
-        """Return the dataset with what it does not have yet, which is put into it by that."""
-        dataset = self.datasets[dataset_id]
-        wanted, base_rules = self._late_wanted.pop(dataset_id, None), self._late_base.pop(dataset_id, None)
-        if wanted is None and base_rules is None:
-            return dataset
-        if base_rules is None:
-            base_rules = dataset.base_rules
-        fields: tuple[Any, ...] = dataset
-        last = fields[_WANTED:_BASE_RULES] if wanted is None else wanted[1:]
-        return tuple.__new__(Dataset, fields[:_WANTED] + last + (base_rules,))
+        """Return the dataset with what it does not have yet."""
+        if dataset_id in self._late_wanted:
+            self.settle()
+        return self.datasets[dataset_id]
 
     def _set_dataset(self, dataset: Dataset, *, placement: bool = False) -> None:
         self.datasets[dataset.dataset_id] = dataset
@@ -439,7 +442,7 @@ class Catalog:
     def _dataset_removed(self, entry: e.DatasetRemoved) -> None:
         dataset = self.datasets.pop(entry.dataset_id)
         self._late_wanted.pop(entry.dataset_id, None)
-        self._late_base.pop(entry.dataset_id, None)
+        self.base_rules.forget(entry.dataset_id)
         del self._names[dataset.name]
         self._homes.forget(dataset.dataset_id)
         if dataset.versions and len(self.names_removed) < NAMES_REMOVED_MAX:
@@ -484,23 +487,10 @@ class Catalog:
         self._saw(entry.wall_ms)
 
     def _jobs_forgotten(self, entry: _Forgotten) -> None:
-        late, long = self._late_base, set()
+        datasets, add = self.datasets, self.base_rules.add
         for dataset_id, is_wanted, paths in self.jobs.forget(entry[0]):
-            base_rules = late.get(dataset_id)
-            if base_rules is None:
-                if dataset_id not in self.datasets:
-                    continue
-                base_rules = self.datasets[dataset_id].base_rules
-            late[dataset_id] = base_rules = (
-                base_rules + wishes(is_wanted, paths) if paths else _ALL[is_wanted]
-            )
-            if len(base_rules) > BASE_RULES_LOOSE_MAX:
-                long.add(dataset_id)
-        for (
-            dataset_id
-        ) in long:  # at the end of each entry, so that whoever replays has the same, however it is sliced
-            if len(late[dataset_id]) > BASE_RULES_LOOSE_MAX:
-                late[dataset_id] = normalise_rules(late[dataset_id])
+            if dataset_id in datasets:
+                add(dataset_id, is_wanted, paths)
 
 
 _COUNTERS = (
@@ -587,8 +577,6 @@ def dataset_changed(dataset: Dataset, entry: e.DatasetChanged) -> Dataset:
     return dataset._replace(replicas=entry.replicas, policy=entry.policy, priority=entry.priority)
 
 
-_ALL: dict[bool, Rules] = {True: ((True, ""),), False: ((False, ""),)}
 _WANTED = Dataset._fields.index("wanted_version")
-_BASE_RULES = Dataset._fields.index("base_rules")
-assert Dataset._fields[_WANTED:] == ("wanted_version", "rules", "wanted_block_count", "base_rules")
+assert Dataset._fields[_WANTED:] == ("wanted_version", "rules", "wanted_block_count")
 assert e.WantedSet._fields == ("dataset_id", "wanted_version", "rules", "block_count")

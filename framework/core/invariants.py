@@ -72,7 +72,7 @@ def _check_datasets(catalog: Catalog) -> None:
         assert (dataset.state == DatasetState.READY) == bool(dataset.versions), where
         assert dataset.is_listing or dataset.state != DatasetState.LISTING, f"{where}: nobody lists it"
         assert dataset.rules == normalise_rules(dataset.rules), f"{where}: rules are not normalised"
-        rules = normalise_rules(dataset.base_rules)
+        rules = catalog.base_rules.of(dataset.dataset_id)
         for job in catalog.jobs_of(dataset.dataset_id):
             if job.state != JobState.CANCELLED:
                 rules = merge_rules(rules, job.kind == JobKind.LOAD, job.paths)

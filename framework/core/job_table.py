@@ -127,18 +127,18 @@ class Jobs(Mapping[str, Job]):
         self._rows[job_id] = (row[0], _STATES[entry[1]], row[2], entry[7], outcome)
         self._active.pop(job_id, None)
 
-    def forget(self, job_ids: Iterable[str]) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
-        """Forget finished jobs; yield (dataset id, wanted or freed, paths) of each that wished something."""
-        pop, of_keys = self._rows.pop, self._of_keys
+    def forget(self, job_ids: Iterable[str]) -> list[tuple[int, bool, tuple[str, ...]]]:
+        """Forget finished jobs; return (dataset id, wanted or freed, paths) of each that wished something."""
+        pop, of_keys, wished = self._rows.pop, self._of_keys, []
         for job_id in job_ids:
             asked, state, _, _, _ = pop(job_id)
-            assert state in _FINAL, job_id
-            key = asked[5]
+            assert state is not _PENDING and state is not _RUNNING, job_id
+            kind, key = asked[1], asked[5]
             if key:
                 of_keys.pop(key, None)
-            is_wanted = _IS_WANTED.get(asked[1])
-            if is_wanted is not None and state is not _CANCELLED:
-                yield asked[2], is_wanted, asked[4]
+            if state is not _CANCELLED and kind in _IS_WANTED:
+                wished.append((asked[2], _IS_WANTED[kind], asked[4]))
+        return wished
 
 
 def job_id_of(number: int) -> str:

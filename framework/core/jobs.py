@@ -289,7 +289,8 @@ def _take_back(catalog: Catalog, job: Job) -> list[e.WantedSet]:
     """Return the entries that undo the job's wish."""
     dataset = catalog.datasets[job.dataset_id]
     others = [other for other in catalog.jobs_of(job.dataset_id) if other.job_id != job.job_id]
-    rules = normalise_rules((*dataset.base_rules, *(rule for other in others for rule in other.wishes)))
+    base_rules = catalog.base_rules.of(dataset.dataset_id)
+    rules = normalise_rules((*base_rules, *(rule for other in others for rule in other.wishes)))
     if rules == dataset.rules:
         return []
     # Without its manifest nobody can count: the old number is an upper bound unless everything or nothing is wanted.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sim.world import World
 from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
-from stoker.framework.core.catalog import BASE_RULES_LOOSE_MAX, SLOTS_GONE_MAX, Catalog
+from stoker.framework.core.catalog import SLOTS_GONE_MAX, Catalog
 from stoker.framework.core.codec import CodecError
 from stoker.framework.core.invariants import check
 from stoker.framework.core.job_table import job_id_of
@@ -153,5 +153,5 @@ def test_what_forgotten_jobs_wished_is_kept_in_few_rules() -> None:
         )
         catalog.apply(e.JobFinished(job_id, "SUCCEEDED", 1, 1, 0, (), "", number))
         catalog.apply(e.JobsForgotten((job_id,)))
-        assert len(catalog.datasets[dataset_id].base_rules) <= BASE_RULES_LOOSE_MAX
+        assert len(catalog.base_rules.of(dataset_id)) <= path_count
         check(catalog, stage.fleet)

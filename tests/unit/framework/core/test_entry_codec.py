@@ -98,7 +98,7 @@ FIELDS_EVER = {
     "Volume": "volume_id slot_id agent_id hostname role disk_bytes state reason left_ms",
     "Uninstall": "keep_volumes began_ms state left finished_ms",
     "Dataset": "dataset_id name source options replicas policy tier priority created_ms state error attempt"
-    " is_listing versions wanted_version rules wanted_block_count base_rules",
+    " is_listing versions wanted_version rules wanted_block_count",
     "Job": "job_id kind dataset_id dataset paths key body fit wanted_version bytes_total files_total block_count"
     " created_ms state started_ms finished_ms bytes files error_count errors message",
 }
