@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from stoker.framework.core.rules import Rules, normalise_rules, wishes
 
-LOOSE_MAX = 64  # wishes of a dataset that are kept as they come
+Wish = tuple[int, bool, tuple[str, ...]]  # dataset id, wanted or freed, paths (none: everything)
+LOOSE_MAX = 64  # wishes of a dataset that are kept as they come, and paths of one of them
 
 
 class BaseRules:
@@ -29,16 +30,18 @@ class BaseRules:
             self._rules[dataset_id] = rules = normalise_rules((*rules, *more))
         return rules
 
-    def add(self, dataset_id: int, is_wanted: bool, paths: tuple[str, ...]) -> None:
-        """Let `paths` (none: everything) be wanted, or freed, from now on."""
-        if not paths:
-            self._loose.pop(dataset_id, None)
-            self._rules[dataset_id] = _ALL[is_wanted]
-        elif (loose := self._loose.get(dataset_id)) is None:
-            self._loose[dataset_id] = [(is_wanted, paths)]
-        else:
+    def add(self, wished: Iterable[Wish]) -> None:
+        """Let what each of them names be wanted, or freed, from then on."""
+        for dataset_id, is_wanted, paths in wished:
+            if not paths:
+                self._loose.pop(dataset_id, None)
+                self._rules[dataset_id] = _ALL[is_wanted]
+                continue
+            loose = self._loose.get(dataset_id)
+            if loose is None:
+                loose = self._loose[dataset_id] = []
             loose.append((is_wanted, paths))
-            if len(loose) > LOOSE_MAX:
+            if len(loose) > LOOSE_MAX or len(paths) > LOOSE_MAX:
                 self.of(dataset_id)
 
     def forget(self, dataset_id: int) -> None:
@@ -51,7 +54,9 @@ class BaseRules:
         return [(dataset_id, self.of(dataset_id)) for dataset_id in sorted({*self._rules, *self._loose})]
 
     def copy(self) -> BaseRules:
-        return BaseRules(self.all())
+        twin = BaseRules(self._rules.items())
+        twin._loose = {dataset_id: loose.copy() for dataset_id, loose in self._loose.items()}
+        return twin
 
 
 _ALL: dict[bool, Rules] = {True: ((True, ""),), False: ((False, ""),)}

@@ -11,7 +11,8 @@ Ids are counted here and never used again, also not after a removal.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -22,12 +23,12 @@ from stoker.framework.core.base_rules import BaseRules
 from stoker.framework.core.codec import CodecError, NewerError, plain, reader
 from stoker.framework.core.departures import DepartureEntry, Drain, Uninstall, apply_departure
 from stoker.framework.core.homes import Homes
-from stoker.framework.core.job_table import Asked, Finished, Job, Jobs, Started, job_id_of
+from stoker.framework.core.job_table import Asked, Finished, Forgotten, Job, Jobs, Started, job_id_of
 from stoker.framework.core.rules import Rules
 from stoker.framework.core.volumes import Volume, VolumeEntry, Volumes
 from stoker.framework.model import DatasetState, FleetSpec, Manifested, Tier
 
-SNAPSHOT_FORMAT = 1
+SNAPSHOT_FORMAT = 2
 ROLES_HAD_MAX = 64
 LAUNCH_CHANGES_MAX = 1_024  # remembered; who is farther behind looks at all
 SLOTS_GONE_MAX = (
@@ -38,9 +39,7 @@ NAMES_REMOVED_MAX = 10_000  # beyond that any new name counts as used before
 
 Launch = e.LaunchPlanned
 
-# Entries as bare tuples: of WantedSet, JobsForgotten.
-_Wanted = tuple[int, int, Rules, int]
-_Forgotten = tuple[tuple[str, ...]]
+_Wanted = tuple[int, int, Rules, int]  # a WantedSet as a bare tuple
 
 
 class Slot(NamedTuple):
@@ -145,16 +144,36 @@ class Catalog:
 
     def apply(self, entry: e.Entry) -> None:
         """Change the state as `entry` says; `entry` was decided on exactly this state."""
-        APPLY[type(entry)](self, entry)
-        if self._late_wanted:
+        kind = type(entry)
+        if kind in APPLY_MANY:
+            alone: list[Any] = [(entry,) if kind is other else () for other in APPLY_MANY]
+            assert self.fit(*alone), entry
+            APPLY_MANY[kind](self, (entry,))
             self.settle()
+        else:
+            APPLY[kind](self, entry)
+
+    def fit(
+        self,
+        wanted: Sequence[_Wanted],
+        created: Sequence[Asked],
+        started: Sequence[Started],
+        finished: Sequence[Finished],
+        forgotten: Sequence[Forgotten],
+    ) -> bool:
+        """Return whether these may be the next entries, and come to the same if they are applied kind by kind, in this order."""
+        number = self.job_number_next
+        return (
+            self.datasets.keys() >= set(map(_FIRST, wanted))
+            and list(map(_FIRST, created)) == list(map(job_id_of, range(number, number + len(created))))
+            and self.jobs.fit(created, started, finished, forgotten)
+        )
 
     def settle(self) -> None:
-        """Let `datasets` have what is wanted of them: whoever applies many entries by `APPLY` does so once, at the end."""
+        """Let `datasets` have what is wanted of them: whoever applies by APPLY_MANY does so once, at the end."""
         datasets = self.datasets
         for dataset_id, wanted in self._late_wanted.items():
-            fields: tuple[Any, ...] = datasets[dataset_id]
-            datasets[dataset_id] = tuple.__new__(Dataset, fields[:_WANTED] + wanted[1:])
+            datasets[dataset_id] = _with_wanted(datasets[dataset_id], wanted)
         self._late_wanted.clear()
 
     def copy(self) -> Catalog:
@@ -207,9 +226,13 @@ class Catalog:
         catalog.uninstall = None if uninstall is None else reader(Uninstall)(uninstall)
         catalog.slots_out = {int(slot): int(size) for slot, size in state.get("slots_out", ())}
         catalog.names_removed = {str(name): int(i) for name, i in state.get("names_removed", ())}
+        if state["format"] == 1:  # where they were in the datasets' rows
+            state = state | {"base_rules": [(row[0], row[_WANTED + 3]) for row in state["datasets"]]}
+            state["datasets"] = [row[: _WANTED + 3] for row in state["datasets"]]
         catalog.base_rules = BaseRules(
             (int(dataset_id), tuple((bool(included), str(path)) for included, path in rules))
             for dataset_id, rules in state.get("base_rules", ())
+            if rules
         )
         for name, (value_type, key) in _TABLES.items():
             values = list(map(reader(value_type), state.get(name, ())))
@@ -318,10 +341,10 @@ class Catalog:
         self._slots_in = None
 
     def _dataset(self, dataset_id: int) -> Dataset:
-        """Return the dataset with what it does not have yet."""
-        if dataset_id in self._late_wanted:
-            self.settle()
-        return self.datasets[dataset_id]
+        """Return the dataset with what it does not have yet, which whoever changes it puts into it."""
+        wanted = self._late_wanted.pop(dataset_id, None)
+        dataset = self.datasets[dataset_id]
+        return dataset if wanted is None else _with_wanted(dataset, wanted)
 
     def _set_dataset(self, dataset: Dataset, *, placement: bool = False) -> None:
         self.datasets[dataset.dataset_id] = dataset
@@ -449,33 +472,28 @@ class Catalog:
             self.names_removed[dataset.name] = dataset.dataset_id
         self._changed(placement=True)
 
-    # Most of a replay is these five. They read an entry by its fields' places, so that none need be made; and what is wanted
-    # of a dataset changes at each job, so a dataset gets it late (`settle`).
+    # Most of a replay is these five kinds, so each takes many entries at once, as bare tuples; `fit` was asked before. What is wanted of a
+    # dataset changes at each job, so the dataset gets it late (`settle`).
 
-    def _wanted_set(self, entry: _Wanted) -> None:
-        dataset_id = entry[0]
-        if dataset_id not in self.datasets:
-            raise KeyError(dataset_id)
-        self._late_wanted[dataset_id] = entry
-        self.revision += 1
+    def _wanted_set(self, entries: Sequence[_Wanted]) -> None:
+        self._late_wanted.update(zip(map(_FIRST, entries), entries, strict=True))
+        self.revision += len(entries)
 
-    def _job_created(self, entry: Asked) -> None:
-        job_id, wall_ms = entry[0], entry[12]
-        assert job_id == job_id_of(self.job_number_next), job_id
-        self.job_number_next += 1
-        self.jobs.create(entry)
-        if wall_ms > self.wall_ms:
-            self.wall_ms = wall_ms
+    def _jobs_created(self, entries: Sequence[Asked]) -> None:
+        self.job_number_next += len(entries)
+        self.jobs.create(entries)
+        self._saw(max(map(_LAST, entries)))
 
-    def _job_started(self, entry: Started) -> None:
-        self.jobs.start(entry)
-        if entry[1] > self.wall_ms:
-            self.wall_ms = entry[1]
+    def _jobs_started(self, entries: Sequence[Started]) -> None:
+        self.jobs.start(entries)
+        self._saw(max(map(_LAST, entries)))
 
-    def _job_finished(self, entry: Finished) -> None:
-        self.jobs.finish(entry)
-        if entry[7] > self.wall_ms:
-            self.wall_ms = entry[7]
+    def _jobs_finished(self, entries: Sequence[Finished]) -> None:
+        self.jobs.finish(entries)
+        self._saw(max(map(_LAST, entries)))
+
+    def _jobs_forgotten(self, entries: Sequence[Forgotten]) -> None:
+        self.base_rules.add(wish for wish in self.jobs.forget(entries) if wish[0] in self.datasets)
 
     def _journal_restored(self, entry: e.JournalRestored) -> None:
         for name in _COUNTERS:
@@ -485,12 +503,6 @@ class Catalog:
             self.epoch, entry.epoch
         )  # whoever knew a newer one than the backup's sees that this is above
         self._saw(entry.wall_ms)
-
-    def _jobs_forgotten(self, entry: _Forgotten) -> None:
-        datasets, add = self.datasets, self.base_rules.add
-        for dataset_id, is_wanted, paths in self.jobs.forget(entry[0]):
-            if dataset_id in datasets:
-                add(dataset_id, is_wanted, paths)
 
 
 _COUNTERS = (
@@ -512,6 +524,15 @@ _TABLES: dict[str, tuple[Any, str]] = {
     "datasets": (Dataset, "dataset_id"),
     "jobs": (Job, "job_id"),
 }
+# Entries of these kinds are applied many at a time. Where no other stands between them, as good in this order as in their own,
+# see Catalog.fit, which says whether they may.
+APPLY_MANY: dict[type[Any], Callable[[Catalog, Sequence[Any]], None]] = {
+    e.WantedSet: Catalog._wanted_set,
+    e.JobCreated: Catalog._jobs_created,
+    e.JobStarted: Catalog._jobs_started,
+    e.JobFinished: Catalog._jobs_finished,
+    e.JobsForgotten: Catalog._jobs_forgotten,
+}
 APPLY: dict[type[Any], Callable[[Catalog, Any], None]] = {
     e.ClusterCreated: Catalog._cluster_created,
     e.EpochBegan: Catalog._epoch_began,
@@ -531,15 +552,8 @@ APPLY: dict[type[Any], Callable[[Catalog, Any], None]] = {
     e.ListingFailed: Catalog._listing_failed,
     e.DatasetChanged: Catalog._dataset_changed,
     e.DatasetRemoved: Catalog._dataset_removed,
-    e.WantedSet: Catalog._wanted_set,
-    e.JobCreated: Catalog._job_created,
-    e.JobStarted: Catalog._job_started,
-    e.JobFinished: Catalog._job_finished,
-    e.JobsForgotten: Catalog._jobs_forgotten,
     e.JournalRestored: Catalog._journal_restored,
 }
-# APPLY takes bare tuples of these too.
-BY_PLACE = frozenset({e.WantedSet, e.JobCreated, e.JobStarted, e.JobFinished, e.JobsForgotten})
 
 
 def dataset_added(entry: e.DatasetAdded) -> Dataset:
@@ -577,6 +591,14 @@ def dataset_changed(dataset: Dataset, entry: e.DatasetChanged) -> Dataset:
     return dataset._replace(replicas=entry.replicas, policy=entry.policy, priority=entry.priority)
 
 
+def _with_wanted(dataset: Dataset, wanted: _Wanted) -> Dataset:
+    fields: tuple[Any, ...] = dataset
+    return tuple.__new__(Dataset, fields[:_WANTED] + wanted[1:])
+
+
+_FIRST: Callable[[Any], Any] = itemgetter(0)  # the id
+_LAST: Callable[[Any], int] = itemgetter(-1)  # the time
 _WANTED = Dataset._fields.index("wanted_version")
 assert Dataset._fields[_WANTED:] == ("wanted_version", "rules", "wanted_block_count")
+assert all(kind._fields[-1] == "wall_ms" for kind in (e.JobCreated, e.JobStarted, e.JobFinished))
 assert e.WantedSet._fields == ("dataset_id", "wanted_version", "rules", "block_count")

@@ -6,18 +6,22 @@ bring, where a step changes one of them and copies none; a `Job`, all of it flat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from stoker.framework.core import entries as e
-from stoker.framework.core.codec import reader
+from stoker.framework.core.base_rules import Wish
+from stoker.framework.core.codec import reader, wire_shape
 from stoker.framework.core.rules import Rules, wishes
 from stoker.framework.model import FileError, JobKind, JobState
 
-# Entries as bare tuples: of JobCreated, JobStarted, JobFinished.
+# Entries as bare tuples: of JobCreated, JobStarted, JobFinished, JobsForgotten.
 Asked = tuple[str, str, int, str, tuple[str, ...], str, str, bool, int, int, int, int, int]
 Started = tuple[str, int]
 Finished = tuple[str, str, int, int, int, tuple[FileError, ...], str, int]
+Forgotten = tuple[tuple[str, ...]]
 
 _Outcome = tuple[int, int, int, tuple[FileError, ...], str]
 _Row = tuple[Asked, JobState, int, int, _Outcome]  # state, started_ms, finished_ms in between
@@ -104,38 +108,64 @@ class Jobs(Mapping[str, Job]):
         """Return each job's state."""
         return [row[1] for row in self._rows.values()]
 
-    # --- what entries do
+    # --- what entries do, many at a time, as bare tuples
 
-    def create(self, entry: Asked) -> None:
-        job_id, key = entry[0], entry[5]
-        self._rows[job_id] = (entry, _PENDING, 0, 0, _NOTHING)
-        self._active[job_id] = None
-        if key:
-            self._of_keys[key] = job_id
+    def fit(
+        self,
+        created: Sequence[Asked],
+        started: Sequence[Started],
+        finished: Sequence[Finished],
+        forgotten: Sequence[Forgotten],
+    ) -> bool:
+        """See Catalog.fit. That ids of `created` are new is not looked at."""
+        changed = set(map(_FIRST, started))
+        changed.update(map(_FIRST, finished))
+        errors = [error for entry in finished for error in entry[5]]
+        leaving = list(chain.from_iterable(map(_FIRST, forgotten)))
+        gone = set(leaving)
+        return (
+            changed.difference(map(_FIRST, created)) <= self._rows.keys()
+            and gone <= self._rows.keys()
+            and len(gone) == len(leaving)
+            and gone.isdisjoint(changed)
+            and self._active.keys().isdisjoint(gone)
+            and _STATES.keys() >= {entry[1] for entry in finished}
+            and all(isinstance(error, tuple) and list(map(type, error)) == _ERROR for error in errors)
+        )
 
-    def start(self, entry: Started) -> None:
-        job_id, wall_ms = entry
-        self._rows[job_id] = (self._rows[job_id][0], _RUNNING, wall_ms, 0, _NOTHING)
-        self._active[job_id] = None
-
-    def finish(self, entry: Finished) -> None:
-        job_id, outcome = entry[0], entry[2:7]
-        if entry[5]:
-            size, files, error_count, errors, message = outcome
-            outcome = (size, files, error_count, tuple(map(_READ_ERROR, errors)), message)
-        row = self._rows[job_id]
-        self._rows[job_id] = (row[0], _STATES[entry[1]], row[2], entry[7], outcome)
-        self._active.pop(job_id, None)
-
-    def forget(self, job_ids: Iterable[str]) -> list[tuple[int, bool, tuple[str, ...]]]:
-        """Forget finished jobs; return (dataset id, wanted or freed, paths) of each that wished something."""
-        pop, of_keys, wished = self._rows.pop, self._of_keys, []
-        for job_id in job_ids:
-            asked, state, _, _, _ = pop(job_id)
-            assert state is not _PENDING and state is not _RUNNING, job_id
-            kind, key = asked[1], asked[5]
+    def create(self, entries: Sequence[Asked]) -> None:
+        rows, active, of_keys = self._rows, self._active, self._of_keys
+        for entry in entries:
+            job_id, key = entry[0], entry[5]
+            rows[job_id] = (entry, _PENDING, 0, 0, _NOTHING)
+            active[job_id] = None
             if key:
-                of_keys.pop(key, None)
+                of_keys[key] = job_id
+
+    def start(self, entries: Sequence[Started]) -> None:
+        rows, active = self._rows, self._active
+        for job_id, wall_ms in entries:
+            rows[job_id] = (rows[job_id][0], _RUNNING, wall_ms, 0, _NOTHING)
+            active[job_id] = None
+
+    def finish(self, entries: Sequence[Finished]) -> None:
+        rows, active = self._rows, self._active
+        for job_id, state, size, files, error_count, errors, message, wall_ms in entries:
+            asked, _, started_ms, _, _ = rows[job_id]
+            if errors:
+                errors = tuple(map(_READ_ERROR, errors))
+            outcome = (size, files, error_count, errors, message)
+            rows[job_id] = (asked, _STATES[state], started_ms, wall_ms, outcome)
+            active.pop(job_id, None)
+
+    def forget(self, entries: Sequence[Forgotten]) -> list[Wish]:
+        """Forget finished jobs; return what they wished."""
+        pop, of_keys, wished = self._rows.pop, self._of_keys, []
+        for job_id in chain.from_iterable(map(_FIRST, entries)):
+            asked, state, _, _, _ = pop(job_id)
+            kind, key = asked[1], asked[5]
+            if key and of_keys.get(key) == job_id:
+                del of_keys[key]
             if state is not _CANCELLED and kind in _IS_WANTED:
                 wished.append((asked[2], _IS_WANTED[kind], asked[4]))
         return wished
@@ -153,21 +183,21 @@ def job_id_of(number: int) -> str:
 def job_created(entry: Asked) -> Job:
     """Return the job that the entry makes."""
     jobs = Jobs()
-    jobs.create(entry)
+    jobs.create((entry,))
     return jobs[entry[0]]
 
 
 def job_started(job: Job, entry: Started) -> Job:
     """Return what the job is after the entry."""
     jobs = Jobs((job,))
-    jobs.start(entry)
+    jobs.start((entry,))
     return jobs[job.job_id]
 
 
 def job_finished(job: Job, entry: Finished) -> Job:
     """Return what the job is after the entry."""
     jobs = Jobs((job,))
-    jobs.finish(entry)
+    jobs.finish((entry,))
     return jobs[job.job_id]
 
 
@@ -183,8 +213,10 @@ def _made(row: _Row) -> Job:
 
 _ASKED = len(e.JobCreated._fields)
 _OUTCOME = Job._fields.index("bytes")
+_ERROR = list(wire_shape(FileError))
 _READ_ERROR = reader(FileError)  # of one that is a bare tuple, as msgpack brings it
 _NOTHING: _Outcome = (0, 0, 0, (), "")
+_FIRST: Callable[[Any], Any] = itemgetter(0)
 _IS_WANTED = {JobKind.LOAD.value: True, JobKind.FREE.value: False}
 _STATES = {state.value: state for state in JobState}
 _FINAL = frozenset(state for state in JobState if state.is_final)

@@ -1,23 +1,28 @@
 """Replay: many records into a catalog. What `decode_entry` and `Catalog.apply` come to record by record, in a third of the time.
 
-A new leader and every follower do nothing else, so three things are spared: a decoder and a check of the fields for each
-record (they are decoded and checked together), the entry's own type where `Catalog` reads it by place, and all calls in
-between. Where one record is not as this program writes it, all go the slow way, one by one: it says which one.
+A new leader and every follower do nothing else, so records are decoded together, and entries of the kinds that a journal is
+made of (Catalog's APPLY_MANY) are checked and applied kind by kind, as bare tuples, for as long as none of another kind
+comes. Where something is not as this program writes it, or does not follow from what is before it, they go the slow way, one
+by one: that says which one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, count
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import msgpack
 
-from stoker.framework.core.catalog import APPLY, BY_PLACE, Catalog
-from stoker.framework.core.codec import CodecError, decode_entry, reader, wire_shape
+from stoker.framework.core.catalog import APPLY_MANY, Catalog
+from stoker.framework.core.codec import CodecError, decode_entry, wire_shape
 
 REPLAYED_MAX = 4_096  # records of one call: some 10 ms
-TOGETHER = 128  # records that are decoded and checked at once: what they make stays in a core's cache until it is applied
+TOGETHER = (
+    512  # records that are decoded and checked at once: fewer cost more calls, more leave a core's cache
+)
+
+_Pairs = tuple[tuple[Any, Any], ...]  # (kind, fields)
 
 
 def replay(catalog: Catalog, records: Sequence[bytes], first_index: int) -> None:
@@ -29,56 +34,73 @@ def replay(catalog: Catalog, records: Sequence[bytes], first_index: int) -> None
     assert len(records) <= REPLAYED_MAX
     try:
         for start in range(0, len(records), TOGETHER):
-            _replay_together(catalog, records[start : start + TOGETHER], first_index + start)
+            some = records[start : start + TOGETHER]
+            pairs = _decoded(some)
+            if pairs is None:
+                _one_by_one(catalog, some, first_index + start)
+            else:
+                _together(catalog, pairs, some, first_index + start)
     finally:
         catalog.settle()
 
 
-def _replay_together(catalog: Catalog, records: Sequence[bytes], first_index: int) -> None:
-    place = 0
+def _together(catalog: Catalog, pairs: _Pairs, records: Sequence[bytes], first_index: int) -> None:
+    began = 0
+    groups: dict[str, list[Any]] = {kind: [] for kind in _SHAPES}
+    for place, (kind, fields) in enumerate(pairs):
+        try:
+            groups[kind].append(fields)
+        except (KeyError, TypeError):  # another kind, or none
+            _by_kinds(catalog, groups, records[began:place], first_index + began)
+            _one_by_one(catalog, records[place : place + 1], first_index + place)
+            began = place + 1
+    _by_kinds(catalog, groups, records[began:], first_index + began)
+
+
+def _by_kinds(
+    catalog: Catalog, groups: dict[str, list[Any]], records: Sequence[bytes], first_index: int
+) -> None:
+    """Apply `groups`, and empty them; they are `records`, which begin with `first_index`."""
+    if not records:
+        return
+    if all(map(_has_shape, groups.values(), _SHAPES.values())) and catalog.fit(*groups.values()):
+        for group, apply in zip(groups.values(), APPLY_MANY.values(), strict=True):
+            if group:
+                apply(catalog, group)
+    else:
+        _one_by_one(catalog, records, first_index)
+    for group in groups.values():
+        group.clear()
+
+
+def _one_by_one(catalog: Catalog, records: Sequence[bytes], first_index: int) -> None:
+    for index, record in enumerate(records, first_index):
+        try:
+            catalog.apply(decode_entry(record))
+        except CodecError as error:
+            raise type(error)(f"record {index}: {error}") from error
+        except (AssertionError, KeyError) as error:
+            raise CodecError(f"record {index} does not follow from what is before it: {error!r}") from error
+
+
+def _decoded(records: Sequence[bytes]) -> _Pairs | None:
+    """Return the records, each a pair of whatever it holds; None: one of them is something else."""
+    data = b"".join((b"\xdc", len(records).to_bytes(2, "big"), *records))  # one array of them all
     try:
-        found = _decoded(records)
-        if found is None:
-            for place, record in enumerate(records):  # noqa: B007 -- looked at when it failed
-                catalog.apply(decode_entry(record))
-            return
-        for place, apply, fields in zip(count(), *found):  # noqa: B007
-            apply(catalog, fields)
-    except CodecError as error:
-        raise type(error)(f"record {first_index + place}: {error}") from error
-    except (AssertionError, KeyError) as error:
-        raise CodecError(
-            f"record {first_index + place} does not follow from what is before it: {error!r}"
-        ) from error
-
-
-_Apply = Callable[[Catalog, Any], None]
-
-
-def _decoded(records: Sequence[bytes]) -> tuple[Iterable[_Apply], tuple[Any, ...]] | None:
-    """Return what applies each record, and its fields; None: one is not `[kind, fields]` with fields of just the right types."""
-    data = b"".join(records)
-    unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=max(1, len(data)))
-    unpacker.feed(data)
-    try:
-        kinds, rows = zip(*unpacker, strict=True)
-        shapes = list(map(_SHAPES.__getitem__, kinds))
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException):
+        pairs: Any = msgpack.unpackb(data, use_list=False)
+    except (ValueError, msgpack.UnpackException):
         return None
-    is_plain = (
-        len(rows) == len(records)
-        and unpacker.tell() == len(data)
-        and set(map(type, rows)) == {tuple}
-        and list(map(len, rows)) == list(map(len, shapes))
-        and list(map(type, chain.from_iterable(rows))) == list(chain.from_iterable(shapes))
+    is_plain = set(map(type, pairs)) == {tuple} and set(map(len, pairs)) == {2}
+    return pairs if is_plain else None
+
+
+def _has_shape(group: list[Any], shape: list[type[Any]]) -> bool:
+    """Return whether all of `group` are tuples of fields of just the right types."""
+    return not group or (
+        set(map(type, group)) == {tuple}
+        and set(map(len, group)) == {len(shape)}
+        and list(map(type, chain.from_iterable(group))) == shape * len(group)
     )
-    return (map(_APPLY.__getitem__, kinds), rows) if is_plain else None
 
 
-def _applying(kind: Any) -> _Apply:
-    apply, read = APPLY[kind], reader(kind)
-    return apply if kind in BY_PLACE else lambda catalog, fields: apply(catalog, read(fields))
-
-
-_SHAPES = {kind.__name__: wire_shape(kind) for kind in APPLY}
-_APPLY = {kind.__name__: _applying(kind) for kind in APPLY}
+_SHAPES = {kind.__name__: list(wire_shape(kind)) for kind in APPLY_MANY}

@@ -19,20 +19,23 @@ def test_they_are_what_the_wishes_come_to_one_by_one(
     kept = BaseRules()
     expected: dict[int, Rules] = {}
     for dataset_id, is_wanted, paths, looks in wished:
-        kept.add(dataset_id, is_wanted, paths)
+        kept.add([(dataset_id, is_wanted, paths)])
         expected[dataset_id] = merge_rules(expected.get(dataset_id, ()), is_wanted, paths)
         if looks:
             assert kept.of(dataset_id) == expected[dataset_id]
     twin = kept.copy()
-    kept.add(1, True, ("new",))
+    kept.add([(1, True, ("new",))])
     assert twin.all() == sorted(expected.items()) == BaseRules(twin.all()).all()
 
 
 def test_what_is_kept_is_bounded_though_nobody_looks() -> None:
     kept = BaseRules()
     for number in range(10 * LOOSE_MAX):
-        kept.add(1, number % 2 == 0, (f"d{number % 3}",))
+        kept.add([(1, number % 2 == 0, (f"d{number % 3}",))])
         assert len(kept._loose.get(1, ())) <= LOOSE_MAX
     assert {path for _, path in kept.of(1)} == {"d0", "d1", "d2"}
+    many = tuple(f"p{number}" for number in range(LOOSE_MAX + 1))
+    kept.add([(1, True, many)])
+    assert not kept._loose
     kept.forget(1)
     assert kept.of(1) == () and kept.all() == []

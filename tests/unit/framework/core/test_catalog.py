@@ -155,3 +155,19 @@ def test_what_forgotten_jobs_wished_is_kept_in_few_rules() -> None:
         catalog.apply(e.JobsForgotten((job_id,)))
         assert len(catalog.base_rules.of(dataset_id)) <= path_count
         check(catalog, stage.fleet)
+
+
+def test_a_snapshot_of_the_first_format_keeps_what_forgotten_jobs_wished() -> None:
+    """There each dataset had it at the end of its row."""
+    catalog = Catalog()
+    for dataset_id in (1, 2):
+        catalog.apply(e.DatasetAdded(dataset_id, f"d{dataset_id}", "file:/x", (), 1, "keep", "mem", 0, 1))
+    catalog.apply(e.JobCreated(job_id_of(1), "load", 1, "d1", ("a",), "", "", False, 1, 0, 0, 0, 1))
+    catalog.apply(e.JobFinished(job_id_of(1), "SUCCEEDED", 0, 0, 0, (), "", 1))
+    catalog.apply(e.JobsForgotten((job_id_of(1),)))
+    new = catalog.snapshot()
+    old = new | {"format": 1, "datasets": [(*row, catalog.base_rules.of(row[0])) for row in new["datasets"]]}
+    del old["base_rules"]
+    restored = Catalog.restore(msgpack.unpackb(msgpack.packb(old), strict_map_key=False))
+    assert restored.base_rules.all() == [(1, ((True, "a"),))]
+    assert restored.snapshot() == new

@@ -50,7 +50,7 @@ def test_what_is_wanted_is_there_after_each_call_however_many_records_it_has() -
     """Datasets get it late, once a call; a newer version, a change and a removal in between see it all the same."""
     life: list[e.Entry] = list(LIFE[:8])
     life += [e.DatasetAdded(2, "two", "s3://b", (), 1, "keep", "mem", 0, 5), e.ListingBegan(2, 1)]
-    for number in range(1, 300):
+    for number in range(1, 700):
         dataset_id = 1 + number % 2
         job_id, paths = job_id_of(number), () if number % 7 == 0 else (f"p{number % 23}",)
         rules = tuple((True, path) for path in paths or ("",))
@@ -65,7 +65,7 @@ def test_what_is_wanted_is_there_after_each_call_however_many_records_it_has() -
             life += [e.ListingBegan(1, number), e.DatasetChanged(1, 1, "lru", 1)]
     life.append(e.DatasetRemoved(2))
     records = [encode_entry(entry) for entry in life]
-    for step in (1, TOGETHER - 1, TOGETHER + 1, len(records)):
+    for step in (1, 50, TOGETHER - 1, TOGETHER + 1, len(records)):
         made, told = Catalog(), Catalog()
         for start in range(0, len(records), step):
             replay(made, records[start : start + step], start)
@@ -96,6 +96,10 @@ def test_an_entry_of_an_older_or_a_newer_program_is_read_as_ever() -> None:
         (msgpack.packb(["JobStarted", ["j", "soon"]]), CodecError, "JobStarted.wall_ms is str"),
         (msgpack.packb(["JobStarted", {"job_id": 1, "wall_ms": 2}]), CodecError, "expected its fields"),
         (msgpack.packb(["WantedSet", [1, 1, 7, 0]]), CodecError, "WantedSet.rules is int"),
+        (msgpack.packb([{"a": 1}, [1]]), CodecError, "not"),
+        (msgpack.packb(["JobFinished", ["j9", "PAUSED", 0, 0, 0, [], "", 1]]), CodecError, "does not follow"),
+        (encode_entry(e.JobsForgotten(("j9",))), CodecError, "does not follow from what is before it"),
+        (encode_entry(e.WantedSet(9, 1, (), 0)), CodecError, "does not follow from what is before it"),
         (encode_entry(e.JobStarted("j9", 1)), CodecError, "does not follow from what is before it"),
         (encode_entry(e.EpochBegan(0, 1)), CodecError, "does not follow from what is before it"),
     ],
