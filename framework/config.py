@@ -27,15 +27,14 @@ from stoker.framework.model import EXECUTOR_CPUS_MILLI, NAME, NAME_RULE, FleetSp
 from stoker.framework.scratch import public_path
 from stoker.framework.translate import python_command
 from stoker.mesos.detector import check_master, without_credentials
-from stoker.zk.paths import parse_journal_url
+from stoker.zk.core.leadership import SESSION_TIMEOUT_MS, SESSION_TIMEOUT_MS_MAX, SESSION_TIMEOUT_MS_MIN
+from stoker.zk.paths import parse_journal_url, told_secret
 
 PORT_DEFAULT = 7070
 FAILOVER_TIMEOUT_MS_DEFAULT = (
     14 * 86_400_000
 )  # two weeks: longer than any repair, since after it Mesos kills all
 _LIMITS = Settings()
-SESSION_TIMEOUT_MS_DEFAULT = 10_000
-SESSION_TIMEOUT_MS_MIN, SESSION_TIMEOUT_MS_MAX = 1_000, 600_000
 INSTANCES_MAX = _LIMITS.instances_max
 MEM_BYTES_MIN = _LIMITS.executor_mem_bytes_min
 MEM_BYTES_MAX = _LIMITS.executor_mem_bytes_max
@@ -94,7 +93,7 @@ class Config:
     fillers: int = 0
     scratch_dir: str = ""
     zk_secret: str = ""
-    session_timeout_ms: int = SESSION_TIMEOUT_MS_DEFAULT
+    session_timeout_ms: int = SESSION_TIMEOUT_MS
     new_cluster: bool = False
     new_master: bool = False
     new_framework: bool = False
@@ -219,18 +218,10 @@ class Config:
 
         :raises ConfigError: it names a variable or a file that is not there.
         """
-        kind, _, name = self.secret.partition(":")
-        if kind == "env":
-            if name not in os.environ:
-                raise ConfigError([f"--secret env:{name}: there is no environment variable of that name"])
-            return os.environ[name]
-        if kind == "file":
-            try:
-                with open(name, encoding="utf-8") as lines:
-                    return lines.read().strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError([f"--secret file:{name}: {error}"]) from error
-        return self.secret
+        try:
+            return told_secret("--secret", self.secret)
+        except ValueError as error:
+            raise ConfigError([str(error)]) from error
 
     def executor_variables(self) -> dict[str, str]:
         """Return the operator's variables for executors; a name that is not set is left out."""

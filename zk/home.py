@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+from stoker.zk.core.leadership import SESSION_TIMEOUT_MS
 from stoker.zk.journal import Journal
 from stoker.zk.local_home import LocalHome
 from stoker.zk.paths import FileUrl, parse_journal_url
-
-SESSION_TIMEOUT_MS = 10_000
 
 
 class Batch(NamedTuple):

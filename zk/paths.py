@@ -106,7 +106,7 @@ def with_secret(place: ZkUrl, secret: str) -> ZkUrl:
 
     :raises ValueError: nothing is there, or no user; no message holds the secret.
     """
-    told = _resolve(secret) if secret else ""
+    told = told_secret("ZooKeeper's secret", secret)
     if place.user:
         told = told.removeprefix(f"{place.user}:")
     elif told:
@@ -123,11 +123,15 @@ def with_secret(place: ZkUrl, secret: str) -> ZkUrl:
     return place
 
 
-def _resolve(secret: str) -> str:
+def told_secret(whose: str, secret: str) -> str:
+    """Return what `secret` tells: `env:NAME`, `file:PATH`, or the secret itself. `whose`: how messages begin.
+
+    :raises ValueError: nothing is there; the message holds no secret.
+    """
     if secret.startswith("env:"):
         name = secret.removeprefix("env:")
         if not os.environ.get(name):
-            raise ValueError(f"ZooKeeper's secret: the environment has no {name}")
+            raise ValueError(f"{whose}: the environment has no {name}")
         return os.environ[name]
     if secret.startswith("file:"):
         path = secret.removeprefix("file:")
@@ -135,8 +139,8 @@ def _resolve(secret: str) -> str:
             with open(path, encoding="utf-8") as file:
                 told = file.read(_SECRET_BYTES_MAX).strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"ZooKeeper's secret: cannot read {path}: {error}") from error
+            raise ValueError(f"{whose}: cannot read {path}: {error}") from error
         if not told:
-            raise ValueError(f"ZooKeeper's secret: {path} is empty")
+            raise ValueError(f"{whose}: {path} is empty")
         return told
     return secret

@@ -25,8 +25,6 @@ from stoker.zk.session import Session, deleting
 from stoker.zk.zookeeper_blobs import ZooKeeperBlobs
 from stoker.zk.zookeeper_journal import ZooKeeperJournal
 
-SESSION_TIMEOUT_MS_MIN = 1_000
-SESSION_TIMEOUT_MS_MAX = 600_000
 MEMBER_BYTES_MAX = 1024
 SILENT_S_MAX = 60  # then it is asked without a watch's word: who may not read any more is told nothing
 BEHIND_MAX = 16  # batches read one by one before the log is listed
@@ -48,10 +46,10 @@ class ZooKeeperHome:
         make_session: Callable[..., Session] = Session,
     ) -> None:
         """:raises ValueError: the secret is none, or the timeout out of its range."""
-        if not SESSION_TIMEOUT_MS_MIN <= session_timeout_ms <= SESSION_TIMEOUT_MS_MAX:
+        if not core.SESSION_TIMEOUT_MS_MIN <= session_timeout_ms <= core.SESSION_TIMEOUT_MS_MAX:
             raise ValueError(
                 f"a session timeout of {session_timeout_ms} ms: "
-                f"{SESSION_TIMEOUT_MS_MIN} to {SESSION_TIMEOUT_MS_MAX} are allowed"
+                f"{core.SESSION_TIMEOUT_MS_MIN} to {core.SESSION_TIMEOUT_MS_MAX} are allowed"
             )
         assert len(member.encode()) <= MEMBER_BYTES_MAX
         self._process = process

@@ -13,6 +13,7 @@ from typing import Any
 from kazoo.exceptions import NoNodeError
 
 from stoker.zk.codec import Term, read_schema, read_term
+from stoker.zk.core.leadership import SESSION_TIMEOUT_MS
 from stoker.zk.errors import Corrupt, Unavailable
 from stoker.zk.home import Batch, Snapshot
 from stoker.zk.layout import chunk_count
@@ -22,7 +23,6 @@ from stoker.zk.reader import Reader
 from stoker.zk.session import AnswerLost, Request, Session, getting, listing
 from stoker.zk.zookeeper_blobs import ZooKeeperBlobs
 
-SESSION_TIMEOUT_MS = 10_000
 LOOKS_MAX = 5  # at what may be a cut under way; each finds the leader further on
 _SIZES_AHEAD_MAX = 64
 

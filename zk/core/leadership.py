@@ -38,6 +38,8 @@ from typing import assert_never
 
 from stoker.zk.codec import Term
 
+SESSION_TIMEOUT_MS = 10_000  # unless somebody says another
+SESSION_TIMEOUT_MS_MIN, SESSION_TIMEOUT_MS_MAX = 1_000, 600_000
 PROBES_PER_TIMEOUT = 12  # a probe is sent this often in one session timeout
 UNANSWERED_PER_TIMEOUT = 4  # a probe that waits longer than this part of it means: try another server
 CLAIM_TRIES_MAX = 3
