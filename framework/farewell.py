@@ -15,13 +15,14 @@ from stoker.framework.config import Config
 from stoker.framework.core.actions import BeginAnew, EndCluster
 from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.departures import UninstallState
-from stoker.framework.core.events import FrameworkRemoved, TornDown
+from stoker.framework.core.events import Event, FrameworkRemoved, TornDown
 from stoker.framework.errors import Fatal, OfUninstalled, Uninstalled
 from stoker.framework.loop import Loop
 from stoker.zk.errors import Fenced
 
 FAILED_OVER = "failed over"  # in Mesos' word to a framework's old stream when a new one has subscribed
 REMOVED = "has been removed"  # to one with an id that it has ended
+PUT_AGAIN_MS = 500  # to a loop whose queue is full
 LINGER_MS = 3_000  # after an uninstall: so that whoever waits for it is told
 
 log = logging.getLogger(__name__)
@@ -77,11 +78,11 @@ class Farewell:
                 )
             )
         elif catalog.uninstall is not None and catalog.uninstall.state is UninstallState.TEARING_DOWN:
-            loop.put(TornDown(), must=True)
+            loop.spawn(self._tell, TornDown())
         elif config.new_framework:
             log.warning("Mesos has removed framework %s; a new one takes its place", known)
             self._removed = known
-            loop.put(FrameworkRemoved(), must=True)
+            loop.spawn(self._tell, FrameworkRemoved())
         else:
             loop.stop(
                 Fatal(
@@ -100,6 +101,11 @@ class Farewell:
         elif self._removed:  # else another leadership was told, and this one has subscribed anew
             said = f"Mesos has removed framework {self._removed}; beginning anew under another id"
             self._loop.stop(errors.BeginAnew(said))
+
+    def _tell(self, event: Event) -> None:
+        """Put what nobody repeats, since the driver is over: untold, this leader would stay without Mesos."""
+        while not self._loop.put(event, must=True) and not self._loop.ended.ready():
+            gevent.sleep(PUT_AGAIN_MS / 1000)
 
     def _linger(self) -> None:
         gevent.sleep(LINGER_MS / 1000)

@@ -62,6 +62,7 @@ class Replica:
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise Corrupt(f"the snapshot at index {index} does not hold together: {error!r}") from error
         self.next_index = index
+        self.epoch = max(self.epoch, self.catalog.epoch)
         gc.freeze()  # so many values that the collector, with the hub waiting, need not look at again
 
     def apply(self, first_index: int, records: Sequence[bytes]) -> None:

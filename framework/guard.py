@@ -1,9 +1,13 @@
 """The guard of an empty journal: is it a new cluster's, or one that was lost while its executors live on?
 
 A scheduler that finds its journal empty asks the Mesos master before it takes anything or writes anything. A framework of
-our name and role that is registered, or may still come back, was most likely run by a journal that is gone: to begin
-anew beside it would leave its executors, its cache and its framework id orphaned. Then, and as long as the master
-cannot be asked, the scheduler waits: until the operator restores the journal, or says that this is a new cluster.
+our name that is registered, or may still come back, was most likely run by a journal that is gone: to begin anew beside
+it would leave its executors, its cache and its framework id orphaned. Then, and as long as the master cannot be asked,
+the scheduler waits: until the operator restores the journal, or says that this is a new cluster.
+
+Roles are not looked at, only told. They are the journal's (`fleet set --role`), and the journal is what may be lost: what
+the options say of them, which may be nothing, was true when the cluster began. So clusters of different names begin
+beside each other unasked, and for one more of the same name, in whatever role, `--new-cluster` is said once.
 
 Nothing is inferred from an answer that did not come.
 """
@@ -43,24 +47,23 @@ class Master(Protocol):
 class Guard:
     """See the module. `reason_to_wait` is asked anew before every try to lead an empty journal."""
 
-    def __init__(self, master: Callable[[], Master], *, name: str, role: str, is_new_cluster: bool) -> None:
+    def __init__(self, master: Callable[[], Master], *, name: str, is_new_cluster: bool) -> None:
         """`is_new_cluster`: the operator has said so (--new-cluster), and nobody is asked."""
         self._master = master
         self._name = name
-        self._role = role
         self._is_new_cluster = is_new_cluster
         self._said = ""
 
     @classmethod
-    def of(cls, config: Config, secret: str) -> Guard:
-        """Return the guard that asks `config.master`, with the framework's own credentials."""
+    def of(cls, config: Config, secret: str, *, master: Callable[[], Master] | None = None) -> Guard:
+        """Return the guard that asks `config.master`, with the framework's own credentials, or another `master`."""
 
-        def master() -> Master:
+        def operator() -> Master:
             tls = config.master_context()
             address = locate_master(config.master, by_name=tls is not None)
             return Operator(address, principal=config.principal, secret=secret, tls=tls)
 
-        return cls(master, name=config.name, role=config.main_role, is_new_cluster=config.new_cluster)
+        return cls(master or operator, name=config.name, is_new_cluster=config.new_cluster)
 
     def reason_to_wait(self) -> str:
         """Return why a scheduler with an empty journal must not begin, "" where it may. Takes a minute at the most.
@@ -71,16 +74,14 @@ class Guard:
         if reason and reason != self._said:
             log.warning("waiting, and nothing is written: %s", reason)
         if self._said and not reason:
-            log.info(
-                "the Mesos master knows no framework name=%s role=%s now: going on", self._name, self._role
-            )
+            log.info("the Mesos master knows no framework name=%s now: going on", self._name)
         self._said = reason
         return reason
 
     def _reason(self) -> str:
         try:
             master = self._master()
-            ours = [f for f in master.frameworks() if f.name == self._name and self._role in f.roles]
+            ours = [f for f in master.frameworks() if f.name == self._name]
             missing = [] if ours else master.missing_agents()
             too_old = reason_too_old(master.version())
         except MesosError as error:
@@ -94,9 +95,9 @@ class Guard:
             )
         if ours:
             return (
-                f"the journal is empty, but Mesos knows {_named(ours)} of name {self._name!r} and role "
-                f"{self._role!r}: if its journal was lost, bring it back with `stoker journal restore`; "
-                "--new-cluster begins a new one beside it"
+                f"the journal is empty, but Mesos knows {_named(ours)} of name {self._name!r}: if its journal was "
+                "lost, bring it back with `stoker journal restore`; --new-cluster begins a new one beside it, and "
+                "another --name does"
             )
         if missing:
             return (
@@ -120,6 +121,10 @@ def is_unused(directory: str) -> bool:
 
 
 def _named(frameworks: Iterable[KnownFramework]) -> str:
-    listed = [f"{f.framework_id} ({'connected' if f.is_connected else 'away'})" for f in frameworks]
+    listed = [
+        f"{f.framework_id} ({'connected' if f.is_connected else 'away'}, "
+        f"{'role' if len(f.roles) == 1 else 'roles'} {', '.join(f.roles)})"
+        for f in frameworks
+    ]
     more = f" and {len(listed) - NAMED_MAX} more" if len(listed) > NAMED_MAX else ""
     return ("framework " if len(listed) == 1 else "frameworks ") + ", ".join(listed[:NAMED_MAX]) + more

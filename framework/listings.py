@@ -248,7 +248,9 @@ class Listings:
                 live = self._live_digests()
                 if digest in live:
                     return
-                needed = self._needed(live)
+                needed = self._needed(live, set(self._journal.blob_digests()))
+                if needed is None:
+                    return
                 parts = self._manifests.part_digests(digest)
                 for unneeded in [*(p for p in parts if p not in needed), digest]:
                     self._journal.delete_blob(unneeded)
@@ -261,10 +263,10 @@ class Listings:
         with self._storing:
             try:
                 live, stored = self._live_digests(), set(self._journal.blob_digests())
-                if not live <= stored:  # what its parts are is not known: nothing is deleted
-                    log.error("the journal has no blob for %d manifests of the catalog", len(live - stored))
+                needed = self._needed(live, stored)
+                if needed is None:
                     return
-                unneeded = sorted(stored - self._needed(live))
+                unneeded = sorted(stored - needed)
                 for digest in unneeded:
                     self._journal.delete_blob(digest)
             except (JournalError, FrameworkError) as error:
@@ -273,8 +275,13 @@ class Listings:
         if unneeded:
             log.info("blobs of no manifest deleted=%d", len(unneeded))
 
-    def _needed(self, live: set[str]) -> set[str]:
-        """Return the digests of the root blobs `live` and of their parts."""
+    def _needed(self, live: set[str], stored: set[str]) -> set[str] | None:
+        """Return the digests of the root blobs `live` and of their parts; None, and nothing may be deleted, where a root is
+        not among the blobs that are `stored`: what its parts are is not known.
+        """
+        if not live <= stored:
+            log.error("the journal has no blob for %d manifests of the catalog", len(live - stored))
+            return None
         return {part for root in live for part in self._manifests.part_digests(root)} | live
 
 

@@ -42,6 +42,13 @@ the chunks' directory, ASCII. And one more kind of node says that a path is ours
     [8, 12)    u32  CRC-32 of [0, 8) and the payload
     then       the payload: msgpack, a map {"journal": a uuid}
 
+While a restore writes over a journal, ASCII text stands in the term's place, and it is no term:
+
+    a restore into this journal was not finished: run it again: EPOCH NUMBER INDEX
+
+and a newline, with the newest epoch that was there, the number of the directory where a local one is kept, and the index
+of its next record.
+
 The first 8 bytes and the place of a header's CRC are the same in every format version, so that an old program can tell
 "newer" from "damaged". What a *level* means (which entries may be written) is the user's; here it is a number that a
 program must know: a journal above LEVEL_MAX is refused.
@@ -67,6 +74,7 @@ BATCH_MAGIC = b"SKBT"
 SNAPSHOT_MAGIC = b"SKSN"
 TERM_MAGIC = b"SKTM"
 SCHEMA_MAGIC = b"SKZK"
+UNFINISHED = b"a restore into this journal was not finished: run it again: "
 
 _BATCH = struct.Struct("<4sHHQQIII")
 _SNAPSHOT = struct.Struct("<4sHHQQQI")
@@ -248,16 +256,42 @@ def encode_term(term: Term) -> bytes:
 def read_term(blob: bytes) -> Term:
     """Return the term that `blob` holds.
 
-    :raises Corrupt, TooNew: damaged; of a newer format version, or of a level that this program does not know.
+    :raises Corrupt, TooNew: damaged, or not there yet since a restore was not finished; of a newer format version, or of a
+        level that this program does not know.
     """
+    if unfinished_restore(blob) is not None:
+        raise Corrupt("a restore into this journal was not finished: run `stoker journal restore` again")
     fields = _unpack_map(TERM_MAGIC, blob, "epoch")
     try:
         term = Term(int(fields["epoch"]), int(fields["level"]), str(fields["owner"]))
     except (ValueError, TypeError, KeyError) as error:
         raise Corrupt(f"the journal's epoch is damaged: {error!r}") from error
-    if term.level > LEVEL_MAX:
-        raise TooNew(f"the journal is of level {term.level}, this program knows {LEVEL_MAX}: upgrade it")
+    check_level(term.level)
     return term
+
+
+def check_level(level: int) -> None:
+    """:raises TooNew: this program does not know what that level means."""
+    if level > LEVEL_MAX:
+        raise TooNew(f"the journal is of level {level}, this program knows {LEVEL_MAX}: upgrade it")
+
+
+def mark_unfinished(epoch: int, number: int, next_index: int) -> bytes:
+    """Return what takes the place of the term while a journal is overwritten: no term, so nobody leads.
+
+    `number`: of the directory where what was there goes; `epoch` and `next_index`: of what was there.
+
+    >>> unfinished_restore(mark_unfinished(7, 1, 300)), unfinished_restore(b"anything else")
+    ((7, 1, 300), None)
+    """
+    return UNFINISHED + b"%d %d %d\n" % (epoch, number, next_index)
+
+
+def unfinished_restore(blob: bytes) -> tuple[int, int, int] | None:
+    """Return the epoch, the number and the index that `mark_unfinished` was given, None: `blob` is no such mark."""
+    words = blob.removeprefix(UNFINISHED).split()
+    is_mark = blob.startswith(UNFINISHED) and len(words) == 3 and all(word.isdigit() for word in words)
+    return (int(words[0]), int(words[1]), int(words[2])) if is_mark else None
 
 
 def encode_schema(journal: str) -> bytes:

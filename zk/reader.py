@@ -15,7 +15,14 @@ from typing import Any
 
 from kazoo.exceptions import NoNodeError
 
-from stoker.zk.codec import HEADER_BYTES, SnapshotHeader, read_batch_header, read_pointer, read_records
+from stoker.zk.codec import (
+    HEADER_BYTES,
+    SnapshotHeader,
+    read_batch_header,
+    read_pointer,
+    read_records,
+    read_term,
+)
 from stoker.zk.errors import Corrupt, Unavailable
 from stoker.zk.home import Batch, Snapshot
 from stoker.zk.layout import CHUNK_BYTES, chunk_count, read_index
@@ -110,6 +117,7 @@ class Reader:
                 raise Corrupt(_ends_before(snapshot_index, index))
             return
         if listed[0] > index:
+            self._check_term()
             raise Corrupt(
                 f"{self._layout.log} begins with record {listed[0]}, but record {index} is needed: a gap"
             )
@@ -132,6 +140,14 @@ class Reader:
             if stop_index > index:
                 yield batch._replace(first_index=index, records=batch.records[index - first_index :])
             index = stop_index
+
+    def _check_term(self) -> None:
+        """Look for what explains that a record is missing. :raises Corrupt, TooNew: a restore was not finished, for one."""
+        try:
+            data, _ = self._session.ask(getting(self._layout.epoch))
+        except NoNodeError:
+            return
+        read_term(data)
 
     def _decoded(self, first_index: int, data: bytes) -> Batch:
         path = self._layout.batch(first_index)

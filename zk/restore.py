@@ -13,29 +13,50 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from stoker.zk.blobs import LocalBlobs
-from stoker.zk.codec import Term, encode_snapshot_header, encode_term
+from stoker.zk.codec import (
+    Term,
+    check_level,
+    encode_snapshot_header,
+    encode_term,
+    mark_unfinished,
+    unfinished_restore,
+)
 from stoker.zk.disk import Disk
-from stoker.zk.errors import Corrupt, JournalError, Locked, TooNew, Unavailable
+from stoker.zk.errors import Corrupt, JournalError, Locked, TooLarge, TooNew, Unavailable
 from stoker.zk.home import Snapshot
-from stoker.zk.local_onlooker import LocalOnlooker
+from stoker.zk.local_onlooker import SNAPSHOT_BYTES_MAX, LocalOnlooker
 from stoker.zk.onlooker import is_empty
 from stoker.zk.segments import INDEX_DIGITS
 
 LOCK_WAIT_MS = 5_000  # a scheduler that waits at an empty journal has its lock for a moment now and then
 _LOCK_RETRY_S = 0.05
 ASIDE = "before-restore"
-_MARK = b"a restore into this journal was not finished: run it again: "
 
 
 class NotEmpty(JournalError):
     """There is a journal already, and it was not said that it may be overwritten. Nothing was changed."""
 
 
+class Needs(NamedTuple):
+    """What a state asks of its place: the level of its journal, the bytes of its snapshot (at most) and of all its blobs."""
+
+    level: int
+    snapshot_bytes: int
+    blobs_bytes: int
+
+
 class Target(Protocol):
     """See the module."""
+
+    def check(self, needs: Needs) -> None:
+        """Look, before `open` changes anything, whether the place may hold that. No I/O.
+
+        :raises TooLarge, TooNew: it may not; what is there would be gone, and nothing could take its place.
+        """
+        ...
 
     def open(self, *, overwrite: bool) -> int:
         """Take the place; return the newest epoch that was there, 0 if none.
@@ -76,6 +97,10 @@ class LocalTarget:
         self._lock = -1
         self._epoch = 0  # the newest that was here
         self._next_index = 0  # of what was here
+
+    def check(self, needs: Needs) -> None:
+        """See Target.check. A directory holds as many blobs as there are."""
+        check_needs(needs)
 
     def open(self, *, overwrite: bool) -> int:
         """See Target.open."""
@@ -208,19 +233,11 @@ class LocalTarget:
         return os.path.join(self._directory, *names)
 
 
-def mark_unfinished(epoch: int, number: int, next_index: int) -> bytes:
-    """Return what takes the place of the term while a journal is overwritten: no term, so nobody leads.
-
-    `number`: of the directory where what was there goes; `epoch` and `next_index`: of what was there.
-
-    >>> unfinished_restore(mark_unfinished(7, 1, 300)), unfinished_restore(b"anything else")
-    ((7, 1, 300), None)
-    """
-    return _MARK + b"%d %d %d\n" % (epoch, number, next_index)
-
-
-def unfinished_restore(blob: bytes) -> tuple[int, int, int] | None:
-    """Return the epoch, the number and the index that `mark_unfinished` was given, None: `blob` is no such mark."""
-    words = blob.removeprefix(_MARK).split()
-    is_mark = blob.startswith(_MARK) and len(words) == 3 and all(word.isdigit() for word in words)
-    return (int(words[0]), int(words[1]), int(words[2])) if is_mark else None
+def check_needs(needs: Needs) -> None:
+    """:raises TooLarge, TooNew: no place may hold that."""
+    check_level(needs.level)
+    if needs.snapshot_bytes > SNAPSHOT_BYTES_MAX:
+        raise TooLarge(
+            f"a snapshot of some {needs.snapshot_bytes} bytes; at most {SNAPSHOT_BYTES_MAX} are allowed: "
+            "nothing was changed"
+        )

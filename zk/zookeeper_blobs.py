@@ -152,6 +152,15 @@ class ZooKeeperBlobs:
             return
 
 
+def check_total(total_bytes: int) -> None:
+    """Look whether blobs of that many bytes may lie where none is. :raises TooLarge: they may not."""
+    if total_bytes > BLOBS_BYTES_MAX:
+        raise TooLarge(
+            f"blobs of {total_bytes} bytes in all; at most {BLOBS_BYTES_MAX} are allowed in ZooKeeper (a local journal "
+            "has no such limit): nothing was changed"
+        )
+
+
 def _size(data: bytes) -> int | None:
     return int(data) if data.isdigit() else None
 

@@ -22,18 +22,20 @@ from stoker.zk.codec import (
     encode_pointer,
     encode_schema,
     encode_term,
+    mark_unfinished,
     read_batch_header,
     read_pointer,
     read_term,
+    unfinished_restore,
 )
 from stoker.zk.errors import Corrupt, Fenced, Incomplete, Locked, TooLarge, TooNew, Unavailable
 from stoker.zk.home import Snapshot
 from stoker.zk.layout import INDEX_DIGITS, chunks
 from stoker.zk.paths import ZkUrl
 from stoker.zk.prepare import prepare
-from stoker.zk.restore import NotEmpty, mark_unfinished, unfinished_restore
+from stoker.zk.restore import Needs, NotEmpty, check_needs
 from stoker.zk.session import AnswerLost, Operation, Sendings, getting, listing, writing
-from stoker.zk.zookeeper_blobs import ZooKeeperBlobs
+from stoker.zk.zookeeper_blobs import ZooKeeperBlobs, check_total
 from stoker.zk.zookeeper_journal import DELETES_MAX, SNAPSHOT_BYTES_MAX
 from stoker.zk.zookeeper_onlooker import open_session, read_members, shown
 
@@ -63,6 +65,11 @@ class ZooKeeperTarget:
         self._epoch = 0  # the newest that was here
         self._next_index = 0  # of what was here
         self._fence = 0  # version of the term's znode
+
+    def check(self, needs: Needs) -> None:
+        """See Target.check."""
+        check_needs(needs)
+        check_total(needs.blobs_bytes)
 
     def open(self, *, overwrite: bool) -> int:
         """See Target.open. Waits a while for schedulers to go."""

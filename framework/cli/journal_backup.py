@@ -28,9 +28,11 @@ from stoker.zk.errors import Corrupt
 from stoker.zk.home import Snapshot
 from stoker.zk.onlooker import Onlooker, read_state
 from stoker.zk.places import open_target
+from stoker.zk.restore import Needs
 
 AHEAD_MIN = 2**20  # epochs, and ids: more than can have been used between a backup and its restore
 GENERATION_MAX = 2**32 - 1
+SNAPSHOT_GROWS_MAX = 1024  # bytes: by what a restore adds to a state, which is numbers that get larger
 BLOB_TRIES_MAX = 3  # to find a blob that went while it was looked for: its dataset has gone on meanwhile
 PROGRESS_INTERVAL_S = 0.2
 
@@ -141,6 +143,7 @@ def restore_saved(url: str, secret: str, saved: Saved, *, overwrite: bool) -> in
     about, catalog, progress = saved.about, saved.state.catalog, Progress("restoring")
     try:
         with progress:
+            target.check(_needs(saved))
             newest_epoch = target.open(overwrite=overwrite)
             for number, (_, _, data) in enumerate(needed_blobs(catalog, saved.get_blob), start=1):
                 assert data is not None, "all were there when it was checked"
@@ -159,6 +162,15 @@ def restore_saved(url: str, secret: str, saved: Saved, *, overwrite: bool) -> in
             return epoch
     finally:
         target.close()
+
+
+def _needs(saved: Saved) -> Needs:
+    blobs = needed_blobs(saved.state.catalog, saved.get_blob)
+    return Needs(
+        level=saved.about.level,
+        snapshot_bytes=len(encode_snapshot(saved.state.catalog)) + SNAPSHOT_GROWS_MAX,
+        blobs_bytes=sum(len(data) for _, _, data in blobs if data is not None),
+    )
 
 
 @contextlib.contextmanager

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from stoker.zk import restore
-from stoker.zk.codec import Term
-from stoker.zk.errors import Corrupt, JournalError, Locked
+from stoker.zk.codec import LEVEL_MAX, Term
+from stoker.zk.errors import Corrupt, JournalError, Locked, TooLarge, TooNew
 from stoker.zk.home import Snapshot
-from stoker.zk.restore import NotEmpty
+from stoker.zk.restore import Needs, NotEmpty
 from support.journals import replay
 from support.onlookers import PLACES, Place, looking, make_place, state_of
 
 SAVED = Snapshot(7, b"seven" * 100_000)  # in several chunks
 TERM = Term(5, 1, "who led")
 AHEAD = 1000
+NOT_FINISHED = "was not finished: run `stoker journal restore` again"
 
 
 @pytest.fixture(params=PLACES)
@@ -169,16 +170,34 @@ def test_what_was_to_be_overwritten_and_was_not_is_led_by_nobody_until_it_is_don
     target.put_blob(b"blob")
     target.close()
     journal = place.leader()
-    with pytest.raises(Corrupt):
+    with pytest.raises(Corrupt, match=NOT_FINISHED):
         journal.lead()
     journal.close()
-    with pytest.raises(Corrupt):
+    with pytest.raises(Corrupt, match=NOT_FINISHED):
         looking(place, lambda onlooker: onlooker.header())
     again = place.target()
     assert (again.open(overwrite=False), again.next_index) == (1, 4), "what was there is known still"
     again.close()
     assert put(place) == 5 + AHEAD, "the one who does it again need not say --overwrite again"
     assert place.leader().lead().snapshot == SAVED.data
+
+
+def test_what_no_place_may_hold_is_told_before_it_is_opened(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "SNAPSHOT_BYTES_MAX", 1_000)
+    target = place.target()
+    target.check(Needs(LEVEL_MAX, 1_000, 64 * 2**20))
+    with pytest.raises(TooLarge, match="a snapshot of some 1001 bytes; at most 1000"):
+        target.check(Needs(LEVEL_MAX, 1_001, 0))
+    with pytest.raises(TooNew, match="upgrade it"):
+        target.check(Needs(LEVEL_MAX + 1, 0, 0))
+    if place.is_local:
+        target.check(Needs(LEVEL_MAX, 0, 2**40))
+    else:
+        with pytest.raises(TooLarge, match="blobs of 67108865 bytes"):
+            target.check(Needs(LEVEL_MAX, 0, 64 * 2**20 + 1))
+    target.close()
 
 
 def test_a_scheduler_that_takes_the_place_meanwhile_keeps_it(place: Place) -> None:

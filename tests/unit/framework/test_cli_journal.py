@@ -18,9 +18,12 @@ from click.testing import CliRunner
 from stoker.framework.cli.journal_backup import AHEAD_MIN
 from stoker.framework.cli.main import main
 from stoker.framework.snapshots import encode_snapshot
-from stoker.zk.codec import BATCH_MAGIC
+from stoker.zk import restore, zookeeper_blobs
+from stoker.zk.backup import About, BackupWriter
+from stoker.zk.codec import BATCH_MAGIC, LEVEL_MAX
 from stoker.zk.home import open_home
 from stoker.zk.local import LocalJournal
+from stoker.zk.onlooker import read_state
 from support.journal_life import CLUSTER, FRAMEWORK_ID, SECRET, JournalLife, whole_life
 from support.journals import shared_client
 from support.onlookers import PLACES, Place, looking, make_place, state_of
@@ -452,6 +455,43 @@ def test_restore_refuses_a_place_that_is_taken(place: Place, saved: pathlib.Path
     succeed("restore", *flag(place), "--overwrite", str(saved))
     header = json.loads(succeed("inspect", *flag(place), "--header", "--json"))
     assert header["next_index"] == life.next_index + 1 and is_ahead(header["epoch"], 1)
+
+
+def writes_backup(path: pathlib.Path, place: Place, *, level: int) -> None:
+    """Write the state that `place` holds as a backup of a journal of that level."""
+    with path.open("wb") as file:
+        writer = BackupWriter(file.write, About(1, level, "who led", place.url, 1))
+        looking(place, lambda reader: [writer.add(part) for part in read_state(reader)])
+        writer.end({})
+
+
+def test_restore_over_a_journal_looks_first_whether_the_backup_fits(
+    place: Place, saved: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was acknowledged would be gone, and nothing in its place."""
+    life = whole_life(place.leader())
+    life.change(1, priority=5)
+    life.journal.close()
+    before = looking(place, lambda reader: (state_of(reader), reader.blob_digests(), reader.header().term))
+    (empty,) = make_places(place, tmp_path / "elsewhere")
+    other = JournalLife(empty.leader())
+    other.begin()
+    other.journal.close()
+    newer = tmp_path / "newer"
+    writes_backup(newer, empty, level=LEVEL_MAX + 1)
+
+    assert "upgrade it" in refused("restore", *flag(place), "--overwrite", str(newer))
+    with monkeypatch.context() as small:
+        small.setattr(restore, "SNAPSHOT_BYTES_MAX", 1_500)
+        said = refused("restore", *flag(place), "--overwrite", str(saved))
+        assert "at most 1500 are allowed" in said and "nothing was changed" in said
+    if not place.is_local:
+        with monkeypatch.context() as small:
+            small.setattr(zookeeper_blobs, "BLOBS_BYTES_MAX", 100)
+            said = refused("restore", *flag(place), "--overwrite", str(saved))
+            assert "at most 100 are allowed in ZooKeeper" in said and "nothing was changed" in said
+    after = looking(place, lambda reader: (state_of(reader), reader.blob_digests(), reader.header().term))
+    assert after == before and place.leader().lead().epoch == 2
 
 
 def test_restore_that_is_killed_is_done_again(place: Place, saved: pathlib.Path) -> None:

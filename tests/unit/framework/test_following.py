@@ -104,6 +104,18 @@ def test_a_snapshot_beyond_a_follower_takes_the_place_of_what_it_had(place: Plac
     assert names(follower.replica) == ["d2", "d3"]
 
 
+def test_a_replica_has_the_epoch_of_its_snapshot_before_any_record_came(workers: ThreadPool) -> None:
+    catalog = Catalog()
+    for entry in (*FOUNDED, e.EpochBegan(7, 1, "m:5050")):
+        catalog.apply(entry)
+    replica = Replica(workers)
+    replica.restore(4, encode_snapshot(catalog))
+    assert replica.epoch == 7
+    replica.epoch = 9  # of who led since, and wrote something else than its epoch
+    replica.restore(4, encode_snapshot(catalog))
+    assert replica.epoch == 9
+
+
 def test_who_stops_following_has_applied_all_that_came(place: Place, follow: Any) -> None:
     follower, _, _ = follow()
     assert follower.caught_up.wait(DEADLINE_S)

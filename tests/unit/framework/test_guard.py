@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from stoker.framework.config import Config
 from stoker.framework.guard import Guard
 from stoker.mesos.errors import CallFailed, HttpError, MesosError
 from stoker.mesos.operator import KnownFramework
@@ -47,7 +48,7 @@ def known(
 
 
 def guard(master: FakeMaster, *, new: bool = False) -> Guard:
-    return Guard(lambda: master, name="stoker", role="cache", is_new_cluster=new)
+    return Guard(lambda: master, name="stoker", is_new_cluster=new)
 
 
 def test_a_master_that_knows_nothing_of_us_lets_a_new_cluster_begin() -> None:
@@ -59,26 +60,38 @@ def test_a_master_that_is_too_old_gets_no_framework_that_nobody_would_remember()
     assert "its version is 1.4.0: Mesos 1.9 or newer is needed" in reason and "upgrade the masters" in reason
 
 
-@pytest.mark.parametrize("other", [known(name="spark"), known(role="*"), known(role="cache/other")])
-def test_frameworks_of_another_name_or_role_are_none_of_our_business(other: KnownFramework) -> None:
-    assert guard(FakeMaster(other)).reason_to_wait() == ""
+@pytest.mark.parametrize("other", ["spark", "stoker-2", "Stoker", ""])
+def test_frameworks_of_another_name_are_none_of_our_business(other: str) -> None:
+    assert guard(FakeMaster(known(name=other))).reason_to_wait() == ""
+
+
+@pytest.mark.parametrize("told", [None, "cache", "of-old"])
+@pytest.mark.parametrize("role", ["*", "cache", "set-later"])
+def test_a_framework_of_our_name_is_waited_for_in_whatever_role(told: str | None, role: str) -> None:
+    """Its role is in the journal, by `fleet set`, and the journal is gone: the options need not know it."""
+    config = Config(master="h:5050", journal="zk://h:2181/stoker", role=told)
+    asked = Guard.of(config, "", master=lambda: FakeMaster(known(role=role)))
+    reason = asked.reason_to_wait()
+    assert f"framework F1 (connected, role {role})" in reason
+    assert "--new-cluster" in reason and "another --name" in reason
 
 
 @pytest.mark.parametrize("away", [False, True])
-def test_a_framework_of_our_name_and_role_is_waited_for(away: bool) -> None:
+def test_a_framework_of_our_name_is_waited_for(away: bool) -> None:
     reason = guard(FakeMaster(known(away=away))).reason_to_wait()
     assert "framework F1 " in reason and ("away" if away else "connected") in reason
     assert "stoker journal restore" in reason and "--new-cluster" in reason
 
 
-def test_one_role_of_several_is_enough() -> None:
+def test_all_roles_of_a_framework_are_told() -> None:
     ours = KnownFramework("F1", "stoker", ("x", "cache"), True)
-    assert guard(FakeMaster(ours)).reason_to_wait()
+    assert "F1 (connected, roles x, cache)" in guard(FakeMaster(ours)).reason_to_wait()
 
 
 def test_a_reason_names_a_few_frameworks_and_counts_the_rest() -> None:
     reason = guard(FakeMaster(*(known(f"F{i}") for i in range(50)))).reason_to_wait()
-    assert "F0 (connected), F1 (connected), F2 (connected) and 47 more" in reason and "F3 " not in reason
+    assert "F1 (connected, role cache), F2 (connected, role cache) and 47 more" in reason
+    assert "F3 " not in reason
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from stoker.framework import farewell as farewell_module
 from stoker.framework.core import actions as a
+from stoker.framework.core.events import FrameworkRemoved, TornDown
 from stoker.framework.errors import BeginAnew, Fatal, Uninstalled
 from stoker.mesos.errors import CallFailed
 from stoker.zk.errors import Fenced
@@ -22,6 +23,7 @@ Make = Callable[..., InProcess]
 @pytest.fixture
 def make(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     monkeypatch.setattr(farewell_module, "LINGER_MS", 50)
+    monkeypatch.setattr(farewell_module, "PUT_AGAIN_MS", 20)
     made: list[InProcess] = []
 
     def make_scheduler(journal: MemoryJournal | None = None, **config: Any) -> InProcess:
@@ -127,6 +129,39 @@ def test_with_new_framework_a_removed_one_gives_way(make: Make) -> None:
     assert "id" not in scheduler.driver.framework, "the next SUBSCRIBE asks for a new id"
     assert scheduler.call("GET", "/v1/executors")[1]["executors"][0]["launch"] is None
     scheduler.close()
+
+
+def fill_queue(scheduler: InProcess, refused: list[Any]) -> None:
+    """Let the loop's queue be full at the first two of the facts that nobody repeats, which are then in `refused`."""
+    put = scheduler.loop.put
+
+    def refuse_twice(event: Any, *, must: bool = False) -> bool:
+        if must and len(refused) < 2:
+            refused.append(event)
+            return False
+        return put(event, must=must)
+
+    scheduler.loop.put = refuse_twice  # type: ignore[method-assign]
+
+
+def test_a_removal_that_finds_the_queue_full_is_told_later(make: Make) -> None:
+    """The driver is over by then, and says nothing twice: the leader would stay without Mesos."""
+    scheduler, refused = make(instances=0, new_framework=True), list[Any]()
+    fill_queue(scheduler, refused)
+    scheduler.driver.scheduler.error(scheduler.driver, "Framework has been removed")
+    assert isinstance(ended(scheduler), BeginAnew)
+    assert refused == [FrameworkRemoved()] * 2
+
+
+def test_the_end_of_a_teardown_that_finds_the_queue_full_is_told_later(make: Make) -> None:
+    scheduler, refused = make(instances=0), list[Any]()
+    scheduler.driver.fail = CallFailed("the answer got lost")
+    scheduler.call("POST", "/v1/uninstall", {})
+    wait_until(lambda: scheduler.call("GET", "/v1/uninstall")[1]["state"] == "TEARING_DOWN")
+    fill_queue(scheduler, refused)
+    scheduler.driver.scheduler.error(scheduler.driver, "Framework has been removed")
+    assert isinstance(ended(scheduler), Uninstalled)
+    assert refused == [TornDown()] * 2
 
 
 @pytest.mark.parametrize("message", ["Not authorized to use roles", "Framework failed over"])

@@ -265,6 +265,29 @@ def test_blobs_that_a_living_manifest_shares_are_kept(rig: Rig) -> None:
     assert set(rig.journal.blobs) == kept, "it is named by the catalog: nothing of it goes"
 
 
+def test_nothing_is_forgotten_while_a_living_manifest_is_missing(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody deleted the root of a living one: what it shares with the one that goes is not known."""
+    old, new = rig.made("old", ["a"]), rig.made("new", ["a", "b"])
+    digests = []
+    for attempt, made in enumerate((old, new), start=1):
+        rig.start(f"copy {made}", attempt=attempt)
+        end = rig.wait_ends(attempt)[-1]
+        assert end.manifested is not None
+        digests.append(end.manifested.digest)
+    rig.live = {digests[1]}
+    root = rig.journal.blobs.pop(digests[1])
+    stored = set(rig.journal.blobs)
+    rig.listings.forget_manifest(digests[0])
+    wait_until(lambda: not rig.listings._greenlets)
+    assert set(rig.journal.blobs) == stored and "no blob for 1 manifests" in caplog.text
+    rig.journal.put_blob(root)
+    rig.listings.forget_manifest(digests[0])
+    wait_until(lambda: digests[0] not in rig.journal.blobs)
+    assert set(rig.journal.blobs) == {digests[1], *rig.manifests.part_digests(digests[1])}
+
+
 def test_a_sweep_deletes_what_no_manifest_needs(rig: Rig) -> None:
     """A scheduler was killed between storing and naming, or between naming no more and deleting."""
     digests = []

@@ -182,6 +182,18 @@ def test_a_term_of_a_newer_format_or_level_says_so() -> None:
         read_term(head + struct.pack("<I", zlib.crc32(payload, zlib.crc32(head))) + payload)
 
 
+def test_where_a_restore_was_not_finished_the_term_says_so() -> None:
+    with pytest.raises(
+        Corrupt, match="a restore into this journal was not finished: run `stoker journal restore` again"
+    ):
+        read_term(codec.mark_unfinished(7, 1, 300))
+
+
+def test_the_mark_of_an_unfinished_restore_is_as_it_always_was() -> None:
+    mark = b"a restore into this journal was not finished: run it again: 7 1 300\n"
+    assert codec.mark_unfinished(7, 1, 300) == mark and codec.unfinished_restore(mark) == (7, 1, 300)
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 1}, {"epoch": "x", "level": 1, "owner": ""}, None])
 def test_a_term_of_another_shape_is_damaged(content: object) -> None:
     payload = msgpack.packb(content)

@@ -12,6 +12,7 @@ from stoker.zk.errors import Corrupt, Incomplete, Locked
 from stoker.zk.home import Snapshot
 from stoker.zk.paths import ZkUrl, parse_journal_url
 from stoker.zk.zookeeper_target import ZooKeeperTarget
+from support.disks import Killed
 from support.journals import replay, shared_client
 from support.onlookers import PLACES, Place, looking, make_place
 from support.zookeeper import WHY_NOT
@@ -63,6 +64,28 @@ def test_what_was_deleted_is_made_again_when_a_backup_is_restored_over_it(place:
     assert (found.epoch, found.snapshot, replay(found)) == (2 + AHEAD + 1, b"saved", [])
     assert journal.blob_digests() == []
     journal.close()
+
+
+def test_a_log_that_a_restore_began_to_delete_says_so_and_not_that_a_record_is_missing(place: Place) -> None:
+    live(place)
+    where = parse_journal_url(place.url)
+    assert isinstance(where, ZkUrl)
+    target = ZooKeeperTarget(where, owner="restorer", members_wait_ms=300)
+
+    def delete_one(paths: list[str]) -> None:
+        target._write(("delete", (paths[0],)))
+        raise Killed
+
+    target._delete = delete_one  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        target.open(overwrite=True)
+    target.close()
+    for _ in range(2):
+        journal = place.leader()
+        with pytest.raises(Corrupt, match="was not finished: run `stoker journal restore` again"):
+            journal.lead()
+        journal.close()
+    assert put(place, overwrite=False) == 2 + AHEAD
 
 
 def test_a_living_leader_is_not_deposed_by_a_restore_over_a_journal_that_is_not_whole(place: Place) -> None:
