@@ -78,6 +78,7 @@ OUTBOX_MAX = 10_000  # calls
 OFFERS_AN_EVENT_MAX = 100  # a big cluster's offers come as many events, so that the hub gets turns
 OFFERS_MAX = 50_000  # raw offers kept; the oldest are forgotten (and with them the chance to use them)
 OVERLOADED_REFUSE_MS = 2_000
+UNREADABLE_REFUSE_MS = 300_000  # what its agent offers next is hardly better
 TELL_AGAIN_MS = 100
 RECONCILE_TASKS_MAX = 1_000  # in one call
 SURELY_NOT_SENT = (NotConnected, HttpError, QueueFull, Untranslatable)
@@ -218,11 +219,11 @@ class MesosShell:
 
     def statusUpdate(self, driver: Any, status: Json) -> None:
         try:
-            self._put(
-                TaskUpdated(status_from_mesos(status))
-            )  # refused: the agent sends it again until acknowledged
+            told = status_from_mesos(status)
         except Untranslatable as error:
             log.warning("ignored: %s", error)
+            return
+        self._take_update(TaskUpdated(told), told.uuid)
 
     def executorLost(self, driver: Any, executor_id: Json, agent_id: Json, status: int | None) -> None:
         self._tell(ExecutorEnded(_value(agent_id), _value(executor_id), int(status or 0)))
@@ -238,7 +239,7 @@ class MesosShell:
             return
         if told.state in REFUSED_STATES:
             log.warning("operation %s: %s: %s", told.operation_id, told.state, told.message)
-        self._put(OperationUpdated(told))  # refused: as in statusUpdate
+        self._take_update(OperationUpdated(told), told.uuid)
 
     def inverseOffers(self, driver: Any, offers: list[Json]) -> None:
         asked: list[InverseOffer] = []
@@ -273,17 +274,30 @@ class MesosShell:
         while not self._put(event, must=True) and not self._is_stopped:
             gevent.sleep(TELL_AGAIN_MS / 1000)
 
+    def _take_update(self, event: Event, uuid: bytes) -> None:
+        """Queue an update: one with a uuid comes again until it is acknowledged, one without is the master's own word."""
+        if uuid:
+            self._put(event)
+        else:
+            self._tell(event)
+
     def _take_offers(self, raw_offers: list[Json]) -> None:
         offers: list[Offer] = []
+        unreadable: list[str] = []
         for raw in raw_offers:
             try:
                 offers.append(offer_from_mesos(raw))
             except Untranslatable as error:
                 log.warning("ignored: %s", error)
+                unreadable += _offer_ids(raw)
                 continue
             self._offers[offers[-1].offer_id] = raw
         while len(self._offers) > OFFERS_MAX:
             self._offers.popitem(last=False)
+        if unreadable:  # nobody else would ever give back what they hold
+            self.perform(
+                Stamp(0, 0, 0), Decline(tuple(unreadable), UNREADABLE_REFUSE_MS, "it cannot be read")
+            )
         if offers and not self._put(OffersReceived(tuple(offers))):
             ids = tuple(offer.offer_id for offer in offers)
             self.perform(Stamp(0, 0, 0), Decline(ids, OVERLOADED_REFUSE_MS, "the scheduler is overloaded"))
@@ -311,8 +325,8 @@ class MesosShell:
             )
         if isinstance(action, Accept) and isinstance(error, SURELY_NOT_SENT):
             if action.volume is not None:
-                self._put(OperationUpdated(self._not_created(action.volume.volume_id, str(error))))
-            self._put(TaskUpdated(_dropped(action.launch, str(error))))
+                self._put(OperationUpdated(self._not_created(action.volume.volume_id, str(error))), must=True)
+            self._put(TaskUpdated(_dropped(action.launch, str(error))), must=True)
 
     def _send_forever(self) -> None:
         while True:
@@ -411,6 +425,15 @@ class MesosShell:
 
 def _value(identity: Any) -> str:
     return str((identity or {}).get("value", ""))
+
+
+def _offer_ids(raw: Any) -> list[str]:
+    """Return the id of an offer that cannot be read, if that much of it can."""
+    try:
+        offer_id = raw["id"]["value"]
+    except (KeyError, TypeError):
+        return []
+    return [offer_id] if isinstance(offer_id, str) else []
 
 
 def _task_ref(task_id: str, agent_id: str) -> Json:

@@ -15,7 +15,9 @@ from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import CodecError
 
 ROWS_MAX = 1_000  # packed or unpacked without a turn for others: some milliseconds
-TABLES = frozenset({"slots", "launches", "volumes", "datasets", "base_rules", "jobs"})  # what is long in a snapshot
+TABLES = frozenset(
+    {"slots", "launches", "volumes", "datasets", "base_rules", "jobs"}
+)  # what is long in a snapshot
 
 
 def encode_snapshot(catalog: Catalog) -> bytes:

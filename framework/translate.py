@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+import operator
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +44,8 @@ CAPABILITIES = (
 )
 
 
+# What reading a field raises that is not there, is of another type, is no number, or is one without end.
+MALFORMED = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 _CLUSTER = re.compile(r"[0-9a-f]{32}")
 _NUMBER = re.compile(r"[0-9]{1,19}")
 
@@ -55,7 +58,7 @@ class Untranslatable(ValueError):
 
 
 def offer_from_mesos(raw: Json) -> Offer:
-    """:raises Untranslatable: a required field is missing."""
+    """:raises Untranslatable: a required field is missing, or holds what it never may."""
     try:
         domain = raw.get("domain", {}).get("fault_domain", {})
         resources = raw.get("resources", ())
@@ -76,12 +79,12 @@ def offer_from_mesos(raw: Json) -> Offer:
             unavailable_for_ms=_milliseconds(window.get("duration", {})),
             executor_ids=tuple(i["value"] for i in raw.get("executor_ids", ())),
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Untranslatable(f"an offer without {error}") from error
+    except MALFORMED as error:
+        raise Untranslatable(f"an offer: {error!r}") from error
 
 
 def inverse_offer_from_mesos(raw: Json) -> InverseOffer:
-    """:raises Untranslatable: a required field is missing."""
+    """:raises Untranslatable: a required field is missing, or holds what it never may."""
     try:
         window = raw["unavailability"]
         return InverseOffer(
@@ -90,8 +93,8 @@ def inverse_offer_from_mesos(raw: Json) -> InverseOffer:
             unavailable_from_ms=_milliseconds(window["start"]),
             unavailable_for_ms=_milliseconds(window.get("duration", {})),
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Untranslatable(f"an inverse offer without {error}") from error
+    except MALFORMED as error:
+        raise Untranslatable(f"an inverse offer: {error!r}") from error
 
 
 def resources_from_mesos(raw: Iterable[Json]) -> Resources:
@@ -110,7 +113,9 @@ def resources_from_mesos(raw: Iterable[Json]) -> Resources:
         elif name == "disk" and not resource.get("reservations"):
             disk += resource["scalar"]["value"]
         elif name == "ports":
-            ports += [(r["begin"], r["end"]) for r in resource["ranges"]["range"]]
+            ports += [
+                (operator.index(r["begin"]), operator.index(r["end"])) for r in resource["ranges"]["range"]
+            ]
     return Resources(
         cpus_milli=math.floor(round(cpus * 1000, 3)),
         mem_bytes=_bytes_of_mebibytes(mem),
@@ -132,7 +137,7 @@ def status_from_mesos(raw: Json) -> TaskStatus:
             message=raw.get("message", ""),
             uuid=base64.b64decode(raw.get("uuid", ""), validate=True),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except MALFORMED as error:
         raise Untranslatable(f"a status update: {error}") from error
 
 
@@ -146,7 +151,7 @@ def operation_from_mesos(raw: Json) -> OperationStatus:
             message=raw.get("message", ""),
             uuid=base64.b64decode(raw.get("uuid", {}).get("value", ""), validate=True),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except MALFORMED as error:
         raise Untranslatable(f"an operation's update: {error}") from error
 
 

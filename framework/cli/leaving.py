@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from stoker.client.api import Client
+from stoker.client.errors import ApiError
 from stoker.framework.cli.common import api_command
 from stoker.framework.cli.jobs import finish
 from stoker.framework.cli.output import Output, fail
 
 POLL_INTERVAL_S = 0.5
 GONE_S = 5.0  # a scheduler that has uninstalled its cluster ends soon after it said so
+AWAY_S = 30.0  # else one starts again, or another takes over once the session of the last is over
 
 
 @click.command("drain")
@@ -77,12 +79,16 @@ def _follow(client: Client, output: Output, view: dict[str, Any]) -> dict[str, A
         time.sleep(POLL_INTERVAL_S)
         try:
             view, silent_since = client.uninstall_state(), 0.0
-        except OSError:
+        except (ApiError, OSError) as error:
+            code = error.code if isinstance(error, ApiError) else "unreachable"
+            if code not in ("unreachable", "not_leading"):
+                raise
             # Its last word may have come while we slept: then no scheduler is there any more.
+            is_gone = code == "unreachable" and view["state"] == "TEARING_DOWN"
             silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since < GONE_S:
+            if time.monotonic() - silent_since < (GONE_S if is_gone else AWAY_S):
                 continue
-            if view["state"] == "TEARING_DOWN":
+            if is_gone:
                 return view
             raise
     return view

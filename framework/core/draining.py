@@ -48,7 +48,7 @@ def drain_requested(
     if known is not None:
         return _repeated(catalog, fleet, stamp, event, known, body)
     if catalog.uninstall is not None:
-        return refuse(event.reply_id, _uninstalling())
+        return refuse(event.reply_id, uninstalling("there is nothing left to drain"))
     found = _find_agent(catalog, fleet, event.agent)
     if isinstance(found, Refusal):
         return refuse(event.reply_id, found)
@@ -57,10 +57,11 @@ def drain_requested(
     if active is not None:
         answer = Answer(event.reply_id, 200, job_view(catalog, fleet, active, stamp.now_ms))
         return Frame(actions=(answer,))
-    is_full = len(catalog.active_jobs()) >= settings.jobs_active_max
-    if is_full or (agent_id not in catalog.drains and len(catalog.drains) >= DRAINS_MAX):
+    is_new = agent_id not in catalog.drains
+    if is_full(catalog, settings) or (is_new and len(catalog.drains) >= DRAINS_MAX):
         message = (
-            f"{len(catalog.active_jobs())} jobs are active and {len(catalog.drains)} agents drained already"
+            f"{len(catalog.active_jobs())} jobs are active, {len(catalog.jobs)} in all, and {len(catalog.drains)} agents "
+            "drained already"
         )
         hint = "wait for some to finish, or undo drains that are not needed any more"
         return refuse(event.reply_id, Refusal(503, "overloaded", message, hint))
@@ -167,8 +168,18 @@ def _repeated(
     return refuse(event.reply_id, Refusal(409, "key_reused", message, "make a new key for a new request"))
 
 
-def _uninstalling() -> Refusal:
-    return Refusal(409, "uninstalling", "the cluster is being uninstalled", "there is nothing left to drain")
+def uninstalling(hint: str) -> Refusal:
+    """Return why a cluster that ends takes no more requests for work."""
+    return Refusal(409, "uninstalling", "the cluster is being uninstalled", hint)
+
+
+def is_full(catalog: Catalog, settings: Settings) -> bool:
+    """Return whether there is no room for another job, of any kind.
+
+    Jobs are forgotten in the order of their wishes, so one that never ends can hold up the forgetting: all of them count too.
+    """
+    jobs_max = settings.jobs_kept_max + 2 * settings.jobs_active_max
+    return len(catalog.active_jobs()) >= settings.jobs_active_max or len(catalog.jobs) >= jobs_max
 
 
 def _begin(

@@ -63,6 +63,8 @@ def job_requested(
     known = catalog.job_of_key(event.key) if event.key and not event.plan_only else None
     if known is not None:
         return _repeated(catalog, fleet, stamp, event, known, body)
+    if catalog.uninstall is not None:
+        return refuse(event.reply_id, draining.uninstalling("its executors and their cache end with it"))
     dataset = catalog.dataset_named(event.dataset)
     if dataset is None:
         return refuse(event.reply_id, no_such_dataset(event.dataset))
@@ -214,11 +216,7 @@ def _limit_refusal(
     refusal = _rules_refusal(rules, settings)
     if refusal is not None:
         return refusal
-    # Jobs are forgotten in the order of their wishes, so one that never ends can hold up the forgetting.
-    if (
-        len(catalog.active_jobs()) >= settings.jobs_active_max
-        or len(catalog.jobs) >= settings.jobs_kept_max + 2 * settings.jobs_active_max
-    ):
+    if draining.is_full(catalog, settings):
         return Refusal(
             503,
             "overloaded",
@@ -388,7 +386,7 @@ def _forget(catalog: Catalog, stamp: ev.Stamp, settings: Settings) -> list[e.Ent
         is_old = len(forgotten) < surplus or job.finished_ms < before_ms
         if job.state.is_final and is_old and job.dataset_id not in held_up:
             forgotten.append(job.job_id)
-        else:
+        elif job.dataset_id:  # a drain's is 0, and it has no wish
             held_up.add(job.dataset_id)
         if len(forgotten) >= FORGOTTEN_FRAME_MAX:
             break

@@ -33,6 +33,7 @@ from stoker.framework.core.actions import (
     UpdateFramework,
 )
 from stoker.framework.core.catalog import Catalog, Slot
+from stoker.framework.core.codec import encode_entry
 from stoker.framework.core.constraints import group_counts
 from stoker.framework.core.departures import UninstallState
 from stoker.framework.core.fleet import Fleet
@@ -50,13 +51,16 @@ from stoker.framework.core.requirements import (
 )
 from stoker.framework.core.sightings import distance
 from stoker.framework.core.volumes import VolumeState
-from stoker.framework.model import FleetSpec, Offer, Resources, Settings
+from stoker.framework.model import FleetSpec, Offer, OfferedReservation, Resources, Settings
+from stoker.zk.journal import BATCH_BYTES_MAX
 
 _Key = tuple[str, str]  # agent id, role
 STICKY_DELAY_MS_MAX = 2_000  # a slot that flaps more than this goes wherever it can
-FRAME_BYTES_MAX = 160 * 1024  # of a round's entries, about: a frame fits a batch of the journal
-LAUNCH_BYTES = 640  # of a launch's entries, about, without the agent's attributes
+FRAME_BYTES_MAX = 160 * 1024  # of a round's entries, before its last launch
+LAUNCH_BYTES_MAX = 32 * 1024  # of a launch's entries: up to 7 a character of the attributes, and the rest
 ATTRIBUTES_BYTES_MAX = 4_096  # of an agent, that a launch remembers; beyond it what constraints name
+assert FRAME_BYTES_MAX + LAUNCH_BYTES_MAX <= BATCH_BYTES_MAX and 7 * ATTRIBUTES_BYTES_MAX < LAUNCH_BYTES_MAX
+THOUSANDTH_BYTES = 1_049  # of a mebibyte: Mesos counts in them, so what is reserved is up to one larger
 BUCKETS_LOOKED_AT_MAX = 64  # groups of like agents, of which a slot gets the best
 
 
@@ -260,11 +264,13 @@ class _Matching:
 
     def _destroy(self, agent: AgentOffer) -> bool:
         """Take the offers to clear the agent of a doomed volume, or of disk reserved for one that never was; one at a time."""
+        unfit = {r.volume_id for r in agent.reserved_disk if self._is_unfit(r)}
         for volume_id in [v.volume_id for v in agent.volumes] + [r.volume_id for r in agent.reserved_disk]:
             known = self.catalog.volumes.get(volume_id)
             is_doomed = known is not None and known.state is VolumeState.DOOMED
             # What the catalog does not know is data all the same: only an uninstall that keeps none destroys it.
-            gives_back = self.is_clearing or (self.gives_disk_back and not agent.has_volume(volume_id))
+            is_unused = (self.gives_disk_back or volume_id in unfit) and not agent.has_volume(volume_id)
+            gives_back = self.is_clearing or is_unused
             is_left = known is None and gives_back
             may = self.fleet.sightings.may_destroy(volume_id, self.stamp.now_ms)
             if may and (is_doomed or is_left):
@@ -276,6 +282,14 @@ class _Matching:
                 )
                 return True
         return False
+
+    def _is_unfit(self, reserved: OfferedReservation) -> bool:
+        """Return whether disk of ours that no volume was made on is of another size than the fleet's volumes.
+
+        One of their size is what the next launch uses. What only a newer journal can have reserved is left to that.
+        """
+        is_fit = 0 <= reserved.disk_bytes - self.spec.disk_bytes < THOUSANDTH_BYTES
+        return not is_fit and reserved.volume_id < self.catalog.volume_id_next
 
     def _accept(self, slot: Slot, key: _Key) -> bool:
         """Plan a launch, unless the constraints speak against it now, or the frame is full."""
@@ -294,10 +308,11 @@ class _Matching:
             )
         self.requirements.place(agent)
         self.free_left -= key not in self.bound
+        planned_count = len(self.entries)
         volume, reserved_volume_id = self._volume(slot, agent)
         launch = self._plan(slot, agent, volume)
         self.entries.append(launch)
-        self.bytes += LAUNCH_BYTES + sum(len(n) + len(v) for n, v in launch.attributes)
+        self.bytes += sum(len(encode_entry(entry)) for entry in self.entries[planned_count:])
         self.accepts.append(
             Accept(
                 agent.offer_ids,

@@ -22,8 +22,10 @@ from stoker.framework.core import (
 from stoker.framework.core import events as ev
 from stoker.framework.core.actions import Frame
 from stoker.framework.core.catalog import Catalog
+from stoker.framework.core.codec import encode_entry
 from stoker.framework.core.fleet import ADDRESSES_AT_ONCE_MAX, Fleet
 from stoker.framework.model import Settings
+from stoker.zk.journal import BATCH_BYTES_MAX
 
 
 def decide(  # noqa: C901 (one flat match, a line an event)
@@ -58,6 +60,11 @@ def decide(  # noqa: C901 (one flat match, a line an event)
             return launches.subscribed(catalog, fleet, stamp, event, settings)
         case ev.ListingFinished():
             return datasets.listing_finished(catalog, fleet, stamp, event, settings)
+        case ev.FleetRequested() if catalog.uninstall is not None:
+            refusal = draining.uninstalling(
+                "no executor is launched any more; see how far it is: GET /v1/uninstall"
+            )
+            return datasets.refuse(event.reply_id, refusal)
         case ev.FleetRequested():
             return launches.fleet_requested(catalog, fleet, stamp, event, settings)
         case ev.DatasetRequested():
@@ -98,15 +105,22 @@ def _ticked(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings)
     frame = _converged(catalog, fleet, stamp, settings)
     if not frame.entries:  # matching sees the slots and launches as they will be
         frame = join(frame, matching.match_offers(catalog, fleet, stamp, settings))
-    return join(
+    frame = join(
         frame,
         launches.repeat_kills(fleet, stamp, settings),
         matching.introduce(catalog, fleet),
         launches.reconcile(fleet, stamp, settings),
         datasets.converge(catalog, fleet, settings),
-        publishing.publish(catalog, fleet, stamp),
-        jobs.converge(catalog, fleet, stamp, settings),
     )
+    for part in (publishing.publish(catalog, fleet, stamp), jobs.converge(catalog, fleet, stamp, settings)):
+        # Each fits a batch of the journal, and all of them may not: what has no room comes with the next tick.
+        if not part.entries or _entries_bytes(frame) + _entries_bytes(part) <= BATCH_BYTES_MAX:
+            frame = join(frame, part)
+    return frame
+
+
+def _entries_bytes(frame: Frame) -> int:
+    return sum(len(encode_entry(entry)) for entry in frame.entries)
 
 
 def _converged(catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, settings: Settings) -> Frame:

@@ -283,3 +283,28 @@ def test_changed_roles_keep_who_we_are(rig: Rig) -> None:
     ((name, arguments),) = rig.perform(a.UpdateFramework(("x", "y"), 0, True))
     assert name == "updateFramework"
     assert arguments == ({"name": "stoker", "roles": ["x", "y"]}, ("x", "y"))
+
+
+def test_an_offer_that_cannot_be_read_is_declined_and_the_others_are_used(rig: Rig) -> None:
+    garbled = raw_offer(2)
+    garbled["attributes"] = [{"name": "x", "type": "SCALAR", "scalar": {"value": "1"}}]
+    nameless = raw_offer(4)
+    del nameless["id"]
+    rig.shell.resourceOffers(rig.driver, [raw_offer(1), garbled, raw_offer(3), nameless, []])
+    gevent.sleep(0.01)
+    (received,) = rig.events
+    assert [offer.offer_id for offer in received.offers] == ["O1", "O3"]
+    assert rig.driver.calls == [("declineOffer", ([{"value": "O2"}], {"refuse_seconds": 300.0}))]
+
+
+def test_an_update_that_the_master_says_once_is_not_lost_in_a_full_queue(rig: Rig) -> None:
+    """What has a uuid comes again until it is acknowledged; what has none comes from the master, and never again."""
+    rig.accepts_events = False
+    task = {"task_id": {"value": "t"}, "state": "TASK_GONE", "agent_id": {"value": "A1"}}
+    operation = {"operation_id": {"value": "o"}, "state": "OPERATION_DROPPED"}
+    rig.shell.statusUpdate(rig.driver, task | {"uuid": "AAEC/w=="})
+    rig.shell.operationStatusUpdate(rig.driver, operation | {"uuid": {"value": "AAEC/w=="}})
+    assert rig.events == []
+    rig.shell.statusUpdate(rig.driver, task)
+    rig.shell.operationStatusUpdate(rig.driver, operation)
+    assert [event.status.state for event in rig.events] == ["TASK_GONE", "OPERATION_DROPPED"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -18,6 +19,7 @@ from stoker.framework.translate import (
     Untranslatable,
     container_to_mesos,
     framework_to_mesos,
+    inverse_offer_from_mesos,
     launch_environment,
     offer_from_mesos,
     python_command,
@@ -230,3 +232,27 @@ def test_an_executor_in_a_container_image_shares_the_agents_socket_directory() -
     task = task_to_mesos(launch(), [raw_offer(1)], values)
     assert task["executor"]["container"] == container
     assert task["executor"]["command"]["value"] == "exec '/opt/a python' -m stoker.executor"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attributes": [{"name": "x", "type": "SCALAR", "scalar": {"value": "1"}}]},
+        {"resources": [{"name": "cpus", "type": "SCALAR", "scalar": {"value": math.nan}}]},
+        {"resources": [{"name": "mem", "type": "SCALAR", "scalar": {"value": math.inf}}]},
+        {
+            "resources": [
+                {"name": "ports", "type": "RANGES", "ranges": {"range": [{"begin": "1", "end": "9"}]}}
+            ]
+        },
+        {"unavailability": {"start": {"nanoseconds": "soon"}}},
+        {"unavailability": {"start": {"nanoseconds": math.inf}}},
+    ],
+    ids=["text attribute", "no number", "no end", "text port", "text time", "endless time"],
+)
+def test_an_offer_of_nonsense_is_said_so(change: dict[str, Any]) -> None:
+    with pytest.raises(Untranslatable, match="an offer: "):
+        offer_from_mesos(raw_offer(1) | change)
+    if "unavailability" in change:
+        with pytest.raises(Untranslatable, match="an inverse offer: "):
+            inverse_offer_from_mesos({"id": {"value": "I1"}, "agent_id": {"value": "A1"}} | change)

@@ -359,3 +359,27 @@ def test_jobs_are_looked_through_once_a_tick_whatever_drains(monkeypatch: pytest
     monkeypatch.setattr(Catalog, "active_jobs", counted)
     draining.converge(stage.catalog, stage.fleet, ev.Stamp(9, stage.now_ms, 9), stage.settings)
     assert len(looks) == 1
+
+
+def test_a_drain_that_goes_on_for_long_holds_up_no_forgetting() -> None:
+    """Else the drains after it, and then every load, were refused in the end: there would be too many jobs."""
+    stage, _ = loaded(jobs_kept_max=3, jobs_active_max=3)
+    assert ask(stage).body["state"] == "RUNNING"
+    stage.offer("agent-9")
+    for number in range(20):
+        assert ask(stage, "agent-9", f"k{number}").status == 201
+        stage.tick()
+    assert len(stage.catalog.jobs) == 1 + 3
+    assert [job.paths for job in stage.catalog.active_jobs()] == [("agent-1",)]
+    assert stage.job().status == 201
+
+
+def test_drains_are_bounded_with_all_other_jobs() -> None:
+    stage, _ = loaded(jobs_kept_max=3, jobs_active_max=2)
+    stage.offer("agent-9")
+    statuses = [ask(stage, "agent-9", f"k{number}").status for number in range(8)]
+    assert statuses == [201] * 6 + [503] * 2
+    refusal = stage.job().refusal
+    assert refusal is not None and refusal.code == "overloaded", "there is one bound for all"
+    stage.tick()
+    assert ask(stage, "agent-9", "k7").status == 201

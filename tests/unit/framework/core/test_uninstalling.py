@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from stoker.framework.core import actions as a
@@ -289,3 +291,25 @@ def test_a_removed_framework_gives_way_to_a_new_one_only_when_told() -> None:
     assert e.FrameworkRegistered("framework-2") in stage.subscribe("framework-2").entries
     stage.tick()
     assert entries_of(stage.offer("agent-1"), e.LaunchPlanned)
+
+
+@pytest.mark.parametrize("kind", ["load", "free"])
+def test_no_job_is_taken_any_more_since_it_would_never_end(kind: str) -> None:
+    stage = Stage(instances=2).start()
+    stage.ready()
+    known = stage.job(key="k").body["id"]
+    ask(stage)
+    refused = stage.job(kind).refusal
+    assert refused is not None and (refused.status, refused.code) == (409, "uninstalling")
+    assert stage.only_job().job_id == known
+    again = stage.job(key="k")
+    assert (again.status, again.body["id"], again.body["state"]) == (200, known, "FAILED")
+
+
+def test_the_fleet_is_not_changed_any_more_and_volumes_that_are_kept_stay() -> None:
+    stage = with_volumes(Stage(instances=2).start())
+    ask(stage, keep_volumes=True)
+    refused = stage.ask(ev.FleetRequested(7, replace(stage.spec, instances=0))).refusal
+    assert refused is not None and (refused.status, refused.code) == (409, "uninstalling")
+    assert [volume.state for volume in stage.catalog.volumes.values()] == [VolumeState.READY] * 2
+    assert stage.catalog.fleet == stage.spec

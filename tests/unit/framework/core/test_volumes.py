@@ -12,10 +12,11 @@ from stoker.framework.core import entries as e
 from stoker.framework.core import events as ev
 from stoker.framework.core.explanations import fleet_json
 from stoker.framework.core.leftovers import LOST_MS
+from stoker.framework.core.matching import THOUSANDTH_BYTES
 from stoker.framework.core.operations import CREATE, DESTROY, RESERVE, UNRESERVE, operation_id
 from stoker.framework.core.volumes import VolumeState
 from stoker.framework.model import OperationStatus
-from support.core_stage import CLUSTER, Stage, actions_of, entries_of
+from support.core_stage import CLUSTER, MIB, Stage, actions_of, entries_of
 from support.volume_stage import DISK, ROLE, Disks, offered, reserved
 
 
@@ -530,3 +531,36 @@ def test_a_doomed_volume_of_an_agent_that_never_returns_is_forgotten_too() -> No
     stage.pass_time(10_000, beating=False)
     assert stage.catalog.volumes[1].state is VolumeState.DOOMED
     assert any(entries_of(f, e.VolumesForgotten) for f in days_later(stage, 2)) and not stage.catalog.volumes
+
+
+@pytest.mark.parametrize(
+    "disk_bytes", [DISK - MIB, DISK + MIB, DISK - 1, DISK + THOUSANDTH_BYTES], ids=lambda x: str(x - DISK)
+)
+def test_disk_reserved_for_a_volume_of_another_size_is_given_back(disk_bytes: int) -> None:
+    """It was left by a failed CREATE before the fleet's disk was changed: nothing would ever use it."""
+    stage = Disks().led()
+    stage.bring("agent-1")
+    stage.operated(1, CREATE, "OPERATION_ERROR")
+    stage.end()
+    left = reserved(1, disk_bytes=disk_bytes)
+    frame = stage.bring("agent-1", reserved_disk=(left,))
+    (destroy,) = actions_of(frame, a.DestroyVolume)
+    assert destroy.volume_id == 1 and not frame.entries
+    assert entries_of(stage.bring("agent-1"), e.LaunchPlanned), "then its disk is there for the next"
+
+
+def test_disk_reserved_in_mesos_thousandths_of_a_mebibyte_is_of_the_fleets_size() -> None:
+    stage = Disks().led()
+    stage.bring("agent-1")
+    stage.operated(1, CREATE, "OPERATION_ERROR")
+    stage.end()
+    left = reserved(1, disk_bytes=DISK + THOUSANDTH_BYTES - 1)
+    (accept,) = actions_of(stage.bring("agent-1", reserved_disk=(left,)), a.Accept)
+    assert accept.reserved_volume_id == 1
+
+
+def test_disk_that_a_newer_journal_may_have_reserved_is_left_alone() -> None:
+    stage = Disks().with_volume()
+    for volume_id in (stage.catalog.volume_id_next, 1):
+        frame = stage.bring("agent-2", reserved_disk=(reserved(volume_id, disk_bytes=DISK // 2),))
+        assert not actions_of(frame, a.DestroyVolume), volume_id
