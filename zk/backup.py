@@ -49,7 +49,7 @@ from stoker.zk.codec import (
 )
 from stoker.zk.errors import Corrupt, TooNew
 from stoker.zk.home import Batch, Snapshot
-from stoker.zk.journal import BLOB_BYTES_MAX
+from stoker.zk.journal import BLOB_BYTES_MAX, SNAPSHOT_BYTES_MAX
 
 FORMAT_VERSION = 1
 FILE_MAGIC = b"SKBACKUP"
@@ -60,7 +60,7 @@ _FILE = struct.Struct("<8sHH")
 _SECTION = struct.Struct("<4sHHQI")
 _CRC = struct.Struct("<I")
 _SECTION_BYTES = _SECTION.size + _CRC.size
-_SNAPSHOT_BYTES_MAX = 2**30 + HEADER_BYTES
+_SNAPSHOT_BYTES_MAX = SNAPSHOT_BYTES_MAX + HEADER_BYTES
 _MAP_BYTES_MAX = 64 * 1024
 _BYTES_MAX = {
     ABOUT: _MAP_BYTES_MAX,

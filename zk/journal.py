@@ -16,6 +16,7 @@ from typing import Protocol
 
 RECORD_BYTES_MAX = 128 * 1024  # one record; a batch of records must fit a 512 KiB ZooKeeper request
 BATCH_BYTES_MAX = 256 * 1024
+SNAPSHOT_BYTES_MAX = 2**30
 BLOB_BYTES_MAX = 64 * 1024 * 1024
 
 

@@ -21,10 +21,8 @@ flight is there as a whole, or not at all.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -42,24 +40,24 @@ from stoker.zk.codec import (
     read_term,
 )
 from stoker.zk.disk import PARTIAL_SUFFIX, Disk
-from stoker.zk.errors import Corrupt, Fenced, Locked, TooLarge, Unavailable
-from stoker.zk.journal import Recovered
+from stoker.zk.errors import Corrupt, Fenced, TooLarge, Unavailable
+from stoker.zk.journal import SNAPSHOT_BYTES_MAX, Recovered
+from stoker.zk.lock import take_lock
 from stoker.zk.paths import FileUrl, parse_journal_url
 from stoker.zk.segments import (
-    INDEX_DIGITS,
     SEGMENT_BYTES_MAX,
     Segment,
     check_log,
     list_segments,
+    list_snapshots,
     read_log,
     segment_name,
+    snapshot_name,
 )
 
 _log = logging.getLogger(__name__)
 
 SNAPSHOTS_KEPT = 2
-SNAPSHOT_BYTES_MAX = 2**30
-_SNAPSHOT_NAME = re.compile(rf"([0-9]{{{INDEX_DIGITS}}})\.snapshot")
 
 
 class LocalJournal:
@@ -112,7 +110,7 @@ class LocalJournal:
 
     def _lead(self, from_index: int) -> Recovered:
         self._disk.make_directory(self._directory)
-        self._take_lock()
+        self._lock = take_lock(self._directory, self._owner)
         for folder in ("log", "snapshots", "blobs"):
             self._disk.make_directory(self._in(folder))
         before = self._read_term()
@@ -159,7 +157,7 @@ class LocalJournal:
         assert 0 <= index <= self._next_index
         if len(data) > SNAPSHOT_BYTES_MAX:
             raise TooLarge(f"a snapshot of {len(data)} bytes; at most {SNAPSHOT_BYTES_MAX} are allowed")
-        path = self._in("snapshots", f"{index:0{INDEX_DIGITS}d}.snapshot")
+        path = self._in("snapshots", snapshot_name(index))
         with self._translated("write a snapshot", is_final=False):
             self._check_fence()
             self._disk.replace_file(
@@ -206,21 +204,6 @@ class LocalJournal:
 
     # Taking over
 
-    def _take_lock(self) -> None:
-        path = self._in("lock")
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(self._lock, 4096, 0).decode(errors="replace").strip()
-            pid, _, owner = holder.partition(" ")
-            raise Locked(
-                f"the journal in {self._directory} is open in process {pid or 'unknown'} ({owner or 'unknown'}): "
-                "stop that one first, or choose another directory"
-            ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()} {self._owner}\n".encode(), 0)
-
     def _read_term(self) -> Term:
         try:
             with open(self._in("epoch"), "rb") as file:
@@ -251,8 +234,7 @@ class LocalJournal:
         return 0, None  # all records are there still
 
     def _list_snapshots(self) -> list[tuple[int, str]]:
-        names = [m for name in os.listdir(self._in("snapshots")) if (m := _SNAPSHOT_NAME.fullmatch(name))]
-        return sorted((int(m[1]), self._in("snapshots", m[0])) for m in names)
+        return list_snapshots(self._in("snapshots"))
 
     def _discard_partial(self) -> None:
         for folder in (self._directory, self._in("snapshots")):

@@ -8,7 +8,6 @@ one that was read a moment ago. All three are looked at again before they are ca
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -27,13 +26,18 @@ from stoker.zk.codec import (
 from stoker.zk.disk import Disk
 from stoker.zk.errors import Corrupt, Unavailable
 from stoker.zk.home import Batch, Snapshot
+from stoker.zk.journal import SNAPSHOT_BYTES_MAX
+from stoker.zk.lock import lock_holder
 from stoker.zk.onlooker import Header
-from stoker.zk.segments import INDEX_DIGITS, SEGMENT_BYTES_MAX, is_torn, list_segments
+from stoker.zk.segments import (
+    SEGMENT_BYTES_MAX,
+    is_torn,
+    list_segments,
+    list_snapshots,
+    snapshot_name,
+)
 
-SNAPSHOT_BYTES_MAX = 2**30
 LOOKS_MAX = 5  # at what may be a write or a cut under way; each finds the leader further on
-
-_SNAPSHOT_NAME = re.compile(rf"([0-9]{{{INDEX_DIGITS}}})\.snapshot")
 
 
 class _Part(NamedTuple):
@@ -218,14 +222,13 @@ class LocalOnlooker:
 
     def _snapshot_indexes(self) -> list[int]:
         folder = self._in("snapshots")
-        names = os.listdir(folder) if os.path.isdir(folder) else []
-        return sorted(int(match[1]) for name in names if (match := _SNAPSHOT_NAME.fullmatch(name)))
+        return [index for index, _ in list_snapshots(folder)] if os.path.isdir(folder) else []
 
     def _snapshot_path(self, index: int) -> str:
-        return self._in("snapshots", f"{index:0{INDEX_DIGITS}d}.snapshot")
+        return self._in("snapshots", snapshot_name(index))
 
     def _members(self) -> tuple[str, ...]:
-        holder = lock_holder(self._in("lock"))
+        holder = lock_holder(self._directory)
         return (holder,) if holder else ()
 
     @contextmanager
@@ -238,25 +241,6 @@ class LocalOnlooker:
 
     def _in(self, *names: str) -> str:
         return os.path.join(self._directory, *names)
-
-
-def lock_holder(path: str) -> str:
-    """Return who has the lock file `path` locked, in its own words; "" if nobody does, as far as this machine tells.
-
-    Looks on only: to try the lock would keep out, for that moment, a scheduler that starts.
-    """
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            words = file.read(4096).strip()
-            inode = str(os.fstat(file.fileno()).st_ino)
-        with open("/proc/locks", encoding="ascii") as lines:
-            locks = [
-                line.split() for line in lines
-            ]  # number: FLOCK ADVISORY WRITE pid major:minor:inode start end
-    except OSError:
-        return ""
-    held = {(lock[4], lock[5].rpartition(":")[2]) for lock in locks if lock[1] == "FLOCK" and len(lock) > 5}
-    return f"process {words}" if (words.partition(" ")[0], inode) in held else ""
 
 
 def _from(batch: Batch, index: int) -> Batch:

@@ -8,9 +8,7 @@ behind, and can be done again. Only where a journal is overwritten are there ste
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
@@ -25,14 +23,15 @@ from stoker.zk.codec import (
     unfinished_restore,
 )
 from stoker.zk.disk import Disk
-from stoker.zk.errors import Corrupt, JournalError, Locked, TooLarge, TooNew, Unavailable
+from stoker.zk.errors import Corrupt, JournalError, TooLarge, TooNew, Unavailable
 from stoker.zk.home import Snapshot
-from stoker.zk.local_onlooker import SNAPSHOT_BYTES_MAX, LocalOnlooker
+from stoker.zk.journal import SNAPSHOT_BYTES_MAX
+from stoker.zk.local_onlooker import LocalOnlooker
+from stoker.zk.lock import take_lock
 from stoker.zk.onlooker import is_empty
-from stoker.zk.segments import INDEX_DIGITS
+from stoker.zk.segments import snapshot_name
 
 LOCK_WAIT_MS = 5_000  # a scheduler that waits at an empty journal has its lock for a moment now and then
-_LOCK_RETRY_S = 0.05
 ASIDE = "before-restore"
 
 
@@ -107,7 +106,7 @@ class LocalTarget:
         with self._translated("restore into"):
             try:
                 self._disk.make_directory(self._directory)
-                self._take_lock()
+                self._lock = take_lock(self._directory, self._owner, wait_ms=LOCK_WAIT_MS)
                 if self._look(overwrite=overwrite):
                     self._put_aside()
                 for folder in ("log", "snapshots", "blobs"):
@@ -131,7 +130,7 @@ class LocalTarget:
         """See Target.commit. The term goes first where the place is empty (so it stays), and last where it was not."""
         assert term.epoch > self._epoch
         header = encode_snapshot_header(snapshot.data, epoch=term.epoch, next_index=snapshot.next_index)
-        name = f"{snapshot.next_index:0{INDEX_DIGITS}d}.snapshot"
+        name = snapshot_name(snapshot.next_index)
         steps = [
             (self._in("epoch"), (encode_term(term),)),
             (self._in("snapshots", name), (header, snapshot.data)),
@@ -146,23 +145,6 @@ class LocalTarget:
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
-
-    def _take_lock(self) -> None:
-        self._lock = os.open(self._in("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline_s = time.monotonic() + LOCK_WAIT_MS / 1000
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline_s:
-                    holder = os.pread(self._lock, 4096, 0).decode(errors="replace").strip()
-                    raise Locked(
-                        f"the journal in {self._directory} is open in process {holder or 'unknown'}: stop that one first"
-                    ) from error
-            time.sleep(_LOCK_RETRY_S)
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()} {self._owner}\n".encode(), 0)
 
     def _look(self, *, overwrite: bool) -> bool:
         """Return whether something has to be put aside. :raises NotEmpty: and that must not be."""

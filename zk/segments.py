@@ -1,6 +1,8 @@
-"""The log of a local journal: segment files of batches, one after the other. Reading only; `local` writes.
+"""The files of a local journal: snapshots, and the log: segments of batches, one after the other. Reading only; `local` writes.
 
-A segment is named by the index of its first record, twenty digits, and holds whole batches back to back. Only the last
+Both are named by an index, twenty digits: a segment by that of its first record, a snapshot by that of the first not in it.
+
+A segment holds whole batches back to back. Only the last
 batch of the last segment may be torn, since one batch is written and synced at a time; whatever is torn was never
 acknowledged. Anything else that does not read is damage, and damage is for an operator.
 
@@ -27,7 +29,8 @@ from stoker.zk.errors import Corrupt
 
 SEGMENT_BYTES_MAX = 16 * 1024 * 1024
 INDEX_DIGITS = 20
-_NAME = re.compile(rf"([0-9]{{{INDEX_DIGITS}}})\.log")
+_SEGMENT_NAME = re.compile(rf"([0-9]{{{INDEX_DIGITS}}})\.log")
+_SNAPSHOT_NAME = re.compile(rf"([0-9]{{{INDEX_DIGITS}}})\.snapshot")
 
 
 class Segment(NamedTuple):
@@ -44,9 +47,22 @@ def segment_name(first_index: int) -> str:
     return f"{first_index:0{INDEX_DIGITS}d}.log"
 
 
+def snapshot_name(index: int) -> str:
+    return f"{index:0{INDEX_DIGITS}d}.snapshot"
+
+
 def list_segments(directory: str) -> list[tuple[int, str]]:
     """Return (first index, path) of each segment, ascending."""
-    names = [match for name in os.listdir(directory) if (match := _NAME.fullmatch(name))]
+    return _listed(directory, _SEGMENT_NAME)
+
+
+def list_snapshots(directory: str) -> list[tuple[int, str]]:
+    """Return (index, path) of each snapshot, ascending."""
+    return _listed(directory, _SNAPSHOT_NAME)
+
+
+def _listed(directory: str, pattern: re.Pattern[str]) -> list[tuple[int, str]]:
+    names = [match for name in os.listdir(directory) if (match := pattern.fullmatch(name))]
     return sorted((int(match[1]), os.path.join(directory, match[0])) for match in names)
 
 

@@ -101,6 +101,32 @@ class Sendings:
         self._session.wait_connected()
 
 
+def write_fenced(
+    session: Session, fence: Operation, operations: Sequence[Operation], taken: Callable[[], Fenced]
+) -> None:
+    """Do all operations under `fence`, also where that has to be sent more than once. `taken`: of the fence, when it was moved.
+
+    Only for what may be found done already: the creation and deletion of nodes that nobody but this session touches.
+
+    :raises Fenced, JournalError: somebody else changes what is ours; or it was not done, perhaps.
+    """
+    is_doubtful = False
+    sendings = Sendings(session, writing(operations))
+    while True:
+        try:
+            session.transact(fence, *operations)
+            return
+        except AnswerLost as lost:
+            is_doubtful = True
+            sendings.await_next(lost)
+        except BadVersionError as error:
+            raise taken() from error
+        except (NodeExistsError, NoNodeError, NotEmptyError) as error:
+            if is_doubtful:
+                return
+            raise Fenced(f"somebody else changes {session.layout.root}: {error!r}") from error
+
+
 class Session:
     """See the module. `start`, then anything, then `close`."""
 

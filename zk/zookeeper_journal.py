@@ -20,17 +20,25 @@ import logging
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, NotEmptyError
+from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
 
 from stoker.zk.codec import SnapshotHeader, encode_batch, encode_pointer
 from stoker.zk.core import append as window
 from stoker.zk.core.leadership import Ending, Lead
 from stoker.zk.errors import Corrupt, Fenced, JournalError, TooLarge, Unavailable
 from stoker.zk.home import Batch, Snapshot
-from stoker.zk.journal import Recovered
+from stoker.zk.journal import SNAPSHOT_BYTES_MAX, Recovered
 from stoker.zk.layout import CHUNK_BYTES, INDEX_DIGITS, chunk_count, chunks, read_index
 from stoker.zk.reader import Reader
-from stoker.zk.session import LOOK_S, AnswerLost, Operation, Sendings, Session, getting, listing, writing
+from stoker.zk.session import (
+    LOOK_S,
+    AnswerLost,
+    Operation,
+    Session,
+    getting,
+    listing,
+    write_fenced,
+)
 from stoker.zk.zookeeper_blobs import ZooKeeperBlobs
 
 _log = logging.getLogger(__name__)
@@ -40,7 +48,6 @@ LOG_BATCHES_MAX = 2_000
 LOG_FULL_FACTOR = 4  # at this many times them, an append waits until a snapshot has cut the log
 LOG_WAIT_MS = 60_000  # but no longer than this
 DELETES_MAX = 500  # in one multi
-SNAPSHOT_BYTES_MAX = 2**30
 _UNSEEN_BATCH_BYTES = LOG_BYTES_MAX // LOG_BATCHES_MAX  # what a batch counts whose size we never saw
 assert CHUNK_BYTES <= 512 * 1024, "a request must be well below 1 MiB"
 
@@ -249,30 +256,16 @@ class ZooKeeperJournal:
         return window.NodeRead(data)
 
     def _write(self, *operations: Operation) -> None:
-        """Do all operations under the fence, also where that has to be sent more than once.
-
-        Only for what may be found done already: the creation and deletion of nodes that nobody but this leader touches.
-        """
-        is_doubtful = False
-        sendings = Sendings(self._session, writing(operations))
-        while True:
-            try:
-                self._session.transact(self._fence(), *operations)
-            except AnswerLost as lost:
-                is_doubtful = True
-                try:
-                    sendings.await_next(lost)
-                except JournalError as error:
-                    raise self._end(error) from lost
-                continue
-            except BadVersionError as error:
-                raise self._end(Fenced("another leader has taken the epoch")) from error
-            except (NodeExistsError, NoNodeError, NotEmptyError) as error:
-                if not is_doubtful:
-                    raise self._end(
-                        Fenced(f"somebody else changes {self._layout.root}: {error!r}")
-                    ) from error
-            return
+        """See write_fenced."""
+        try:
+            write_fenced(
+                self._session,
+                self._fence(),
+                operations,
+                taken=lambda: Fenced("another leader has taken the epoch"),
+            )
+        except (Fenced, Unavailable) as error:
+            raise self._end(error) from error
 
     def _fence(self) -> Operation:
         assert self._lead is not None

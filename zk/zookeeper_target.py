@@ -13,7 +13,7 @@ import uuid
 import zlib
 from collections.abc import Sequence
 
-from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, NotEmptyError
+from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
 
 from stoker.zk.codec import (
     BatchHeader,
@@ -30,13 +30,14 @@ from stoker.zk.codec import (
 )
 from stoker.zk.errors import Corrupt, Fenced, Incomplete, Locked, TooLarge, TooNew, Unavailable
 from stoker.zk.home import Snapshot
+from stoker.zk.journal import SNAPSHOT_BYTES_MAX
 from stoker.zk.layout import INDEX_DIGITS, chunks
 from stoker.zk.paths import ZkUrl
 from stoker.zk.prepare import prepare
 from stoker.zk.restore import Needs, NotEmpty, check_needs
-from stoker.zk.session import AnswerLost, Operation, Sendings, getting, listing, writing
+from stoker.zk.session import AnswerLost, Operation, Sendings, getting, listing, write_fenced
 from stoker.zk.zookeeper_blobs import ZooKeeperBlobs, check_total
-from stoker.zk.zookeeper_journal import DELETES_MAX, SNAPSHOT_BYTES_MAX
+from stoker.zk.zookeeper_journal import DELETES_MAX
 from stoker.zk.zookeeper_onlooker import open_session, read_members, shown
 
 MEMBERS_WAIT_MS = 15_000  # for schedulers that are on their way out, and for the sessions of dead ones
@@ -238,22 +239,9 @@ class ZooKeeperTarget:
                 raise self._taken() from error
 
     def _write(self, *operations: Operation) -> None:
-        """Do operations that may be found done already, under the fence, also where that has to be sent more than once."""
-        is_doubtful = False
-        sendings = Sendings(self._session, writing(operations))
-        while True:
-            try:
-                self._session.transact(("check", (self._layout.epoch, self._fence)), *operations)
-                return
-            except AnswerLost as lost:
-                is_doubtful = True
-                sendings.await_next(lost)
-            except BadVersionError as error:
-                raise self._taken() from error
-            except (NodeExistsError, NoNodeError, NotEmptyError) as error:
-                if is_doubtful:
-                    return
-                raise Fenced(f"somebody else changes {self._layout.root}: {error!r}") from error
+        write_fenced(
+            self._session, ("check", (self._layout.epoch, self._fence)), operations, taken=self._taken
+        )
 
     def _delete(self, paths: list[str]) -> None:
         for start in range(0, len(paths), DELETES_MAX):

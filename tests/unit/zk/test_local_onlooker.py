@@ -14,7 +14,8 @@ from stoker.zk import local
 from stoker.zk.codec import BATCH_MAGIC, Term, encode_batch, encode_term
 from stoker.zk.errors import Corrupt, TooNew, Unavailable
 from stoker.zk.local import LocalJournal
-from stoker.zk.local_onlooker import LocalOnlooker, lock_holder
+from stoker.zk.local_onlooker import LocalOnlooker
+from stoker.zk.lock import lock_holder
 from stoker.zk.onlooker import is_empty, read_state
 
 
