@@ -51,6 +51,7 @@ apt-test:             # nginx: a web server that is not ours, as an under store;
 # of those processes again, whatever the environment says. Files are in the order that tests/conftest.py gives them.
 test test-again: export PYTHONDONTWRITEBYTECODE :=
 test: install-test    ## all tests (TORCH=1: also those that need PyTorch)
+	@rm -f $(FAILED)  # what test-again tries is of this run
 	$(PYTEST) -q --doctest-modules --pyargs stoker.client stoker.executor stoker.framework stoker.mesos stoker.zk
 	$(PYTEST) -n $(RUNNERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 	@[ -n "$(TORCH)" ] || echo "left out: the PyTorch DataLoader tests (make test TORCH=1); the same readers ran under multiprocessing"
@@ -60,6 +61,8 @@ FAILED := .pytest_cache/v/cache/lastfailed
 test-again:           # after `make test` failed: a test that fails only beside others is told, and is a defect to mend
 	@failed=$$(grep -c '": true' $(FAILED) 2>/dev/null); [ "$${failed:-0}" -ge 1 ] && [ "$$failed" -le $(AGAIN_MAX) ] \
 	  || { echo "$${failed:-0} failed tests: from 1 to $(AGAIN_MAX) are tried again"; exit 1; }
+	@! grep '": true' $(FAILED) | grep -v '^ *"tests/' \
+	  || { echo "these are not in tests/: a failed doctest is not tried again, and no test ran after it"; exit 1; }
 	@echo "UNSTABLE, tried again alone:" && cat $(FAILED)
 	$(PYTEST) -q --last-failed --last-failed-no-failures none
 

@@ -103,6 +103,23 @@ class Client:
         self._session.invalidate(name)
         return self._call("POST", "/v1/datasets", {k: v for k, v in body.items() if v is not None})
 
+    def change_dataset(
+        self,
+        name: str,
+        *,
+        replicas: int | None = None,
+        policy: str | None = None,
+        priority: int | None = None,
+    ) -> dict[str, Any]:
+        """Change how a dataset is cached, and return it; what is None stays as it is.
+
+        :raises ApiError: `not_found`, `bad_request`.
+        """
+        body = {"replicas": replicas, "policy": policy, "priority": priority}
+        return self._call(
+            "PATCH", f"/v1/datasets/{quote(name)}", {k: v for k, v in body.items() if v is not None}
+        )
+
     def delete_dataset(self, name: str) -> dict[str, Any]:
         """Remove a dataset and all that is cached of it; the under store stays as it is."""
         view = self._call("DELETE", f"/v1/datasets/{quote(name)}")

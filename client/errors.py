@@ -46,7 +46,7 @@ class DatasetGone(ReadError):
 
 
 class NoExecutor(ReadError):
-    """No executor answered within the deadline: the operator looks at `stoker top`, or the program asks for fallback."""
+    """No executor answered within the deadline: the operator looks at `stoker fleet show`, or the program asks for fallback."""
 
 
 def file_changed(name: str, path: str, message: str) -> FileChanged:

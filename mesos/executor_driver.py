@@ -416,13 +416,16 @@ class ExecutorDriver:
         return is_new
 
     def _report_failed_launch(self, task: JsonObject) -> None:
-        self.sendStatusUpdate(
-            {
-                "task_id": task["task_id"],
-                "state": "TASK_FAILED",
-                "message": "the executor failed to launch it",
-            }
-        )
+        try:
+            self.sendStatusUpdate(
+                {
+                    "task_id": task["task_id"],
+                    "state": "TASK_FAILED",
+                    "message": "the executor failed to launch it",
+                }
+            )
+        except (BadCall, QueueFull) as error:
+            logger.error("nobody is told that task %s was not launched: %s", task["task_id"]["value"], error)
 
     def _on_kill(self, event: JsonObject) -> None:
         self._guard("KILL", self.executor.killTask, self, event["task_id"])
@@ -469,9 +472,17 @@ class ExecutorDriver:
         self._end_process(1)
 
     def _begin(self, name: str, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread = threading.Thread(target=self._run_thread, args=(name, target), name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def _run_thread(self, name: str, target: Callable[[], None]) -> None:
+        try:
+            target()
+        except Exception as error:  # the thread's top frame: without it nobody would hear that it has ended
+            logger.exception("the thread %r failed: the executor driver is aborted", name)
+            self.stop()
+            self._guard("error", self.executor.error, self, f"our mistake in the thread {name!r}: {error!r}")
 
     def _guard(self, what: str, call: Callable[..., None], *args: Any) -> bool:
         """Make a callback; return whether it returned."""

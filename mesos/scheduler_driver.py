@@ -11,7 +11,7 @@ master's order. It goes round like this::
         +---------+------ back-off with jitter <------+--------------------------------------+
 
 and it leaves the round only by `stop`, by an ERROR event, or by a SUBSCRIBE that the master calls malformed. Then the
-driver is aborted; for the last two `error` is called, once. What a user may rely on:
+driver is aborted; for the last two, and for a mistake of our own, `error` is called, once. What a user may rely on:
 
 - nothing but `teardown` ever sends TEARDOWN: not `stop`, not `abort`, not an exception, not a signal;
 - an exception in a callback is logged and counted, and the next event is delivered; an update whose callback raised is
@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from stoker.mesos.detector import Address, Detector, address_in_location, detector_for, parse_address
-from stoker.mesos.errors import HttpError, MesosError, StreamBroken
+from stoker.mesos.errors import HttpError, StreamBroken
 from stoker.mesos.recordio import RECORD_BYTES_MAX, decode_event
 from stoker.mesos.scheduler_calls import JsonObject, SchedulerCalls, no_stream
 from stoker.mesos.transport import (
@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 PATH = "/api/v1/scheduler"
 REDIRECTS_MAX = 5
 HEARTBEAT_INTERVAL_MS_DEFAULT = 15_000
+HEARTBEAT_INTERVAL_MS_MAX = 3_600_000  # whatever a master says: silence beyond it is a dead one's
 SHORTEST_S = 1e-9
 
 # Answers to SUBSCRIBE that will be the same tomorrow: what we send is wrong.
@@ -176,7 +177,8 @@ class SchedulerDriver(SchedulerCalls):
         self._opened: _Subscription | None = None
         self._fatal: str | None = None
         self._heartbeat_interval_ms = HEARTBEAT_INTERVAL_MS_DEFAULT
-        self._is_torn_down = False
+        self._is_not_tearing_down = threading.Event()
+        self._is_not_tearing_down.set()
         self.callback_failure_count = 0
 
     # --- what the user asks about
@@ -199,7 +201,6 @@ class SchedulerDriver(SchedulerCalls):
         with self._lock:
             self._started = True
             self._fatal = None
-            self._is_torn_down = False
             self._io_thread = threading.Thread(target=self._run, name="mesos scheduler driver", daemon=True)
             thread = self._io_thread
             self.detector = self._detector_of_start
@@ -221,6 +222,7 @@ class SchedulerDriver(SchedulerCalls):
         if detector is not None:
             detector.stop()
         self._wake.set()
+        self._is_not_tearing_down.set()
         if stream is not None:
             stream.close()
         self._caller.close_idle()
@@ -240,22 +242,23 @@ class SchedulerDriver(SchedulerCalls):
 
         :raises Disconnected, HttpError, CallFailed: as for all calls; the driver then goes on.
         """
-        self._is_torn_down = True
+        self._is_not_tearing_down.clear()
         try:
             self._call("TEARDOWN")
-        except MesosError:
-            self._is_torn_down = False
-            raise
-        self.stop()
+            self.stop()
+        finally:
+            self._is_not_tearing_down.set()
 
     def change_master(self, new_master: str | None) -> None:
         """Follow another master from now on, or wait for one: what a detector calls. Any thread.
 
         :raises ValueError: it is no HOST:PORT.
         """
-        if new_master is not None:
-            parse_address(new_master)
+        address = None if new_master is None else parse_address(new_master)
         with self._lock:
+            if self._subscription is not None and self._subscription.address == address:
+                self._new_master = self._master = new_master  # where a 307 has led us already
+                return
             is_same = new_master == self._new_master and new_master == self._master
             self._new_master = new_master
             stream = None if is_same else self._stream
@@ -306,13 +309,20 @@ class SchedulerDriver(SchedulerCalls):
     # --- following the master: the driver's thread
 
     def _run(self) -> None:
+        try:
+            self._follow_masters()
+        except Exception as error:  # the thread's top frame: without it nobody would hear that it has ended
+            logger.exception("the scheduler driver's thread failed")
+            self._abort(f"our mistake while following the Mesos master: {error!r}")
+
+    def _follow_masters(self) -> None:
         timings = self._timings
         backoff = Backoff(first_ms=timings.retry_first_ms, max_ms=timings.retry_ms_max, uniform=self._uniform)
         redirect: Address | None = None
         redirect_count = 0
         while self._started:
             self._wake.clear()
-            address = redirect or self._known_master()
+            address = self._known_master() if redirect is None or self._has_other_master() else redirect
             if not self._started:
                 return
             if address is None:
@@ -324,7 +334,7 @@ class SchedulerDriver(SchedulerCalls):
             if end.fatal:
                 self._abort(end.reason)
                 return
-            if not self._started or self._is_torn_down:
+            if not self._started:
                 return
             redirect = end.redirect if redirect_count < REDIRECTS_MAX else None
             if redirect is not None:
@@ -339,6 +349,10 @@ class SchedulerDriver(SchedulerCalls):
             self._on_trouble(end.reason)
             self._wake.wait(delay_ms / 1000)
 
+    def _has_other_master(self) -> bool:
+        """Return whether another master was told since the last look at which one it is."""
+        return self._new_master != self._master
+
     def _known_master(self) -> Address | None:
         with self._lock:
             self._master = self._new_master
@@ -350,6 +364,8 @@ class SchedulerDriver(SchedulerCalls):
         with self._lock:
             if not self._started:
                 return _End("stopped")
+            if self._has_other_master():  # told when there was no stream yet to close
+                return _End("another master leads now")
             self._stream = stream
         try:
             answer = self._subscribe(stream)
@@ -371,7 +387,9 @@ class SchedulerDriver(SchedulerCalls):
             stream.release()
         if self._fatal is not None:
             return _End(self._fatal, fatal=True)
-        if was_subscribed and self._started and not self._is_torn_down:
+        # A master ends the stream before it answers a TEARDOWN: only the answer says whether to go on.
+        self._is_not_tearing_down.wait()
+        if was_subscribed and self._started:
             self._guard("disconnected", self.sched.disconnected, self)
         return end
 
@@ -458,7 +476,9 @@ class SchedulerDriver(SchedulerCalls):
         assert opened is not None, "SUBSCRIBED without a stream"
         interval_s = info.get("heartbeat_interval_seconds")
         self._heartbeat_interval_ms = (
-            HEARTBEAT_INTERVAL_MS_DEFAULT if not interval_s else max(1, round(interval_s * 1000))
+            max(1, round(min(interval_s * 1000, HEARTBEAT_INTERVAL_MS_MAX)))
+            if interval_s
+            else HEARTBEAT_INTERVAL_MS_DEFAULT
         )
         with self._lock:
             if not self._started:

@@ -3,8 +3,9 @@
 Each master keeps an ephemeral node `json.info_<10 digits>` under one path, with its MasterInfo as JSON; the one with the
 smallest number leads. Other children (`log_replicas`) say nothing about it.
 
-Rule: what is not known changes nothing. While ZooKeeper cannot be asked, the master told last stays the master, since its
-stream is the better witness; only an answer without any master says that nobody leads. Reads only, and never writes.
+Rule: what is not known changes nothing. While ZooKeeper cannot be asked, or the leader's node cannot be understood, the master
+told last stays the master, since its stream is the better witness; only an answer without any master says that nobody leads.
+Reads only, and never writes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ INFO_BYTES_MAX = 1024 * 1024
 _INFO = re.compile(r"json\.info_([0-9]{10})")
 
 logger = logging.getLogger(__name__)
+
+
+class _Unreadable(Exception):
+    """The leading master's node does not say where it is; the text says what is wrong with it."""
 
 
 def leading_node(children: Iterable[str]) -> str | None:
@@ -118,7 +123,12 @@ class ZooKeeperDetector:
     def _watch(self, client: KazooClient, change_master: Callable[[str | None], None]) -> None:
         while not self._is_stopped.is_set():
             self._look.clear()
-            found = _ask(client, self._place.path, by_name=self._by_name, watch=self._changed)
+            try:
+                found = _ask(client, self._place.path, by_name=self._by_name, watch=self._changed)
+            except _Unreadable as error:
+                self._say(str(error))
+                self._look.wait(LOOK_INTERVAL_MS / 1000)
+                continue
             if self._is_stopped.is_set():
                 return
             if found is None:
@@ -154,6 +164,8 @@ def find_master(place: ZkUrl, *, by_name: bool = False, gevent: bool | None = No
         found = _ask(client, place.path, by_name=by_name, watch=None)
     except (KazooException, client.handler.timeout_exception) as error:
         raise CallFailed(f"ZooKeeper at {_servers(place)} cannot be asked: {_reason(error)}") from error
+    except _Unreadable as error:
+        raise CallFailed(str(error)) from error
     finally:
         _end(client)
     if found is None:
@@ -170,7 +182,10 @@ def is_patched() -> bool:
 def _ask(
     client: KazooClient, path: str, *, by_name: bool, watch: Callable[[Any], None] | None
 ) -> Address | None:
-    """Return the leading master; None: there is none. `watch` is called once when that may have changed."""
+    """Return the leading master; None: there is none. `watch` is called once when that may have changed.
+
+    :raises _Unreadable: somebody leads, and does not say where.
+    """
     timeout_s = ANSWER_TIMEOUT_MS / 1000
     while True:
         try:
@@ -188,8 +203,9 @@ def _ask(
         except NoNodeError:
             continue  # its master went in between
         except ValueError as error:
-            logger.warning("the node %s/%s is passed over: %s", path, node, error)
-            return None
+            raise _Unreadable(
+                f"ZooKeeper's node {path}/{node} of the leading Mesos master: {error}"
+            ) from error
 
 
 def _client(place: ZkUrl, *, gevent: bool) -> KazooClient:

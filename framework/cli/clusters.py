@@ -81,7 +81,7 @@ def require_cluster_extra() -> None:
 @click.option(
     "--new-cluster",
     is_flag=True,
-    help="begin a new cluster on an empty journal even if Mesos knows a framework of our name and role",
+    help="begin a new cluster on an empty journal even if Mesos knows a framework of our name",
 )
 @click.option(
     "--new-master",
@@ -291,7 +291,6 @@ def mesos(
 
         click.echo(usage(agents=LOCAL_AGENTS, cpus=MESOS_CPUS, mem=MESOS_MEM))
         return
-    work_dir = work_dir or tempfile.mkdtemp(prefix="stoker-mesos-")
     command = [
         sys.executable,
         "-m",
@@ -303,7 +302,8 @@ def mesos(
         "--agents",
         str(agents),
     ]
-    _become([*command, "--cpus", str(cpus), "--mem", str(mem_bytes), "--work-dir", work_dir, *more])
+    place = ["--work-dir", work_dir] if work_dir else []  # without one it makes and removes its own
+    _become([*command, "--cpus", str(cpus), "--mem", str(mem_bytes), *place, *more])
 
 
 def _become(command: list[str]) -> None:

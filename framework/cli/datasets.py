@@ -1,4 +1,4 @@
-"""`stoker dataset`: add, ls, show, refresh, rm."""
+"""`stoker dataset`: add, ls, show, set, refresh, rm."""
 
 from __future__ import annotations
 
@@ -167,6 +167,31 @@ def _show(output: Output, view: dict[str, Any]) -> None:
     output.table("", _COLUMNS, [_row(view)])
     if view["error"]:
         output.say(f"error: {view['error']}")
+
+
+@dataset.command("set")
+@api_command
+@click.argument("name")
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, _LIMITS.replicas_max),
+    help="copies of each block, in different slots",
+)
+@click.option(
+    "--policy",
+    type=click.Choice([str(policy) for policy in Policy]),
+    help="what may be evicted for its misses",
+)
+@click.option(
+    "--priority",
+    type=click.IntRange(-_LIMITS.priority_max, _LIMITS.priority_max),
+    help="higher comes first",
+)
+def change(client: Client, output: Output, *, name: str, **fields: Any) -> None:
+    """Change how a dataset is cached; what is not named stays as it is."""
+    if all(value is None for value in fields.values()):
+        raise click.UsageError("nothing to change: pass --replicas, --policy or --priority")
+    _show(output, client.change_dataset(name, **fields))
 
 
 @dataset.command("refresh")

@@ -20,6 +20,7 @@ import gevent
 from gevent import socket
 
 from stoker.mesos.embedded.config import Config
+from stoker.mesos.embedded.core.resources import Resources
 from stoker.mesos.embedded.core.values import AgentSpec
 from stoker.mesos.embedded.http import Handler, Server, listen, listen_steadily
 
@@ -109,12 +110,12 @@ class AgentSeat:
         if self._server is not None:
             self._server.thaw()
 
-    def change_resources(self, text: str) -> None:
-        """Offer something else from the next start on: what `text` names, and all else as configured.
+    def changed_resources(self, text: str) -> Resources:
+        """Return what it would offer instead: what `text` names, and all else as configured.
 
         :raises ResourceError: it is no list of resources.
         """
-        self.resources = self._config.agent_resources(self._index, text)
+        return self._config.agent_resources(self._index, text)
 
     def name(self, agent_id: str) -> None:
         """Keep the id that a master gave."""

@@ -17,6 +17,8 @@ from stoker.mesos.embedded.config import ConfigError, parse_attributes
 from stoker.mesos.embedded.core.calls import Answer, Refused
 from stoker.mesos.embedded.core.cluster import Refusal, Stop
 from stoker.mesos.embedded.core.codec import Message
+from stoker.mesos.embedded.core.containers import Life
+from stoker.mesos.embedded.core.messages import SCHEMA
 from stoker.mesos.embedded.core.recovery import AgentCheckpoint
 from stoker.mesos.embedded.core.reservations import ResourceError
 from stoker.mesos.embedded.masters import MasterSeat, Role
@@ -31,6 +33,13 @@ DROPS_MAX = 1_000_000
 FETCH_DELAY_S_MAX = 3_600.0
 
 _ATTRIBUTES = "attributes="
+
+# What may get lost: a scheduler's calls but for its first, what masters tell schedulers, what agents tell executors.
+_CALLS = SCHEMA.enums["SchedulerCallType"] - {"SUBSCRIBE"}
+_EVENTS = frozenset(
+    "SUBSCRIBED OFFERS INVERSE_OFFERS RESCIND RESCIND_INVERSE_OFFER UPDATE UPDATE_OPERATION_STATUS MESSAGE FAILURE ERROR "
+    "HEARTBEAT ACKNOWLEDGED LAUNCH LAUNCH_GROUP KILL SHUTDOWN".split()
+)
 _ARGUMENTS = {  # docs/mesos.rst says what they mean
     "agent-stop": "N [kill|freeze|usr1|never-started]",
     "agent-start": "N [reset|rebooted|additive|equal|attributes=NAME:VALUE;...|NAME:AMOUNT;...]...",
@@ -131,13 +140,17 @@ class Faults:
         mesos = self._mesos
         number = self._number(text, len(mesos.agents))
         seat = mesos.agents[number - 1]
+        resources = seat.resources
         words = set(more) & {"reset", "rebooted", "additive", "equal"}
         attributes: tuple[Message, ...] | None = None
         for word in [word for word in more if word not in words]:
             if word.startswith(_ATTRIBUTES):
                 attributes = parse_attributes(word.removeprefix(_ATTRIBUTES))
             else:
-                seat.change_resources(word)
+                resources = seat.changed_resources(word)
+        life = mesos.cluster.agent(number).life
+        if more and life is not Life.DOWN:  # before anything is emptied
+            raise Refusal(f"agent {number} is {life.value}: only one that has ended starts as another")
         if "reset" in words:
             seat.wipe()
         kept = seat.read_checkpoint()
@@ -148,11 +161,12 @@ class Faults:
                 kept=None if kept is None else AgentCheckpoint.from_message(kept),
                 is_wiped="reset" in words,
                 is_rebooted="rebooted" in words,
-                resources=seat.resources,
+                resources=resources,
                 attributes=attributes,
                 policy=next((word for word in ("additive", "equal") if word in words), None),
             )
         )
+        seat.resources = resources
         seat.thaw()
         if not seat.is_up:
             seat.open(mesos.agent_handler(number))
@@ -224,6 +238,10 @@ class Faults:
 
     def _drop_next(self, kind: str, count: str = "1") -> None:
         """Let the next events or calls of a type get lost: UPDATE, FAILURE, REVIVE, KILL ..."""
+        if kind not in _CALLS | _EVENTS:
+            raise ValueError(
+                f"no event or call is a {kind!r}: there are {', '.join(sorted(_CALLS | _EVENTS))}"
+            )
         self._drops[kind] += self._number(count, DROPS_MAX)
 
     def _slow_fetch(self, seconds: str) -> None:

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 HEAD_BYTES_MAX = 64 * 1024
 BODY_BYTES_MAX = 64 * 1024 * 1024
 RECORDS_MAX = 10_000  # that wait for a slow reader of one stream, before it is cut off
+RECORDS_BYTES_MAX = (
+    64 * 1024 * 1024
+)  # of those; one record may be larger where no other waits (14 MB are 10,000 offers)
 CONNECTIONS_MAX = 1000
 REQUEST_SECONDS_MAX = 60  # from its first byte to its last
 
@@ -61,14 +64,26 @@ class Stream:
     on_broken: Callable[[int], None]
     records: queue.Queue[bytes | None] = field(default_factory=lambda: queue.Queue(RECORDS_MAX))
     broken: Event = field(default_factory=Event)
+    waiting_bytes: int = 0
 
     def send(self, record: bytes) -> None:
         """Queue one record; a reader that is too slow is cut off."""
+        if self.waiting_bytes and self.waiting_bytes + len(record) > RECORDS_BYTES_MAX:
+            logger.warning("stream=%d reader is %d bytes behind: cut off", self.number, self.waiting_bytes)
+            self.broken.set()
+            return
         try:
             self.records.put_nowait(record)
+            self.waiting_bytes += len(record)
         except queue.Full:
             logger.warning("stream=%d reader is %d records behind: cut off", self.number, RECORDS_MAX)
             self.broken.set()
+
+    def take(self) -> bytes | None:
+        """Wait for the next record and return it; None: the stream ends here."""
+        record: bytes | None = self.records.get()
+        self.waiting_bytes -= len(record or b"")
+        return record
 
     def finish(self) -> None:
         """End the stream properly after what is queued."""
@@ -236,7 +251,7 @@ class _Connection:
     def _write_records(self, stream: Stream, running: Event) -> None:
         try:
             self._sock.sendall(_head(200, [("Transfer-Encoding", "chunked"), *stream.headers]))
-            while (record := stream.records.get()) is not None:
+            while (record := stream.take()) is not None:
                 running.wait()
                 if record == _ABORT:
                     return

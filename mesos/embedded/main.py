@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from stoker.mesos.embedded.config import Config, ConfigError, parse_ports, parse
 from stoker.mesos.embedded.core.values import Settings
 from stoker.mesos.embedded.server import EmbeddedMesos
 from stoker.zk.paths import ZkUrl, parse_zk_url
+
+SECONDS_MAX = 1e9  # of any option: 30 years
 
 _TIMINGS = {
     "allocation-interval": ("allocation_interval_ms", "between two rounds of offers"),
@@ -91,7 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=given.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     try:
-        return run(_config(given))
+        config = _config(given)
+        if given.work_dir:
+            return run(config)
+        with tempfile.TemporaryDirectory(prefix="stoker-mesos-", ignore_cleanup_errors=True) as made:
+            return run(replace(config, work_dir=Path(made)))
     except (ConfigError, CredentialError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -118,7 +126,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def _config(given: argparse.Namespace) -> Config:
     return Config(
-        work_dir=Path(given.work_dir or tempfile.mkdtemp(prefix="stoker-mesos-")),
+        work_dir=Path(given.work_dir or ""),
         host=given.host,
         port=given.port,
         agents=given.agents,
@@ -131,7 +139,7 @@ def _config(given: argparse.Namespace) -> Config:
         settings=_settings(given),
         masters=given.masters,
         zk=_place(given.zk) if given.zk else None,
-        zk_session_timeout_ms=round(given.zk_session_timeout * 1000),
+        zk_session_timeout_ms=_milliseconds("zk-session-timeout", given.zk_session_timeout),
         credentials=tuple(parse_credential(text) for text in given.authenticate),
         domains=tuple(given.domain),
         keeps_registry=given.master_registry == "replicated_log",
@@ -180,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--work-dir",
         metavar="DIR",
-        help="sandboxes, volumes, and what a restart needs (a temporary one if not given)",
+        help="sandboxes, volumes, and what a restart needs (a temporary one, gone at the end, if not given)",
     )
     add("--fetcher-cache-size", default="2GiB", metavar="SIZE", help="of each agent")
 
@@ -263,7 +271,7 @@ def _add_list(add: Any, name: str, metavar: str, text: str) -> None:
 def _settings(given: argparse.Namespace) -> Settings:
     values: dict[str, Any] = {}
     for name, (field, _) in _TIMINGS.items():
-        values[field] = round(getattr(given, name.replace("-", "_")) * 1000)
+        values[field] = _milliseconds(name, getattr(given, name.replace("-", "_")))
         if values[field] <= 0 and name in _POSITIVE:
             raise ConfigError(f"--{name} must be at least 0.001 seconds")
         if values[field] < 0:
@@ -272,7 +280,7 @@ def _settings(given: argparse.Namespace) -> Settings:
         raise ConfigError("--update-retry must not be more than --update-retry-max")
     if values["executor_reregistration_timeout_ms"] > 15_000:
         raise ConfigError("--executor-reregistration-timeout must not be more than 15 seconds")
-    if given.offer_timeout is not None and not 0.001 <= given.offer_timeout <= 1e9:
+    if given.offer_timeout is not None and _milliseconds("offer-timeout", given.offer_timeout) <= 0:
         raise ConfigError("--offer-timeout must be at least 0.001 seconds")
     if given.max_agent_ping_timeouts < 1:
         raise ConfigError("--max-agent-ping-timeouts must be at least 1")
@@ -282,6 +290,12 @@ def _settings(given: argparse.Namespace) -> Settings:
         offer_timeout_ms=None if given.offer_timeout is None else round(given.offer_timeout * 1000),
         reconfiguration_policy=given.reconfiguration_policy,
     )
+
+
+def _milliseconds(name: str, seconds: float) -> int:
+    if not math.isfinite(seconds) or abs(seconds) > SECONDS_MAX:
+        raise ConfigError(f"--{name} is {seconds:g}: write a number of seconds, {SECONDS_MAX:g} at most")
+    return round(seconds * 1000)
 
 
 def _place(url: str) -> ZkUrl:

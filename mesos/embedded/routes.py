@@ -36,6 +36,15 @@ FAULTS_PATH = "/stoker/faults"
 
 _JSON = ("Content-Type", "application/json")
 _NOT_FOUND = Answer(404, "404 Not Found.")
+# What a real one answers there, and this one has not.
+_NOT_AT_MASTERS = frozenset(
+    "/create-volumes /destroy-volumes /reserve /unreserve /quota /weights /machine/down /machine/up /maintenance/schedule "
+    "/maintenance/status /files/browse /files/read /files/download /files/debug /logging/toggle /system/stats.json".split()
+)
+_NOT_AT_AGENTS = frozenset(
+    "/flags /containers /containerizer/debug /monitor/statistics /metrics/snapshot /files/browse /files/read "
+    "/files/download /files/debug /logging/toggle /system/stats.json".split()
+)
 _VIEWS: dict[str, Callable[[Master, int], Message]] = {
     "/state": lambda master, now_ms: view.state(master),
     "/state-summary": lambda master, now_ms: pages.state_summary(master),
@@ -74,7 +83,9 @@ class Routes:
                 return Answer(200)
             if path == "/state":
                 return json_answer(pages.agent_state(agent, self._mesos.cluster.master))
-            return json_answer({"version": VERSION}) if path == "/version" else _NOT_FOUND
+            if path == "/version":
+                return json_answer({"version": VERSION})
+            return _absent(path, _NOT_AT_AGENTS)
         except Refused as refusal:
             return refusal.answer
 
@@ -115,7 +126,7 @@ class Routes:
             return json_answer({"flags": self._flags()})
         show = _VIEWS.get(path)
         if show is None:
-            return _NOT_FOUND
+            return _absent(path, _NOT_AT_MASTERS)
         seat.require_leading(path)
         return self._mesos.ask(lambda now_ms: json_answer(show(self._mesos.cluster.master, now_ms)))
 
@@ -186,3 +197,7 @@ class Routes:
             hosts = ",".join(f"{host}:{port}" for host, port in config.zk.hosts)
             flags["zk"] = f"zk://{hosts}{config.zk.path}"
         return flags
+
+
+def _absent(path: str, not_ours: frozenset[str]) -> Answer:
+    return Answer(501, f"The embedded Mesos does not have {path}") if path in not_ours else _NOT_FOUND

@@ -68,6 +68,11 @@ def test_a_dataset_from_add_to_rm(cluster: Local, files: pathlib.Path) -> None:
         == shown["id"]
     )
 
+    changed = cluster.run_json("dataset", "set", "d", "--replicas", "1", "--priority", "-5")
+    assert (changed["replicas"], changed["priority"], changed["policy"]) == (1, -5, "lru")
+    nothing = cluster.run("dataset", "set", "d")
+    assert nothing.returncode == 2 and "pass --replicas, --policy or --priority" in nothing.stderr
+
     (files / "new.bin").write_bytes(b"new")
     try:
         refreshed = cluster.run_json("dataset", "refresh", "d")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import pytest
 
 from support.embedded import EmbeddedProcess
 from support.ports import refusing_port
-from support.waiting import wait_until
+from support.waiting import DEADLINE_S, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -50,3 +54,47 @@ def test_several_masters_say_their_addresses_and_once_that_zookeeper_is_away(tmp
             says = f"ZooKeeper at 127.0.0.1:{port} cannot be reached"
             wait_until(lambda: mesos.log.read_text().count(says) == 2, "both masters to say it")
         assert mesos.log.read_text().count(says) == 2 and "kazoo" not in mesos.log.read_text()
+
+
+MODULE = (sys.executable, "-m", "stoker.mesos.embedded")
+COMMAND = (sys.executable, "-c", "import stoker.framework.cli.main as m; m.main()", "mesos", "--agents", "1")
+
+
+@pytest.mark.parametrize("command", [MODULE, COMMAND], ids=["module", "command"])
+def test_a_work_directory_that_nobody_named_is_gone_at_the_end(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None and process.stdout.readline().startswith("listening on ")
+        assert len(list(tmp_path.glob("stoker-mesos-*"))) == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 0
+    finally:
+        process.kill()
+        process.wait(DEADLINE_S)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--allocation-interval", "nan"), "--allocation-interval is nan: write a number of seconds"),
+        (("--heartbeat-interval", "inf"), "--heartbeat-interval is inf"),
+        (("--heartbeat-interval", "1e300"), "--heartbeat-interval is 1e+300"),
+        (("--offer-timeout", "nan"), "--offer-timeout is nan"),
+        (("--zk-session-timeout", "inf"), "--zk-session-timeout is inf"),
+        (("--cpus", "nan"), "cpus is nan"),
+    ],
+)
+@pytest.mark.parametrize("command", [MODULE, COMMAND], ids=["module", "command"])
+def test_a_wrong_option_is_said_and_leaves_nothing_behind(
+    tmp_path: Path, command: tuple[str, ...], words: tuple[str, ...], says: str
+) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [*command, *words], capture_output=True, text=True, env=environment, timeout=DEADLINE_S
+    )
+    assert done.returncode == 2 and f"error: {says}" in done.stderr, done
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []

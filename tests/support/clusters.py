@@ -197,7 +197,7 @@ class ScriptedScheduler:
             def do_GET(self) -> None:
                 scheduler._answer(self)
 
-            do_POST = do_PUT = do_DELETE = do_GET
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True

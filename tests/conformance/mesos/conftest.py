@@ -30,7 +30,7 @@ They share a ZooKeeper, as do their agents. A scenario that needs more masters t
 Hooks for another master: executables DIR/agent-stop N HOW (kill, freeze, usr1, never-started: as if it had not been there yet), DIR/agent-start N, DIR/master-kill, DIR/zookeeper-kill, ...; exit
 code 0 means done. MESOS_MASTER is in their environment. DIR/prepare, if there, gets a scenario's needs as JSON on its
 standard input ({"scenario", "agents": [{"cpus", "mem_mib", "disk_mib", "ports", "attributes"}], "options": {FLAG: VALUE}}); without
-it the master needs the flags of the recordings (their README: agent_ping_timeout 1 s) and scenarios that need others are skipped.
+it the master needs the flags of the recordings (README.md beside them: agent_ping_timeout 1 s) and scenarios that need others are skipped.
 Rows whose hook is missing are skipped and listed. Surplus agents are let lie; those in use may have more resources than recorded.
 
 A row is what stands between two notes of the recorder, or one call with a remark (`why`). The report lists them all.

@@ -149,6 +149,8 @@ def test_words_get_lost_on_order(tmp_path: Path) -> None:
         (("agent-stop",), 400, "agent-stop: write agent-stop N"),
         (("agent-start", "1"), 409, "agent 1 is up"),
         (("agent-start", "1", "cpus:many"), 400, "agent-start 1 cpus:many"),
+        (("drop-next", "NOSUCH"), 400, "no event or call is a 'NOSUCH': there are ACCEPT, ACCEPT_INVERSE"),
+        (("drop-next", "SUBSCRIBE"), 400, "no event or call is a 'SUBSCRIBE'"),
     ],
 )
 def test_an_order_that_cannot_be_done_says_what_can(
@@ -157,6 +159,25 @@ def test_an_order_that_cannot_be_done_says_what_can(
     with EmbeddedProcess(tmp_path / "work", *QUICK) as mesos:
         reply = mesos.fault(*order)
         assert reply.status == status and text in reply.text
+
+
+@pytest.mark.parametrize("life", ["up", "frozen"])
+def test_a_refused_order_has_changed_nothing(tmp_path: Path, life: str) -> None:
+    with EmbeddedProcess(tmp_path / "work", *QUICK) as mesos:
+        if life == "frozen":
+            assert mesos.fault("agent-stop", "1", "freeze").status == 200
+        volume = tmp_path / "work" / "agent1" / "volumes" / "roles" / "cache" / "v1" / "kept"
+        volume.parent.mkdir(parents=True)
+        volume.write_text("data")
+        for word in ("reset", "cpus:1"):
+            refused = mesos.fault("agent-start", "1", word)
+            assert refused.status == 409 and f"agent 1 is {life}: only one that has ended" in refused.text
+        assert volume.read_text() == "data"
+        assert mesos.fault("agent-stop", "1", "kill").status == 200
+        wait_until(lambda: mesos.fault("agent-start", "1").status == 200, "its end, and its start")
+        offered = Scheduler(mesos.address).wait_offers()[0]["resources"]
+        assert {r["name"]: r.get("scalar", {}).get("value") for r in offered}["cpus"] != 1
+        assert volume.read_text() == "data"
 
 
 # Who calls: 18.

@@ -56,6 +56,36 @@ def shape(value: Any) -> Any:
     return type(value).__name__
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/quota", 501),
+        ("/weights", 501),
+        ("/master/reserve", 501),
+        ("/maintenance/schedule", 501),
+        ("/machine/down", 501),
+        ("/files/browse", 501),
+        ("/nope", 404),
+        ("/quota/more", 404),
+    ],
+)
+def test_what_a_real_master_has_and_this_one_has_not_is_said(
+    mesos: EmbeddedProcess, path: str, status: int
+) -> None:
+    reply = mesos.request("GET", path)
+    assert reply.status == status
+    assert status == 404 or reply.text == f"The embedded Mesos does not have {path.removeprefix('/master')}"
+
+
+def test_what_a_real_agent_has_and_this_one_has_not_is_said(mesos: EmbeddedProcess) -> None:
+    (agent,) = json.loads(mesos.request("GET", "/slaves").text)["slaves"]
+    address = agent["pid"].rpartition("@")[2]
+    for path in ("/flags", "/containers", "/monitor/statistics", "/slave(1)/containers", "/files/browse"):
+        assert request(address, "GET", path, b"", {}).status == 501, path
+    for path in ("/nope", "/quota"):
+        assert request(address, "GET", path, b"", {}).status == 404, path
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_operator_gets_an_answer_of_the_recorded_shape(
     kind: str, mesos: EmbeddedProcess, scheduler: Scheduler

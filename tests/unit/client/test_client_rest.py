@@ -44,6 +44,15 @@ def test_repeats_with_the_same_key_until_a_leader_answers(cluster: Cluster, code
     assert len(cluster.scheduler.bodies) == 3 and len(keys) == 1
 
 
+def test_a_dataset_is_changed_in_what_is_named_only(cluster: Cluster) -> None:
+    cluster.scheduler.answers = [
+        (503, {}, error("outcome_unknown")),
+        (200, {}, {"name": "ds", "replicas": 2}),
+    ]
+    assert Client(cluster.url).change_dataset("ds", replicas=2, priority=0) == {"name": "ds", "replicas": 2}
+    assert [body for _, body in cluster.scheduler.bodies] == [{"replicas": 2, "priority": 0}] * 2
+
+
 def test_gives_up_after_its_patience(cluster: Cluster) -> None:
     cluster.scheduler.answers = [(503, {}, error("not_leading"))] * 50
     with pytest.raises(ApiError) as caught:

@@ -171,15 +171,30 @@ def test_the_other_side_closing_a_stream_is_noticed(address: Address, echo: Echo
             gevent.sleep(0.001)
 
 
-def test_a_reader_that_is_too_slow_is_cut_off(address: Address, echo: Echo) -> None:
+@pytest.mark.parametrize("size", [1_000, 65_536, 10_000_000])
+def test_a_reader_that_is_too_slow_is_cut_off(address: Address, echo: Echo, size: int) -> None:
+    """However large the records are: what waits for it is in our memory."""
     sock, stream = open_stream(address, echo)
+    record = b"x" * size
     with gevent.Timeout(DEADLINE_S):
         while not echo.broken:
-            stream.send(b"x" * 65536)
-            if stream.records.qsize() > 100:
-                gevent.sleep(0)
+            for _ in range(1_000):
+                if not stream.broken.is_set():
+                    stream.send(record)
+            gevent.sleep(0)
     assert stream.records.qsize() <= server_module.RECORDS_MAX
+    assert stream.waiting_bytes <= server_module.RECORDS_BYTES_MAX
     sock.close()
+
+
+def test_one_record_may_be_larger_than_what_may_wait(address: Address, echo: Echo) -> None:
+    sock, stream = open_stream(address, echo)
+    size = server_module.RECORDS_BYTES_MAX + 1
+    stream.send(b"x" * size)
+    stream.finish()
+    with gevent.Timeout(DEADLINE_S):
+        assert sum(data.count(b"x") for data in iter(lambda: sock.recv(1 << 20), b"")) == size
+    assert stream.waiting_bytes == 0
 
 
 def test_listens_only_where_no_task_may() -> None:

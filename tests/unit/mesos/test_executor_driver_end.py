@@ -11,10 +11,11 @@ import time
 
 import pytest
 
-from stoker.mesos.executor_driver import ExecutorDriver
+from stoker.mesos.executor_driver import UPDATES_MAX, ExecutorDriver
 from support.executor_drivers import (
     ENVIRONMENT,
     FLUSH_MS,
+    OTHER,
     TASK,
     acknowledge,
     driving,
@@ -255,3 +256,33 @@ def test_an_overdue_shutdown_ends_only_its_own_process(agent: FakeMesos, is_patc
     finally:
         child.kill()
         child.communicate()
+
+
+# --- threads that fail
+
+
+def test_a_launch_that_fails_while_no_update_has_room_does_not_end_the_driver(
+    agent: FakeMesos, recorder: Recorder
+) -> None:
+    recorder.on("launchTask", lambda driver, task: 1 / 0)
+    with driving(agent, recorder) as driver:
+        stream = subscribe(agent, recorder)
+        for _ in range(UPDATES_MAX):
+            driver.sendStatusUpdate(status("TASK_RUNNING"))
+        launch(stream, OTHER)
+        stream.send({"type": "KILL", "kill": {"task_id": OTHER["task_id"]}})
+        recorder.wait("killTask")
+        assert driver.connected and not driver.aborted
+    assert "error" not in recorder.names()
+
+
+def test_what_fails_in_a_thread_of_the_driver_is_told(agent: FakeMesos, recorder: Recorder) -> None:
+    def uniform(low: float, high: float) -> float:
+        raise RuntimeError("no chance today")
+
+    with driving(agent, recorder, uniform=uniform) as driver:
+        subscribe(agent, recorder).cut()
+        (message,) = recorder.wait("error")
+        assert "no chance today" in message
+        driver.join()
+        assert driver.aborted

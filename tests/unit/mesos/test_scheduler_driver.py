@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from stoker.mesos.errors import Disconnected, HttpError
+from stoker.mesos.errors import CallFailed, Disconnected, HttpError
 from stoker.mesos.recordio import encode_record
-from support.drivers import FRAMEWORK, UUID, driving, subscribe, update
-from support.fake_mesos import FakeMesos, Recorder, Reply, Stream, in_pieces, subscribed
-from support.waiting import DEADLINE_S
+from stoker.mesos.scheduler_driver import Timings
+from support.drivers import FRAMEWORK, LONG_MS, UUID, assert_ends, driving, subscribe, update
+from support.fake_mesos import FakeMesos, Hold, Recorder, Reply, Stream, in_pieces, subscribed
+from support.waiting import DEADLINE_S, wait_until
 
 # --- SUBSCRIBE
 
@@ -205,6 +207,44 @@ def test_teardown_is_sent_only_when_asked_for_by_name(master: FakeMesos, recorde
         driver.join()
     assert [call.type for call in master.calls] == ["SUBSCRIBE", "TEARDOWN", "TEARDOWN"]
     assert master.calls[-1].body == {"type": "TEARDOWN", "framework_id": {"value": "F1"}}
+    assert recorder.names() == ["registered"]
+
+
+def test_a_teardown_whose_answer_is_lost_leaves_a_driver_that_goes_on(
+    master: FakeMesos, recorder: Recorder
+) -> None:
+    """The master ends the stream first, then dies, or its answer is lost: was it done? Only the next SUBSCRIBE says."""
+    with driving(master, recorder) as driver:
+        stream = subscribe(master, recorder)
+
+        def end_the_stream_first() -> None:
+            stream.end()
+            wait_until(lambda: not driver.connected, "the driver notices")
+            time.sleep(0.1)  # for a driver that ends by it
+
+        master.replies["TEARDOWN"] = Reply(0, before=end_the_stream_first)
+        with pytest.raises(CallFailed):
+            driver.teardown()
+        assert not driver.aborted
+        second = master.wait_stream(2)
+        recorder.wait("disconnected")
+        second.send({"type": "ERROR", "error": {"message": "Framework has been removed"}})
+        assert recorder.wait("error") == ("Framework has been removed",)
+
+
+def test_stop_ends_a_driver_that_waits_for_a_teardowns_answer(master: FakeMesos, recorder: Recorder) -> None:
+    with Hold() as hold, driving(master, recorder, timings=Timings(call_timeout_ms=LONG_MS)) as driver:
+        stream = subscribe(master, recorder)
+        master.replies["TEARDOWN"] = Reply(202, before=hold)
+        caller = threading.Thread(target=driver.teardown)
+        caller.start()
+        master.wait_calls("TEARDOWN")
+        stream.end()
+        wait_until(lambda: not driver.connected, "the driver notices")
+        assert_ends(driver)
+        hold.release()
+        caller.join(DEADLINE_S)
+        assert not caller.is_alive()
     assert recorder.names() == ["registered"]
 
 

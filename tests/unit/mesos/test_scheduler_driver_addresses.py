@@ -30,6 +30,24 @@ def test_a_redirect_without_scheme_is_followed_at_once_in_one_hop(
     assert recorder.names() == ["registered"], "a redirect is no `disconnected`"
 
 
+def test_a_detector_that_names_the_master_that_a_redirect_led_to_changes_nothing(
+    master: FakeMesos, recorder: Recorder
+) -> None:
+    """ZooKeeper says it a moment later than the old master; the stream is good already."""
+    with FakeMesos() as standby:
+        standby.answer_all_subscribes(Reply(307, headers=(("Location", f"//{master.address}/x"),)))
+        with driving(standby, recorder) as driver:
+            stream = subscribe(master, recorder)
+            driver.change_master(master.address)
+            assert driver.connected and driver.master == master.address
+            stream.send({"type": "HEARTBEAT"})
+            recorder.wait("processHeartBeat")
+            driver.change_master(standby.address)  # and from there on it is left as any other
+            recorder.wait("disconnected")
+            subscribe(master, recorder, count=2)
+    assert len(standby.calls) == 2
+
+
 def test_a_redirect_to_the_dead_goes_back_to_the_known_master_after_a_pause(
     master: FakeMesos, recorder: Recorder
 ) -> None:

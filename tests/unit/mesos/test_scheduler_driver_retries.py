@@ -10,10 +10,11 @@ import time
 
 import pytest
 
+from stoker.mesos.detector import Address
 from stoker.mesos.recordio import encode_record
-from stoker.mesos.scheduler_driver import Timings
+from stoker.mesos.scheduler_driver import SchedulerDriver, Timings, _End
 from stoker.mesos.transport import Backoff
-from support.drivers import LONG_MS, assert_ends, driving, subscribe
+from support.drivers import FRAMEWORK, LONG_MS, assert_ends, driving, subscribe
 from support.fake_mesos import HANG_UP, FakeMesos, Hold, Recorder, Reply, subscribed
 from support.ports import refusing_port
 from support.waiting import DEADLINE_S, wait_until
@@ -275,6 +276,56 @@ def test_a_new_master_ends_the_old_stream_and_no_master_waits(master: FakeMesos,
         other.wait_stream().send(subscribed(id="M2"))
         assert recorder.wait("reregistered")[0]["id"] == "M2"
     assert len(master.of_type("SUBSCRIBE")) == 1
+
+
+def test_a_master_that_is_told_between_the_look_and_the_stream_is_followed(
+    master: FakeMesos, recorder: Recorder
+) -> None:
+    """The detector's thread may get its turn anywhere; what it says then is not said again."""
+
+    class ToldLate(SchedulerDriver):
+        to_tell: list[str | None] = []
+
+        def _follow(self, address: Address) -> _End:
+            while self.to_tell:
+                self.change_master(self.to_tell.pop())
+            return super()._follow(address)
+
+    slow = Timings(retry_first_ms=LONG_MS, retry_ms_max=LONG_MS)
+    with FakeMesos() as other:
+        driver = ToldLate(recorder, FRAMEWORK, master.address, timings=slow)
+        driver.to_tell = [other.address, None]
+        driver.start()
+        try:
+            subscribe(other, recorder)
+        finally:
+            assert_ends(driver)
+    assert master.calls == []
+
+
+def test_what_fails_in_the_drivers_own_thread_is_told(master: FakeMesos, recorder: Recorder) -> None:
+    def uniform(low: float, high: float) -> float:
+        raise RuntimeError("no chance today")
+
+    master.answer_all_subscribes(Reply(503))
+    with driving(master, recorder, uniform=uniform) as driver:
+        (message,) = recorder.wait("error")
+        assert "no chance today" in message
+        driver.join()
+        assert driver.aborted
+    assert recorder.names() == ["error"]
+
+
+@pytest.mark.parametrize("heartbeat_s", [1e12, 1e308, float("inf"), -1.0])
+def test_an_absurd_heartbeat_interval_does_not_end_the_driver(
+    master: FakeMesos, recorder: Recorder, heartbeat_s: float
+) -> None:
+    with driving(master, recorder) as driver:
+        stream = subscribe(master, recorder, heartbeat_s=heartbeat_s)
+        if heartbeat_s > 0:
+            stream.send({"type": "HEARTBEAT"})
+            recorder.wait("processHeartBeat")
+        assert not driver.aborted
 
 
 @pytest.mark.parametrize("end", ["stop", "another master"])

@@ -18,7 +18,7 @@ from stoker.zk.paths import parse_zk_url
 from support.drivers import driving
 from support.fake_mesos import FakeMesos, Recorder, subscribed
 from support.ports import refusing_port
-from support.waiting import DEADLINE_S
+from support.waiting import DEADLINE_S, wait_until
 from support.zookeeper import Place
 
 TRANSCRIPT = Path(__file__).parents[2] / "data" / "mesos-transcripts" / "17-zookeeper-leader.jsonl"
@@ -91,15 +91,37 @@ def test_a_path_that_is_not_there_yet_is_waited_for(zookeeper: Place, masters: M
         assert told.get(timeout=DEADLINE_S) == "10.0.0.1:5050"
 
 
-def test_a_master_that_says_nonsense_is_passed_over_until_it_is_gone(
+def test_a_master_that_says_nonsense_leads_to_nobody_until_it_is_gone(
     zookeeper: Place, masters: Masters
 ) -> None:
     wrong = masters.add(b"not json")
     masters.add(info("10.0.0.2", 5050))
-    with pytest.raises(CallFailed, match="no Mesos master leads"):
+    with pytest.raises(CallFailed, match=f"node {wrong} of the leading Mesos master: no MasterInfo"):
         locate_master(zookeeper.url)
     masters.remove(wrong)
     assert locate_master(zookeeper.url) == Address("10.0.0.2", 5050)
+
+
+def test_a_leaders_node_that_cannot_be_read_changes_nothing_and_is_said(
+    zookeeper: Place, masters: Masters
+) -> None:
+    """A stream to the master told last is the better witness: that nobody leads would close it."""
+    first = masters.add(info("10.0.0.1", 5050))
+    wrong = masters.add(b"not json")
+    told: queue.Queue[str | None] = queue.Queue()
+    detector = ZooKeeperDetector(parse_zk_url(zookeeper.url))
+    detector.start(told.put)
+    try:
+        assert told.get(timeout=DEADLINE_S) == "10.0.0.1:5050" and detector.reason == ""
+        masters.add(info("10.0.0.3", 5052))
+        masters.remove(first)
+        wait_until(lambda: wrong in detector.reason, "the reason")
+        assert told.empty()
+        masters.remove(wrong)
+        assert told.get(timeout=DEADLINE_S) == "10.0.0.3:5052"
+        wait_until(lambda: detector.reason == "", "no reason more")
+    finally:
+        detector.stop()
 
 
 def test_a_driver_follows_the_masters_of_zookeeper(zookeeper: Place, masters: Masters) -> None:
