@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -36,6 +37,9 @@ SCATTER_MAX = 64  # buffers of one recvmsg_into
 SCATTER_BYTES_MAX = 1024 * 1024  # beyond that a range is received by itself
 
 _TIMEVAL = struct.Struct("@ll")
+
+# All of this process, also while they are being connected: a forked child closes them.
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 class HelloRefused(OSError):
@@ -276,22 +280,28 @@ def connect(
 
 
 def _connect_tcp(address: SlotAddress, timeout_ms: int) -> socket.socket:
-    try:
-        opened = socket.create_connection((address.host, address.port), timeout=timeout_ms / 1000)
-    except TimeoutError as error:
-        raise Silent(timeout_ms) from error
-    opened.settimeout(None)  # blocking; from here on the kernel's timeouts hold
-    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return opened
+    refused: OSError | None = None
+    for family, _, _, _, target in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+        opened = _new_socket(family, timeout_ms)
+        try:
+            opened.connect(target)
+            opened.settimeout(None)  # blocking; from here on the kernel's timeouts hold
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return opened
+        except OSError as error:
+            opened.close()
+            refused = error
+    if isinstance(refused, TimeoutError):
+        raise Silent(timeout_ms) from refused
+    raise refused or ConnectionRefusedError(f"{address.host} has no address")
 
 
 def _connect_unix(address: SlotAddress, timeout_ms: int) -> socket.socket:
     """Try the path socket, then the abstract one: either may be out of sight in a container."""
     refused: OSError | None = None
     for target in socket_targets(address):
-        opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        opened = _new_socket(socket.AF_UNIX, timeout_ms)
         try:
-            opened.settimeout(timeout_ms / 1000)
             _connect_path(opened, target)
             opened.settimeout(None)
             return opened
@@ -299,6 +309,22 @@ def _connect_unix(address: SlotAddress, timeout_ms: int) -> socket.socket:
             opened.close()
             refused = error
     raise refused or ConnectionRefusedError("the executor names no Unix socket")
+
+
+def _new_socket(family: int, timeout_ms: int) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    _sockets.add(opened)
+    opened.settimeout(timeout_ms / 1000)
+    return opened
+
+
+def _close_in_child() -> None:
+    """Close the parent's sockets in a forked child (without shutdown), whoever held them, or was just connecting one."""
+    for opened in list(_sockets):
+        opened.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def socket_targets(address: SlotAddress) -> list[str | bytes]:
@@ -406,9 +432,7 @@ class Pool:
             connection.close()
 
     def after_fork_in_child(self) -> None:
-        """Close the parent's sockets here (without shutdown), whichever thread of the parent held them."""
-        for connection in (*self._idle, *self._busy):
-            connection.close()
+        """Begin anew: the parent's sockets are closed here, whichever of its threads held them."""
         self._idle, self._busy, self._opening = [], set(), 0
         self._changed = threading.Condition(threading.Lock())
 

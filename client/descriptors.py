@@ -271,6 +271,7 @@ class Loan:
     def __init__(
         self, connection: Connection, table: DescriptorTable, *, on_versions: Callable[[int, int], None]
     ) -> None:
+        """Take over `connection`. :raises RuntimeError: no thread is to be had."""
         self.ended = False
         self._is_handing_back = False  # ended by the executor while views still hold blocks of it
         self._connection = connection
@@ -284,7 +285,11 @@ class Loan:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._serve, name="stoker-loan", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            connection.close()
+            raise
 
     def ask(self, indexes: list[int]) -> None:
         """Ask for the blocks' descriptors (at most ASK_MAX) and install those that are passed.
@@ -369,10 +374,8 @@ class Loan:
             self._end()
 
     def after_fork_in_child(self) -> None:
-        """Close the parent's socket here, without shutdown; the thread does not exist in a child."""
-        if not self.ended:
-            self.ended = True
-            self._socket.close()
+        """The parent's socket is closed here, and the thread does not exist in a child."""
+        self.ended = True
 
     def __del__(self) -> None:
         # Not earlier: a descriptor's __del__ may be about to ring it, and the number must not be another file's by then.
@@ -390,7 +393,7 @@ class Loan:
                     break
                 try:
                     self._attend(bool(ready))
-                except OSError as error:
+                except Exception as error:  # whatever it is: else nobody would hear what is asked back
                     self._end(is_asked_to=isinstance(error, _EndOfStream))
                     break
         self._hand_back()

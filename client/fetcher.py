@@ -6,9 +6,10 @@ or its error:
     1. descriptors: for blocks with a home on this host, ask for the ones not yet held (a batch a loan), pread.
     2. sockets: each remaining piece has a next executor to ask (homes, then any living one). All executors are sent
        their requests, then all answers are received: one round trip for the batch.
-    3. what an executor could not give goes on to the next. When nobody is left: ask a scheduler for the newest placement,
-       wait a little, begin again. After READ_DEADLINE_MS without any progress the read fails with a clear error, or goes
-       to the under store if the program asked for that.
+    3. what an executor could not give goes on to the next (where a hello was refused, the placement is refreshed meanwhile,
+       in the background). When nobody is left: ask a scheduler for the newest placement, wait a little, begin again. After
+       READ_DEADLINE_MS without any progress the read fails with a clear error, or goes to the under store if the program
+       asked for that.
 
 A fetcher serves all threads of the process, and its forked children, each with sockets of its own. Another version of the
 dataset has another fetcher: which extents of a block are to be filled depends on the version.
@@ -73,11 +74,11 @@ class Surroundings(Protocol):
     stats: Stats
 
     def newest_placement(self, name: str) -> Placement | None:
-        """Ask a scheduler; None: none answers now. FileNotFoundError: there is no such dataset any more."""
+        """Ask each scheduler once; None: none answers now. FileNotFoundError: there is no such dataset any more."""
         ...
 
     def behind(self, fetcher: Fetcher, address: SlotAddress) -> None:
-        """An executor knows a newer placement: refresh in the background."""
+        """An executor knows a newer placement, or refused us: refresh in the background."""
         ...
 
 
@@ -184,7 +185,7 @@ class Fetcher:
                 for first in range(0, len(asked), ASK_MAX):
                     self._surroundings.stats.descriptor_asks += 1
                     loan.ask(asked[first : first + ASK_MAX])
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # the latter: no thread is to be had
                 now = time.monotonic()
                 self._loan_not_before[slot] = now + DOWN_MS / 1000
                 if isinstance(error, Silent):
@@ -263,8 +264,9 @@ class Fetcher:
         if leave:
             down_ms = DOWN_SILENT_MS if is_silent else DOWN_REFUSED_MS if is_refusal else DOWN_MS
             self._down[slot] = time.monotonic() + down_ms / 1000
-        if is_refusal:
-            self._refresh()  # another launch, or a dataset that is new or gone there
+        if isinstance(error, HelloRefused) and error.status != wire.HelloStatus.BUSY:
+            # Another launch, or a dataset that is new or gone there. The next executor need not wait for a scheduler.
+            self._surroundings.behind(self, slot)
 
     def _judge(self, piece: Piece, path_of: Callable[[int], str]) -> None:
         """Decide whether a range's failure is the end, or another executor's turn."""

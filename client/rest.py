@@ -91,8 +91,16 @@ class Rest:
         return self._repeat(method, path, body, key, patience_ms, _read_json)
 
     def download(self, path: str, consume: Callable[[Callable[[int], bytes]], Any]) -> Any:
-        """Return `consume(read)` over the answer's body; called again from the beginning if the answer breaks off."""
-        return self._repeat("GET", path, None, "", PATIENCE_MS, lambda response: consume(response.read))
+        """Return `consume(read)` over the answer's body; called again from the beginning if the answer breaks off.
+
+        An OSError of its own (a full disk) is the caller's: no other scheduler would help.
+        """
+        try:
+            return self._repeat(
+                "GET", path, None, "", PATIENCE_MS, lambda response: _consume(response, consume)
+            )
+        except _NotTaken as error:
+            raise error.reason from None
 
     def _repeat(
         self, method: str, path: str, body: Any, key: str, patience_ms: int, consume: Callable[[Any], Any]
@@ -209,6 +217,14 @@ class _NotReached(Exception):
     """No connection came about, so surely nothing was done."""
 
 
+class _NotTaken(Exception):
+    """An answer came, and whoever was to take it failed with `reason`."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 def _unknown(where: str, reason: str) -> ApiError:
     return ApiError(
         503,
@@ -250,8 +266,37 @@ def _connect(url: str, answer_timeout_ms: int) -> tuple[http.client.HTTPConnecti
     return connection, parts.path + (f"?{parts.query}" if parts.query else "")
 
 
+def _consume(response: Any, consume: Callable[[Callable[[int], bytes]], Any]) -> Any:
+    """Return `consume(read)`. :raises _NotTaken: it failed, and not because reading did."""
+    is_broken = False
+
+    def read(count: int) -> bytes:
+        nonlocal is_broken
+        is_broken = True
+        data = _read(response, count)
+        is_broken = False
+        return data
+
+    try:
+        return consume(read)
+    except OSError as error:
+        if is_broken:
+            raise
+        raise _NotTaken(error) from error
+
+
+def _read(response: Any, count: int) -> bytes:
+    """Return at most `count` bytes, fewer at the answer's end only. :raises IncompleteRead: it was cut short, which
+    http.client itself does not tell of an answer with a length.
+    """
+    data: bytes = response.read(count)
+    if len(data) < count and response.length:
+        raise http.client.IncompleteRead(data, response.length)
+    return data
+
+
 def _read_json(response: Any) -> Any:
-    data = response.read(ANSWER_BYTES_MAX + 1)
+    data = _read(response, ANSWER_BYTES_MAX + 1)
     if len(data) > ANSWER_BYTES_MAX:
         raise ApiError(response.status, "too_large", f"an answer of more than {ANSWER_BYTES_MAX} bytes")
     if not data:

@@ -181,6 +181,11 @@ class Session:
             raise ReadError(errno.EIO, f"the manifest is unusable: {error}", pin.name) from error
         except ApiError as error:
             raise api_to_os(error, pin.name) from error
+        except OSError as error:  # a full disk, say
+            what = error.strerror or str(error)
+            raise ReadError(
+                error.errno or errno.EIO, f"the manifest cannot be kept on this host: {what}", pin.name
+            ) from error
 
     def _ask_ready(self, name: str) -> Placement:
         """Return the newest placement; waits a while for a dataset that is still being listed."""
@@ -211,23 +216,26 @@ class Session:
         if asked is not None and time.monotonic() - asked[0] < REFRESH_INTERVAL_MS / 1000:
             return asked[1]
         try:
-            return self.placement(name)
+            return self.placement(name, patience_ms=0)  # the read that asks has a patience of its own
         except ApiError as error:
             if _says_gone(error):
                 raise FileNotFoundError(errno.ENOENT, "no such dataset", name) from error
             return None
 
     def behind(self, fetcher: Fetcher, address: SlotAddress) -> None:
-        """Refresh in the background, from the executor that knows more, else from a scheduler."""
+        """Refresh in the background, from the executor that knows more, else from a scheduler. Raises nothing."""
         if fetcher in self._behind or len(self._behind) >= BEHIND_MAX:
             return
         with self._lock:
             self._behind[fetcher] = address
-            if self._refresher is None:
-                self._refresher = threading.Thread(
-                    target=self._refresh_behind, name="stoker-refresh", daemon=True
-                )
-                self._refresher.start()
+            if self._refresher is None or not self._refresher.is_alive():
+                thread = threading.Thread(target=self._refresh_behind, name="stoker-refresh", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # no thread is to be had: a later answer tells again that we are behind
+                    del self._behind[fetcher]
+                    return
+                self._refresher = thread
 
     def _refresh_behind(self) -> None:
         """The thread: ends when nobody is behind."""

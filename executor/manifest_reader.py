@@ -190,10 +190,6 @@ class Manifest:
 
     # By path
 
-    def find_many(self, paths: Iterable[str]) -> list[int]:
-        """Return `find` of each path, in order."""
-        return list(map(self.find, paths))
-
     def _make_find(self, shift: int) -> Callable[[str], int]:
         """Return the look-up by path as a closure: it is the hottest call, and attributes cost it a third."""
         bucket_starts = self._view(Section.BUCKET_STARTS, "I")

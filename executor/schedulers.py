@@ -81,9 +81,10 @@ class Schedulers:
     def fetch_manifest(self, name: str, version: int, file: IO[bytes]) -> None:
         """Write the bundle of a dataset version (root and parts) into the empty `file`; little of it is held in memory.
 
-        :raises ManifestUnavailable: no scheduler has it now.
+        :raises ManifestUnavailable: no scheduler has it now, or it cannot be written here.
         """
         path = f"/v1/datasets/{quote(name, safe='')}/manifest?version={version}"
+        what = f"manifest of {name} version {version}"
         reasons: list[str] = []
         is_gone = False
         silent: set[str] = set()
@@ -93,8 +94,7 @@ class Schedulers:
             connection: http.client.HTTPConnection | None = None
             try:
                 connection, response = _ask(url, "GET", path, None, MANIFEST_TIMEOUT_MS, silent)
-                while part := response.read(COPY_BYTES):
-                    file.write(part)
+                _copy(response, file, what)
                 return
             except (NoAnswer, OSError, http.client.HTTPException) as error:
                 reasons.append(f"{url}: {error}")
@@ -104,9 +104,7 @@ class Schedulers:
             finally:
                 if connection is not None:
                     connection.close()
-        raise ManifestUnavailable(
-            f"manifest of {name} version {version}: {'; '.join(reasons)}", is_gone=is_gone
-        )
+        raise ManifestUnavailable(f"{what}: {'; '.join(reasons)}", is_gone=is_gone)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -181,6 +179,21 @@ def _send(
         connection.close()
         raise NoAnswer(f"HTTP {response.status}: {text}", response.status)
     return response
+
+
+def _copy(response: http.client.HTTPResponse, file: IO[bytes], what: str) -> None:
+    """Write the answer's body to `file`.
+
+    :raises ManifestUnavailable: it cannot be written: no other scheduler would help.
+    :raises OSError, http.client.HTTPException: it broke off.
+    """
+    while part := response.read(COPY_BYTES):
+        try:
+            file.write(part)
+        except OSError as error:
+            raise ManifestUnavailable(f"{what} cannot be written in the sandbox: {error.strerror}") from error
+    if response.length:  # http.client itself does not tell that an answer with a length was cut short
+        raise http.client.IncompleteRead(b"", response.length)
 
 
 def _read_all(response: http.client.HTTPResponse) -> bytes:

@@ -3,7 +3,8 @@
 The rule: an under store is only read. Nothing here or in the stores below writes, renames or deletes there.
 
 A file's *token* is its fingerprint as the store gives it (an ETag where there is one). `list` returns it, `read` proves
-that the bytes belong to it: a file that changed since it was listed is a CHANGED failure, never bytes.
+that the bytes belong to it: a file that changed since it was listed is a CHANGED failure, never bytes. A store that has
+no mark to give gives an empty token and mtime_ns 0: a refresh then takes the file for changed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Any other fsspec file system: listed and read through fsspec's own calls.
 
 There is no condition to send with a read, so the fingerprint (the store's checksum or version where `info` has one, and
-modification time and size) is compared after the bytes were read.
+modification time and size) is compared after the bytes were read. Where `info` has neither, the token is empty and only the
+size can tell.
 
 fsspec's synchronous file systems (sftp, ftp, hdfs, ...) are not made for several threads, so each worker's thread
 has an instance of its own; asynchronous ones (gcs, abfs, ...) run a batch at once on fsspec's loop.
@@ -53,7 +54,16 @@ _VERSION_KEYS = (
     "CRC",
     "sha256",
 )
-_TIME_KEYS = ("mtime", "LastModified", "last_modified", "modified", "updated", "date_time", "created")
+_TIME_KEYS = (
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "modified",
+    "modificationTime",
+    "updated",
+    "date_time",
+    "created",
+)
 
 _Outcomes = list[Outcome]
 _Attempts = list[Outcome | None]  # None: worth another attempt
@@ -144,7 +154,8 @@ class GenericStore:
             return unreadable(piece, self._options.redact(_reason(failure)))
         if failure:
             return None
-        if _token(info) != piece.token or info.get("size") != piece.size:
+        is_marked = piece.token not in (b"", _old_unknown_token(piece.size))
+        if info.get("size") != piece.size or (is_marked and _token(info) != piece.token):
             return changed(piece, "was changed")
         if len(got) != piece.stop - piece.start:
             return (
@@ -318,9 +329,18 @@ def _info(fs: Any, name: str) -> Any:
 
 def _token(info: dict[str, Any]) -> bytes:
     found = next((f"{key}={info[key]}" for key in _VERSION_KEYS if info.get(key)), "")
-    # As a number: some file systems give another type of time in `info` than in a listing.
-    token = f"{found};mtime_ns={_mtime_ns(info)};size={info.get('size')}".encode(errors="replace")
+    mtime_ns = _mtime_ns(
+        info
+    )  # a number: some file systems give another type of time in `info` than in a listing
+    if not found and not mtime_ns:
+        return b""
+    token = f"{found};mtime_ns={mtime_ns};size={info.get('size')}".encode(errors="replace")
     return token if len(token) <= TOKEN_BYTES_MAX else hashlib.sha256(token).digest()
+
+
+def _old_unknown_token(size: int) -> bytes:
+    """Return what manifests of before have for a file without version and time."""
+    return f";mtime_ns=0;size={size}".encode()
 
 
 def _mtime_ns(info: dict[str, Any]) -> int:

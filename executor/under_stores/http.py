@@ -3,7 +3,8 @@
 The session is fsspec's (its options and log-in apply), the requests are our own, since fsspec's read calls cannot say
 If-Match. A file's token is its ETag, or its Last-Modified where it has none, exactly as the server wrote it. With a
 strong ETag a read says If-Match, with Last-Modified If-Unmodified-Since; the answer's own headers are compared in any
-case, so a server that ignores the condition, or the range, changes nothing.
+case, so a server that ignores the condition, or the range, changes nothing. Where it tells neither, the token is empty and only
+the size can tell.
 
 A source that ends in "/", or is redirected to an address that does, is an index page; see http_index.py.
 """
@@ -40,7 +41,7 @@ from stoker.executor.under_stores.remote import (
 )
 
 PAGE_BYTES_MAX = 256 * 1024 * 1024  # of one index page; some 2 million links
-_UNKNOWN_TOKEN = b"-"  # neither ETag nor Last-Modified: only the size can tell
+_UNKNOWN_TOKENS = (b"", b"-")  # neither ETag nor Last-Modified; "-" in manifests of before
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GONE_STATUS = frozenset({404, 410})
 _PATH_SAFE = "/~!$&'()*+,;=:@-._"
@@ -122,7 +123,10 @@ class HttpStore:
                     body += chunk
                     if len(body) > PAGE_BYTES_MAX:
                         raise _Refused(f"the index page {url} has more than {PAGE_BYTES_MAX} bytes")
-                return str(body.decode(response.charset or "utf-8", errors="surrogateescape"))
+                try:
+                    return str(body.decode(response.charset or "utf-8", errors="surrogateescape"))
+                except LookupError as error:
+                    raise _Refused(f"{url} names the unknown charset {response.charset!r}") from error
 
         return await self._health.attempt(lambda: self._translated(ask))
 
@@ -228,9 +232,9 @@ def _mtime_ns(headers: Any) -> int:
 def _token(headers: Any) -> bytes:
     for name in ("ETag", "Last-Modified"):
         token = headers.get(name, "").encode(errors="surrogateescape")
-        if 0 < len(token) <= TOKEN_BYTES_MAX:
+        if len(token) <= TOKEN_BYTES_MAX and token not in _UNKNOWN_TOKENS:
             return bytes(token)
-    return _UNKNOWN_TOKEN
+    return b""
 
 
 def _is_etag(token: bytes) -> bool:
@@ -238,7 +242,7 @@ def _is_etag(token: bytes) -> bool:
 
 
 def _condition(piece: Piece) -> dict[str, str]:
-    if piece.token == _UNKNOWN_TOKEN or piece.token.startswith(b"W/"):
+    if piece.token in _UNKNOWN_TOKENS or piece.token.startswith(b"W/"):
         return {}  # a weak ETag never satisfies If-Match; the answer's ETag is compared
     name = "If-Match" if _is_etag(piece.token) else "If-Unmodified-Since"
     return {name: piece.token.decode(errors="surrogateescape")}
@@ -268,9 +272,9 @@ def _difference(piece: Piece, response: Any) -> str:
     if size != "*" and int(size) != piece.size:
         return f"changed its size from {piece.size} to {size} bytes"
     token = _token(response.headers)
-    if piece.token in (token, _UNKNOWN_TOKEN):
+    if piece.token == token or piece.token in _UNKNOWN_TOKENS:
         return ""
-    if token != _UNKNOWN_TOKEN and _is_etag(token) == _is_etag(piece.token):
+    if token and _is_etag(token) == _is_etag(piece.token):
         return "" if token.removeprefix(b"W/") == piece.token.removeprefix(b"W/") else "was changed"
     mtime_ns = _mtime_ns(
         response.headers

@@ -189,7 +189,12 @@ class S3Store:
                 "no credentials: give --option key=env:NAME --option secret=env:NAME, or --option anon=true",
             ) from error
         except (
-            exceptions.HTTPClientError,  # connection and read time-outs, cut connections
+            exceptions.SSLError
+        ) as error:  # a ConnectionError too; another attempt has the same certificate
+            raise _Refused("SSLError", self._redact(error)) from error
+        except (
+            exceptions.ConnectionError,  # refused, or timed out while connecting
+            exceptions.HTTPClientError,  # read time-outs, cut connections
             exceptions.IncompleteReadError,
             aiohttp.ClientError,
             TimeoutError,

@@ -7,6 +7,7 @@ A fault is {"path": regex, "kind": ..., "times": n or -1, "skip": n} and applies
 - stall: send half of the body, then nothing for `seconds`
 - ignore_range: the whole file with 200, whatever range was asked for
 - weak_etag, no_etag, no_marks (neither ETag nor Last-Modified), no_length (the body ends with the connection)
+- type: the header Content-Type is `type`
 - ignore_conditions: If-Match and its like are not looked at
 - no_head: HEAD is 405
 """
@@ -101,6 +102,8 @@ class FaultyStore(DemoStore):
             if has(path, "no_marks"):
                 answer.headers.pop("ETag", None)
                 answer.headers.pop("Last-Modified", None)
+            if fault := has(path, "type"):
+                answer.headers["Content-Type"] = fault["type"]
             if "ETag" in answer.headers and has(path, "weak_etag"):
                 answer.headers["ETag"] = "W/" + answer.headers["ETag"]
             return answer

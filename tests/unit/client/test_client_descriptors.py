@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 
 import pytest
 
 from stoker.client import descriptors as descriptors_module
 from stoker.client.api import Client
-from stoker.client.descriptors import Budget, DescriptorTable
+from stoker.client.connection import Connection
+from stoker.client.descriptors import Budget, DescriptorTable, Loan
+from stoker.executor import wire
 from support.clusters import Cluster, ScriptedDataset, ScriptedExecutor, make_files
 from support.waiting import DEADLINE_S, wait_until
 
@@ -158,6 +161,77 @@ def test_an_idle_loan_learns_of_a_newer_placement(
     wait_until(
         lambda: reader._reader.fetcher.placement.placement_version == cluster.scheduler.placement_version
     )
+
+
+class NoThreads:
+    """While `is_short`, threads of the name cannot be started: the process has as many as it may have."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.is_short = True
+        self.refused_count = 0
+        start = threading.Thread.start
+
+        def try_to_start(thread: threading.Thread) -> None:
+            if self.is_short and thread.name == name:
+                self.refused_count += 1
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", try_to_start)
+
+
+def test_a_loan_goes_on_where_no_thread_is_to_be_had_for_the_newer_placement_it_tells_of(
+    cluster: Cluster, one: ScriptedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors_module, "PING_INTERVAL_MS", 50)
+    no_threads = NoThreads(monkeypatch, "stoker-refresh")
+    (executor,) = cluster.executors
+    reader = Client().dataset("ds")
+    reader.read_many(list(one.files))
+    cluster.scheduler.place("ds", one, cluster.executors)
+    newest = cluster.scheduler.placement_version
+    executor.command(t="set", placement_version=newest)
+    wait_until(lambda: no_threads.refused_count > 1)
+    every = list(range(one.manifest.block_count))
+    executor.command(t="not_full", dataset=1, indexes=every)
+    assert executor.command(t="drop", indexes=every)["asked"] == len(every)
+    wait_until(lambda: not stats(executor)["lent"])
+    no_threads.is_short = False
+    wait_until(lambda: reader._reader.fetcher.placement.placement_version == newest)
+
+
+def test_without_a_thread_for_a_loan_the_socket_does(
+    cluster: Cluster, one: ScriptedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_threads = NoThreads(monkeypatch, "stoker-loan")
+    reader = Client().dataset("ds")
+    assert reader.read_many(list(one.files)) == list(one.files.values())
+    assert no_threads.refused_count and not reader._reader.descriptors
+    here, there = socket.socketpair()
+    connection = Connection(here, greet=lambda: None, timeout_ms=1_000, is_unix=True)
+    with pytest.raises(RuntimeError):
+        Loan(connection, DescriptorTable(Budget()), on_versions=lambda p, d: None)
+    assert there.recv(1) == b"", "the executor sees its end"
+    there.close()
+
+
+def test_whatever_goes_wrong_in_a_loans_thread_ends_the_loan() -> None:
+    """Else nobody would hear what is asked back, and the executor would count it as used for ever."""
+    here, there = socket.socketpair()
+    connection = Connection(here, greet=lambda: None, timeout_ms=1_000, is_unix=True)
+    table = DescriptorTable(Budget())
+
+    def fail(placement_version: int, dataset_version: int) -> None:
+        raise ValueError("a mistake of ours")
+
+    loan = Loan(connection, table, on_versions=fail)
+    table.install(3, os.open("/dev/null", os.O_RDONLY), loan)
+    there.sendall(wire.ANSWER.pack(wire.Op.PING, 0, 0, 1, 0, 7, 7))
+    wait_until(lambda: loan.ended and table.count() == 0)
+    there.settimeout(DEADLINE_S)
+    while there.recv(4096):
+        pass  # the executor sees its end
+    there.close()
 
 
 def test_many_small_reads_map_the_block(one: ScriptedDataset) -> None:

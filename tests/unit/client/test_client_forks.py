@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import socket
 import threading
 from typing import Any
 
@@ -12,7 +13,12 @@ import fsspec
 import pytest
 
 from stoker.client.api import Client
+from stoker.client.connection import Pool
+from stoker.client.session import session_for
+from stoker.executor import wire
+from stoker.executor.messages import SlotAddress
 from support.clusters import Cluster, ScriptedDataset
+from support.deaf_listeners import fill_queue
 from support.spawned import read_everything
 from support.waiting import DEADLINE_S, wait_until
 
@@ -114,6 +120,62 @@ def test_a_child_reads_nothing_by_its_parents_descriptors(
 
     assert fork(work) == 0
     assert reader.read_many(paths) == list(dataset.files.values())
+
+
+def sockets(family: int) -> set[int]:
+    """Return the inodes of this process's sockets of the family."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            opened = socket.socket(fileno=int(name))
+        except OSError:
+            continue  # no socket, or the listing's own descriptor
+        if opened.family == family:
+            found.add(os.fstat(opened.fileno()).st_ino)
+        opened.detach()
+    return found
+
+
+@pytest.mark.parametrize("is_deaf", [False, True])
+def test_a_child_holds_no_socket_that_its_parent_was_just_connecting(is_deaf: bool) -> None:
+    """Else the executor would not see the parent's end before the child's. Deaf: it does not even take the connection."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
+        host, port = listener.getsockname()
+        if is_deaf:
+            fill_queue((host, port))
+        before = sockets(socket.AF_INET)
+        pool = Pool(
+            SlotAddress(1, 1, 1, host, port, "", "", ""), wire.Hello(bytes(16), 1, 1, 1, 1, 1), unix=False
+        )
+
+        def take() -> None:
+            with pytest.raises(OSError):
+                pool.take()
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        wait_until(lambda: len(sockets(socket.AF_INET) - before) == 1)
+        parents = sockets(socket.AF_INET) - before
+        assert fork(lambda: not parents & sockets(socket.AF_INET)) == 0
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+def test_a_child_holds_no_socket_of_a_loan_that_its_parent_left(
+    cluster: Cluster, dataset: ScriptedDataset
+) -> None:
+    """The executor is not in the newest placement, but lives: it counts as used what it lent until the conversation ends."""
+    before = sockets(socket.AF_UNIX)
+    reader = Client().dataset("ds")
+    reader.read_many(list(dataset.files))
+    fetcher = reader._reader.fetcher
+    cluster.scheduler.place("ds", dataset, cluster.executors[:1])
+    fetcher.take_placement(session_for().placement("ds"))
+    assert len(fetcher._loans) == 1 and fetcher.table.count() > 0
+    assert [e.command(t="stats")["loans"] for e in cluster.executors] == [1, 1]
+    parents = sockets(socket.AF_UNIX) - before
+    assert len(parents) >= 2 and fork(lambda: not parents & sockets(socket.AF_UNIX)) == 0
 
 
 def test_a_child_has_loans_of_its_own(cluster: Cluster, dataset: ScriptedDataset) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -176,6 +178,39 @@ def test_the_followers_of_a_frozen_leader_cost_one_wait_for_it(
     first = Rest((followers[0].url, followers[1].url, cluster.url))
     assert first.get("/v1/datasets") == {"datasets": []}
     assert len(frozen.requests) == 2
+
+
+CUT = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"half'
+
+
+def read_whole(read: Callable[[int], bytes]) -> bytes:
+    data = b""
+    while part := read(3):
+        data += part
+    return data
+
+
+def test_an_answer_cut_short_is_asked_for_again(cluster: Cluster, mute: Any) -> None:
+    """http.client says nothing of it where the answer told its length."""
+    cluster.scheduler.answers = [(200, {}, b"the whole manifest")]
+    cut = mute(CUT)
+    rest = Rest((cut.url, cluster.url))
+    assert rest.download("/v1/datasets/ds/manifest", read_whole) == b"the whole manifest"
+    assert Rest((cut.url, cluster.url)).get("/v1/datasets") == {"datasets": []}
+    assert len(cut.requests) == 2 and len(cluster.scheduler.calls) == 2
+
+
+def test_what_the_caller_cannot_take_is_the_callers(cluster: Cluster, mute: Any) -> None:
+    """Its disk is full: another scheduler's answer would not fit either."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def take(read: Callable[[int], bytes]) -> None:
+        read(1)
+        raise full
+
+    with pytest.raises(OSError) as caught:
+        Rest((cluster.url, mute().url)).download("/v1/datasets", take)
+    assert caught.value is full and len(cluster.scheduler.calls) == 1
 
 
 @pytest.mark.parametrize("location", ["", "ftp://x/", "http:///v1", "http://a:x/"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pathlib
+import resource
 import time
 
 import pytest
 
+from stoker.client.errors import ReadError
 from stoker.client.manifest import CACHE_AGE_MS_MAX, ManifestCache
+from stoker.client.session import Session
 from stoker.executor.manifest import ManifestError, bundle
-from support.clusters import ScriptedDataset, make_files
+from support.clusters import Cluster, ScriptedDataset, make_files
 
 
 class Source:
@@ -85,6 +89,26 @@ def test_another_manifest_than_asked_for_is_refused_and_leaves_nothing(
         cache.get(made.manifest.digest, broken.download)
     names = {p.name for p in (tmp_path / "cache" / "manifests").iterdir()}
     assert all(name.endswith(".lock") for name in names)
+
+
+def test_a_host_without_room_for_it_is_told_as_that(
+    cluster: Cluster, dataset: ScriptedDataset, tmp_path: pathlib.Path
+) -> None:
+    """And not as schedulers that do not answer; nor is it downloaded again and again."""
+    session = Session((cluster.url,), directory=str(tmp_path / "cache"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        with pytest.raises(
+            ReadError, match="the manifest cannot be kept on this host: File too large"
+        ) as caught:
+            session.reader("ds")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert sum("/manifest" in path for _, path in cluster.scheduler.calls) == 1
+    assert session.reader("ds").manifest.file_count == len(dataset.files)
+    session.close()
 
 
 def test_a_directory_of_somebody_else_is_not_used(made: ScriptedDataset, tmp_path: pathlib.Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.server
+import io
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.messages import (
     Heartbeat,
     HeartbeatAnswer,
@@ -37,6 +41,9 @@ class Scheduler:
     def __init__(self) -> None:
         self.answer: HeartbeatAnswer | str | int = 503
         self.beats: list[Heartbeat] = []
+        self.manifest = b""
+        self.manifest_sent: int | None = None  # bytes of it before the connection ends, None: all
+        self.manifests_sent = 0
         fake = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -55,6 +62,15 @@ class Scheduler:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def do_GET(self) -> None:
+                fake.manifests_sent += 1
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(fake.manifest)))
+                self.end_headers()
+                with contextlib.suppress(OSError):  # nobody listens any more
+                    self.wfile.write(fake.manifest[: fake.manifest_sent])
+                self.close_connection = True
 
             def log_message(self, *_: Any) -> None: ...
 
@@ -126,6 +142,32 @@ def test_the_followers_of_a_frozen_leader_cost_one_wait_for_it(make: Any) -> Non
         with pytest.raises(TimeoutError):
             frozen.accept()
     schedulers.close()
+
+
+def test_a_manifest_cut_short_is_asked_for_elsewhere(make: Any) -> None:
+    """http.client says nothing of it where the answer told its length."""
+    cut, leader = make(), make()
+    cut.manifest = leader.manifest = os.urandom(600_000)
+    cut.manifest_sent = 300_000
+    file = io.BytesIO()
+    Schedulers((cut.url, leader.url)).fetch_manifest("ds", 1, file)
+    assert file.getvalue() == leader.manifest
+    with pytest.raises(ManifestUnavailable, match="300000 more expected"):
+        Schedulers((cut.url,)).fetch_manifest("ds", 1, io.BytesIO())
+
+
+def test_a_sandbox_without_room_for_a_manifest_is_told_as_that(make: Any) -> None:
+    """And not as schedulers that do not answer; another one's answer would not fit either."""
+    schedulers = [make(), make()]
+    for scheduler in schedulers:
+        scheduler.manifest = bytes(600_000)
+    full = Schedulers(tuple(scheduler.url for scheduler in schedulers))
+    with (
+        open("/dev/full", "wb", buffering=0) as file,
+        pytest.raises(ManifestUnavailable, match="cannot be written in the sandbox: No space left") as caught,
+    ):
+        full.fetch_manifest("ds", 1, file)
+    assert not caught.value.is_gone and [s.manifests_sent for s in schedulers] == [1, 0]
 
 
 def test_redirects_that_lead_nowhere_end(make: Any) -> None:

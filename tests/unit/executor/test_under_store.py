@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pathlib
 import socket
 import threading
+import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from botocore import exceptions
+from fsspec.implementations.memory import MemoryFileSystem
 
+from stoker.executor.manifest import Manifest
 from stoker.executor.under_store import (
     PIECE_BYTES_MAX,
     FileRow,
@@ -21,9 +28,13 @@ from stoker.executor.under_store import (
     UnderStoreError,
     open_under_store,
 )
+from stoker.executor.under_stores import generic
 from stoker.executor.under_stores.options import Options
+from stoker.executor.under_stores.remote import Transient
 from stoker.executor.under_stores.s3 import S3Store as S3UnderStore
+from stoker.executor.under_stores.s3 import _Refused as Refused
 from stoker.executor.wire import Failure
+from support.manifests import mapped_rows
 from support.stores import S3Store, http_store, s3_store
 
 FILES = {
@@ -101,6 +112,14 @@ def assert_holds(store: UnderStore, files: Mapping[str, bytes], *, step: int = P
     assert {path: row.size for path, row in rows.items()} == {path: len(data) for path, data in files.items()}
     for path, row in rows.items():
         assert read_file(store, row, step) == files[path], path
+
+
+def assert_all_are_new(previous: Manifest, rows: Iterable[FileRow]) -> None:
+    """Assert that a refresh gives every file of `rows` another address."""
+    refreshed = mapped_rows(rows, version=2, previous=previous)
+    found = [previous.find(refreshed.path(row)) for row in range(refreshed.file_count)]
+    assert all(refreshed.offset(row) >= previous.address_bytes for row in range(refreshed.file_count))
+    assert -1 not in found
 
 
 class TestLocal:
@@ -267,6 +286,24 @@ class TestHttp:
             (tree / "sub" / "b.bin").write_bytes(b"x" * size)
             assert failure_of(store, row, 3_000).code == Failure.CHANGED
 
+    def test_without_any_mark_a_refresh_takes_every_file_for_changed(self, tree: pathlib.Path) -> None:
+        """What is cached of an address is of the bytes that were there first. Manifests of before have "-" for no mark."""
+        with http_store(tree) as server:
+            server.order({"kind": "no_marks"})
+            store = open_under_store(server.url, {})
+            rows = rows_of(store)
+            assert {row.token for row in rows.values()} == {b""}
+            for token in (b"", b"-"):
+                listed = [row._replace(token=token) for row in rows.values()]
+                assert all(read_file(store, row) == FILES[row.path] for row in listed)
+                assert_all_are_new(mapped_rows(listed), rows.values())
+
+    def test_an_unknown_charset_is_one_clear_line(self, tree: pathlib.Path) -> None:
+        with http_store(tree) as server:
+            server.order({"kind": "type", "type": "text/html; charset=utf8mb4"})
+            with pytest.raises(UnderStoreError, match="names the unknown charset 'utf8mb4'"):
+                rows_of(open_under_store(server.url, {}))
+
     @pytest.mark.parametrize("step", [3_000, PIECE_BYTES_MAX])
     def test_a_server_that_knows_neither_head_nor_ranges_nor_lengths(
         self, tree: pathlib.Path, step: int
@@ -416,8 +453,81 @@ class TestS3:
             rows_of(open_under_store("s3://down/x", options))
         assert "sesame" not in str(caught.value)
 
+    def test_a_store_that_refuses_connections_is_tried_again(self) -> None:
+        """It may only be restarting; and after some in a row it is taken for down."""
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+            store = S3UnderStore("s3://down/x", Options({"endpoint_url": url, "key": "k", "secret": "s"}))
+            row = FileRow("a", 10, 1, b'"e"')
+            began = time.monotonic()
+            assert failure_of(store, row).code == Failure.UNDER_STORE
+        assert time.monotonic() - began > 0.5, "4 pauses are 0.75 s at least"
+
+    @pytest.mark.parametrize(
+        ("error", "raised"),
+        [
+            (exceptions.EndpointConnectionError(endpoint_url="http://x"), Transient),
+            (exceptions.ConnectTimeoutError(endpoint_url="http://x"), Transient),
+            (exceptions.ProxyConnectionError(proxy_url="http://x"), Transient),
+            (exceptions.ReadTimeoutError(endpoint_url="http://x"), Transient),
+            (exceptions.SSLError(endpoint_url="http://x", error="its certificate"), Refused),
+            (exceptions.InvalidRegionError(region_name="x y"), Refused),
+        ],
+    )
+    def test_what_may_pass_is_told_from_what_stays(self, error: Exception, raised: type[Exception]) -> None:
+        store = S3UnderStore("s3://x/y", Options({"key": "k", "secret": "s"}))
+
+        async def fail() -> None:
+            raise error
+
+        with pytest.raises(raised):
+            asyncio.run(store._translated(fail))
+
+
+class Unmarked(MemoryFileSystem):  # type: ignore[misc]
+    """A file system that tells neither versions nor times, as FTP's does."""
+
+    protocol = "unmarked"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.replace("unmarked://", "memory://")))
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {**super().info(path, **kwargs), "created": None}
+
+    def find(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        found = super().find(path, **{**kwargs, "detail": True})
+        return {name: {**info, "created": None} for name, info in found.items()}
+
 
 class TestGeneric:
+    def test_without_any_mark_the_size_is_compared_and_a_refresh_takes_every_file_for_changed(self) -> None:
+        fsspec.register_implementation("unmarked", Unmarked, clobber=True)
+        files = {path: data for path, data in FILES.items() if data}
+        for path, data in files.items():
+            Unmarked().pipe_file(f"/data/{path}", data)
+        store = open_under_store("unmarked://data", {})
+        rows = rows_of(store)
+        assert {row.token for row in rows.values()} == {b""}
+        before = [row._replace(token=f";mtime_ns=0;size={row.size}".encode()) for row in rows.values()]
+        for listed in (list(rows.values()), before):
+            assert all(read_file(store, row, 1_000) == files[row.path] for row in listed)
+            assert_all_are_new(mapped_rows(listed), rows.values())
+        Unmarked().pipe_file("/data/a.txt", b"more than before")
+        for row in (rows["a.txt"], next(row for row in before if row.path == "a.txt")):
+            assert failure_of(store, row).code == Failure.CHANGED
+
+    @pytest.mark.parametrize("key", ["mtime", "modificationTime"])
+    def test_a_time_in_milliseconds_is_a_mark(self, key: str) -> None:
+        """The latter is what WebHDFS tells."""
+        first, second = ({"size": 10, key: 1_700_000_000_000 + n} for n in (0, 1))
+        assert generic._mtime_ns(first) == 1_700_000_000 * 10**9
+        assert generic._token(first) != generic._token(second) != b""
+
     def test_lists_and_reads_through_fsspec(self) -> None:
         import fsspec
 
