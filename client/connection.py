@@ -114,8 +114,11 @@ class Connection:
             raise Silent(self._quiet_ms)
         try:
             self._greet()
-        except HelloRefused:
-            raise
+        except HelloRefused as refused:
+            if (
+                refused.status != wire.HelloStatus.BUSY
+            ):  # it lives, and has no room for another connection than this one
+                raise
         except OSError as error:
             raise Silent(self._quiet_ms) from error
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from stoker.client.connection import ATTENTION_MS
 from stoker.client.descriptors import Budget
 from stoker.client.fetcher import Fetcher, Stats
 from stoker.client.piece import Piece
@@ -92,6 +93,41 @@ def test_the_next_replica_is_asked_without_a_word_to_a_scheduler(pair: list[Exec
     Fetcher(surroundings, placement_on(pair), 1).fetch([piece], str)
     assert piece.data == b"x" * 100
     assert surroundings.refused_by == ([] if pair[0].status == wire.HelloStatus.BUSY else [1])
+
+
+class Full(Executor):
+    """Has room for one connection, and answers its READ only when another one was refused."""
+
+    def _run(self) -> None:
+        refused = threading.Event()
+        with self._listener.accept()[0] as opened:
+            threading.Thread(target=self._refuse, args=(refused,), daemon=True).start()
+            opened.recv(wire.HELLO_BYTES, socket.MSG_WAITALL)
+            opened.sendall(self._greeting(wire.HelloStatus.OK))
+            request = opened.recv(wire.REQUEST.size, socket.MSG_WAITALL)
+            op, _, count, request_id, total = wire.REQUEST.unpack(request)
+            opened.recv(count * wire.RANGE.size, socket.MSG_WAITALL)
+            refused.wait(10 * ATTENTION_MS / 1000)
+            opened.sendall(wire.ANSWER.pack(op, 0, 0, request_id, total, 1, 1) + b"x" * total)
+            opened.recv(1)
+
+    def _refuse(self, refused: threading.Event) -> None:
+        with self._listener.accept()[0] as other:
+            other.recv(wire.HELLO_BYTES, socket.MSG_WAITALL)
+            other.sendall(self._greeting(wire.HelloStatus.BUSY))
+            refused.set()
+
+    def _greeting(self, status: wire.HelloStatus) -> bytes:
+        return wire.encode_hello_answer(wire.HelloAnswer(status, 1, CLUSTER, 1, 1, 1, 1, ""))
+
+
+def test_a_read_under_way_is_waited_for_though_nobody_else_is_let_in() -> None:
+    """The greeting that asks whether the executor lives finds it full: it lives."""
+    executor, surroundings = Full(wire.HelloStatus.OK), Surroundings()
+    piece = Piece(0, 0, 100, None, 0)
+    Fetcher(surroundings, placement_on([executor]), 1).fetch([piece], str)
+    assert piece.data == b"x" * 100
+    executor.close()
 
 
 def test_a_read_that_needs_a_placement_asks_each_scheduler_once(
