@@ -17,13 +17,14 @@ from stoker.executor.outbox import Outbox
 log = logging.getLogger(__name__)
 
 END_TIMEOUT_S = 3.0
+ASK_AFTER_MS = 1_000  # without a message: a child that says something is alive
 
 
 class Child:
     """A child process: `python -m MODULE FD`. Runs on greenlets of a monkey-patched process.
 
-    `on_message(message, fds)` is called for each message, in order; `on_end(reason)` once, when the process is gone or its
-    channel is, unless `end` was called before.
+    `on_message(message, fds)` is called for each message, in order; `on_end(reason)` once, when the process is gone, its
+    channel is, or it hangs (`watch`), unless `end` was called before. Any child answers ping with pong.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class Child:
         self.module = module
         self._on_message = on_message
         self._on_end: Callable[[str], None] | None = on_end
+        self._silent_ms = 0
+        self._is_asked = False
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, str(its.fileno())],
@@ -51,6 +54,18 @@ class Child:
         self._channel = Channel(mine)
         self.outbox = Outbox(self._channel, lambda error: self._ended(f"cannot be told anything: {error}"))
         self._greenlets = [gevent.spawn(self._receive), gevent.spawn(self._wait)]
+
+    def watch(self, passed_ms: int, patience_ms: int) -> None:
+        """Look whether the child lives, `passed_ms` after the last time: one that is silent for `patience_ms` has ended for us.
+
+        Only time in which the caller ran itself is to be counted: what stopped it too is not held against the child.
+        """
+        self._silent_ms += passed_ms
+        if self._silent_ms >= patience_ms:
+            self._ended(f"did not answer for {self._silent_ms / 1000:g} s: it hangs")
+        elif self._silent_ms >= ASK_AFTER_MS and not self._is_asked:
+            self._is_asked = True
+            self.outbox.put({"t": "ping"})
 
     def end(self) -> None:
         """Close the channel, at which the process ends by itself; kill it if it does not."""
@@ -74,7 +89,11 @@ class Child:
     def _receive(self) -> None:
         try:
             while (received := self._channel.receive()) is not None:
-                self._on_message(*received)
+                self._silent_ms = 0
+                if received[0]["t"] == "pong":
+                    self._is_asked = False
+                else:
+                    self._on_message(*received)
         except Exception as error:
             log.exception("a message of %s", self.module)
             self._ended(f"could not be understood: {error!r}")

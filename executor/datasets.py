@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -44,7 +44,8 @@ from stoker.executor.wire import Failure
 
 log = logging.getLogger(__name__)
 
-VERSIONS_KEPT_MAX = 4  # manifests of one dataset generation that are kept mapped
+VERSIONS_KEPT_MAX = 4  # manifests of one dataset generation that are kept mapped, unless readers wait for
+VERSIONS_READ_MAX = 16  # more versions at once, and that many at most
 LOADING_MAX = 4  # fetches at once of a dataset's other versions, which callers name as they like
 FIRST_VERSION = 1
 FAILURES_KEPT_MAX = 4096  # remembered for readers, a dataset
@@ -100,7 +101,8 @@ class DatasetView:
         self.position = -1
         self.spares = spares_table(b"", assignment.pg_count)  # who holds blocks of a PG and is no home of it
         self.spares_slot_ids: tuple[int, ...] = ()  # what its positions are of
-        self.manifests: dict[int, tuple[Manifest, str]] = {}
+        self.manifests: OrderedDict[int, tuple[Manifest, str]] = OrderedDict()  # the last used at the end
+        self.reading: Counter[int] = Counter()  # by version: readers' wants under way
         self.loading: dict[int, AsyncResult] = {}
         self.manifest: Manifest | None = None  # of the assigned version, once it is here
         self.mine: Int64s = np.empty(0, dtype=np.int64)  # wanted here, in the order to fetch
@@ -109,6 +111,7 @@ class DatasetView:
         self.planned_wanted_version = 0
         self.is_planning = False
         self.is_shown = False  # callers are let in
+        self.returning: set[int] = set()  # stored files that are waited for, see Residents
         self.excluded = b""  # blocks with files that the wanted rules exclude
         self.todo: deque[int] = deque()  # wanted here, to be looked at
         self.unfit: set[int] = set()  # wanted here, but the tier is full of what stays
@@ -141,6 +144,23 @@ class DatasetView:
         self.table = table
         self.ranks = my_rank(self.table, self.position)
         self.changes += 1
+
+    def find_manifest(self, version: int) -> Manifest | None:
+        """Return a manifest that is here; it counts as used."""
+        found = self.manifests.get(version)
+        if found is None:
+            return None
+        self.manifests.move_to_end(version)
+        return found[0]
+
+    def begin_reading(self, version: int) -> None:
+        """A reader waits for something of this version: its manifest stays until `end_reading`."""
+        self.reading[version] += 1
+
+    def end_reading(self, version: int) -> None:
+        self.reading[version] -= 1
+        if not self.reading[version]:
+            del self.reading[version]
 
     def is_home(self, block_index: int) -> bool:
         return bool(self.ranks[block_index % len(self.ranks)] >= 0)
@@ -207,14 +227,18 @@ class Manifests:
 
         :raises ManifestUnavailable: no scheduler gave it, or not a right one.
         """
-        found = view.manifests.get(version)
+        found = view.find_manifest(version)
         if found is not None:
-            return found[0]
+            return found
         pending = view.loading.get(version)
         if pending is None:
             if version != view.assignment.version and len(view.loading) >= LOADING_MAX:
                 raise ManifestUnavailable(
                     f"{LOADING_MAX} other versions of the dataset are being fetched just now"
+                )
+            if version != view.assignment.version and len(view.reading) > VERSIONS_READ_MAX:
+                raise ManifestUnavailable(
+                    f"more than {VERSIONS_READ_MAX} versions of the dataset are being read just now"
                 )
             pending = view.loading[version] = AsyncResult()
             self._spawn(self._load, view, version, pending)
@@ -274,15 +298,17 @@ class Manifests:
             _unlink(path)
             raise ManifestUnavailable(f"dataset {assignment.name} was removed")
         view.manifests[version] = (manifest, path)
-        self._drop_old(view)
+        self._drop_old(view, version)
         return manifest
 
-    def _drop_old(self, view: DatasetView) -> None:
-        kept = sorted(view.manifests, reverse=True)
-        for version in kept[VERSIONS_KEPT_MAX:]:
-            is_used = view.manifest is not None and view.manifest.version == version
-            if version != view.assignment.version and not is_used:
-                self._old.append((view, view.manifests.pop(version)[1]))
+    def _drop_old(self, view: DatasetView, loaded: int) -> None:
+        """Drop what was not used for longest: a reader may stay on whatever version it has."""
+        used = {loaded, view.assignment.version, *view.reading}
+        if view.manifest is not None:
+            used.add(view.manifest.version)
+        spare = [version for version in view.manifests if version not in used]
+        for version in spare[: max(0, len(view.manifests) - VERSIONS_KEPT_MAX)]:
+            self._old.append((view, view.manifests.pop(version)[1]))
 
 
 def select_mine(view: DatasetView, manifest: Manifest) -> tuple[Int64s, bytes]:

@@ -58,6 +58,7 @@ class DiskCalls:
 
     def __init__(self, calls_max: int, *, stuck_ms: int = STUCK_MS) -> None:
         self._pool = ThreadPool(calls_max)
+        self._pool.size = calls_max  # now: later there may be no thread to be had
         self._free = Semaphore(calls_max)
         self._stuck_s = stuck_ms / 1000
         self._begun: dict[int, float] = {}  # when, by number: the oldest first

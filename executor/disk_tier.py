@@ -19,7 +19,8 @@ damaged one the header goes at once, and the step that records that it is gone s
 after a kill or a power cut.
 
 An error of one file costs its block; an error of the index is tried again with a new index. Both are counted and told, and no
-file is made for DISK_PAUSE_MS after one. Where only descriptors or memory are short that is said of no file: it is tried again
+file is made for DISK_PAUSE_MS after one. A file that cannot be removed holds up nothing but its own room: that is tried again
+UNLINK_AGAIN_MS later. Where only descriptors or memory are short that is said of no file: it is tried again
 later. Making, opening and marking files is stoker.executor.disk_file's.
 
 A disk that hangs is found out by a *probe*, a small read of the device itself, now and then. While it is stuck no file is made and
@@ -32,6 +33,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import gevent
 from gevent.event import Event
@@ -62,6 +64,7 @@ STEP_FILES_MAX = 64  # committed together
 STEP_BYTES_MAX = 256 * 1024 * 1024  # of those, unless the first alone has more: removals wait for a step
 STEP_UNLINKS_MAX = 256
 DISK_PAUSE_MS = 5_000  # after an error, until a file is made or an index written again
+UNLINK_AGAIN_MS = 30_000  # after a file could not be removed
 INDEX_SLACK_BYTES = 1024 * 1024  # of records that say nothing any more, before the index is written anew
 ERROR_BYTES_MAX = 300
 PROBE_INTERVAL_MS = 1_000
@@ -145,6 +148,7 @@ class DiskTier:
         self._drops: list[BlockFileName] = []
         self._forgotten = {file.serial: file for file in opened.stuck}  # not unlinked yet
         self._unlinks: dict[DiskFile, Callable[[], None]] = {}
+        self._unlinks_later: dict[DiskFile, int] = {}  # could not be: when they are tried again
         self._is_directory_dirty = False
         self._must_sync_drops = False
         self._unsure_until = 0  # a sync of the directory failed: lower serials may have lost their names
@@ -188,7 +192,10 @@ class DiskTier:
                 del self._unsynced[file]
                 if not file.is_forgotten and file.sealing is None and file.record is None:
                     self._syncs[file] = None
-            if due:
+            again = [file for file, at_ms in self._unlinks_later.items() if now_ms >= at_ms]
+            for file in again:
+                del self._unlinks_later[file]
+            if due or again:
                 self._wake.set()
 
     def _probe(self) -> None:
@@ -285,7 +292,9 @@ class DiskTier:
         while True:
             self._wake.wait()
             self._wake.clear()
-            while self._commits or self._syncs or self._drops or self._unlinks or self._is_index_broken:
+            while (
+                self._commits or self._syncs or self._drops or self._next_unlinks() or self._is_index_broken
+            ):
                 if not self.step():
                     gevent.sleep(DISK_PAUSE_MS / 1000)
 
@@ -310,12 +319,17 @@ class DiskTier:
         return _Step(
             commits,
             drops,
-            list(self._unlinks)[:STEP_UNLINKS_MAX],
+            self._next_unlinks(),
             syncs_directory,
             syncs_drops,
             rewrite,
             self._index_fd,
             self._index_bytes,
+        )
+
+    def _next_unlinks(self) -> list[DiskFile]:
+        return list(
+            islice((file for file in self._unlinks if file not in self._unlinks_later), STEP_UNLINKS_MAX)
         )
 
     def _next_commits(self) -> list[tuple[DiskFile, Record | None, int]]:
@@ -356,11 +370,12 @@ class DiskTier:
         self._take_commits(step)
         for file in step.unlinks:
             if file in step.not_unlinked:
-                self.note_error(f"{file.name} cannot be removed: {step.not_unlinked[file]}")
+                self._count(f"{file.name} cannot be removed: {step.not_unlinked[file]}")
+                self._unlinks_later[file] = self._now_ms() + UNLINK_AGAIN_MS
                 continue
             self._forgotten.pop(file.file.serial, None)
             self._unlinks.pop(file)()
-        return not step.index_error and not step.not_unlinked and not step.not_now
+        return not step.index_error and not step.not_now
 
     def _take_commits(self, step: _Step) -> None:
         for file, record, _ in step.commits:

@@ -274,23 +274,24 @@ class FillJob:
         done = 0
         try:
             with self._connect_patiently(address) as peer:
-                self._begin_step(peer.close)
-                checksums = self._checksums(peer)
-                for step in steps:
-                    failed = set(
-                        peer.read(self._order.block_index, step, buffer, local_only=address.local_only)
-                    )
-                    missed += [step[number] for number in sorted(failed)]
-                    taken = [extent for number, extent in enumerate(step) if number not in failed]
-                    missed += self._take_copies(taken, buffer, checksums)
-                    self._progress.flush()  # the next step may wait long
-                    done += 1
+                try:
+                    self._begin_step(peer.cut)
+                    checksums = self._checksums(peer)
+                    for step in steps:
+                        failed = set(
+                            peer.read(self._order.block_index, step, buffer, local_only=address.local_only)
+                        )
+                        missed += [step[number] for number in sorted(failed)]
+                        taken = [extent for number, extent in enumerate(step) if number not in failed]
+                        missed += self._take_copies(taken, buffer, checksums)
+                        self._progress.flush()  # the next step may wait long
+                        done += 1
+                finally:
+                    self._finish_step()  # before the peer is closed
         except PeerError as error:
             if isinstance(error, PeerSilent):
                 self._hung.add(address.identity)
             log.info("block %d: not from a peer: %s", self._order.block_index, error)
-        finally:
-            self._end_step = None
         return _joined([*missed, *(extent for step in steps[done:] for extent in step)])
 
     def _connect_patiently(self, address: PeerAddress) -> Peer:
@@ -345,6 +346,10 @@ class FillJob:
             self._end_step = end
             if self._cancel.is_set():
                 end()
+
+    def _finish_step(self) -> None:
+        with self._cancel_lock:
+            self._end_step = None
 
 
 def cut_parts(manifest: Manifest, index: int, start: int, stop: int) -> Iterator[Part]:

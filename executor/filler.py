@@ -5,14 +5,14 @@ monkey-patched (fsspec's loop would not survive it), and decides nothing: which 
 the keeper's to say. What it learns of a block's bytes goes to the keeper as "filled" messages, see fill_job.py.
 
     keeper -> filler   limits, first; dataset, forget, fill + the block's descriptor, checksum + the block's descriptor,
-                       hurry, cancel
-    filler -> keeper   ready, once; opened {key}, for each dataset; filled ..., then one done per fill or checksum
+                       hurry, cancel; ping
+    filler -> keeper   ready, once; opened {key}, for each dataset; filled ..., then one done per fill or checksum; pong
 
 A store is opened as soon as its dataset is heard of: the libraries behind it take longer to load than a miss should take.
 
 At most FILLER_JOBS_MAX fills are under way; each holds at most `fill_job_bytes` in buffers, which the keeper derives from what
 Mesos gave. Buffers are mapped and given back one by one (fillers.ENVIRONMENT), so that what was freed is free. The main thread
-only receives, so the keeper never waits for us to read while we wait for it. When the channel ends, so does the process, at
+only receives and answers pings, so the keeper never waits for us to read while we wait for it. When the channel ends, so does the process, at
 once.
 """
 
@@ -31,6 +31,7 @@ from typing import Any
 from stoker.executor import wire
 from stoker.executor.block import block_layout
 from stoker.executor.channel import Channel
+from stoker.executor.core.filling import FILLER_JOBS_MAX
 from stoker.executor.errors import ChannelError, FileBroken
 from stoker.executor.fill_job import FillJob, FillOrder, PeerAddress, Turns
 from stoker.executor.fill_progress import checksum_unknown_pages
@@ -47,7 +48,6 @@ from stoker.executor.under_store import (
 )
 from stoker.executor.wire import Failure
 
-FILLER_JOBS_MAX = 4  # at once; more than twice as many waiting is the keeper's mistake
 STORES_MAX = 256  # kept open; the keeper bounds the dataset versions
 OPENERS_MAX = 4  # stores opened at once, ahead of their first fill
 
@@ -146,6 +146,8 @@ class Filler:
                 self._learn(message)
             case "forget":
                 self._datasets.pop(tuple(message["key"]), None)  # jobs under way keep theirs
+            case "ping":
+                self._answer_ping()
             case "cancel":
                 self._cancel(message["job"])
             case "hurry":
@@ -158,6 +160,13 @@ class Filler:
                 log.warning("unknown message %r from the keeper is ignored", kind)
                 for fd in fds:
                     os.close(fd)
+
+    def _answer_ping(self) -> None:
+        # By the thread that receives, however long the others wait for their stores. The keeper always receives.
+        try:
+            self._channel.send({"t": "pong"})
+        except OSError:
+            os._exit(0)  # the keeper is gone
 
     def _learn(self, message: dict[str, Any]) -> None:
         key = (message["id"], message["generation"], message["version"])
@@ -184,6 +193,7 @@ class Filler:
         if len(fds) != 1:
             raise ChannelError(f"a {message['t']} message with {len(fds)} descriptors; exactly 1 is needed")
         with self._lock:
+            # More than twice as many waiting is the keeper's mistake.
             assert len(self._jobs) < 3 * FILLER_JOBS_MAX, "the keeper sends more fills than it may"
             assert message["job"] not in self._jobs, message["job"]
             self._jobs[message["job"]] = None

@@ -10,10 +10,10 @@ from gevent.event import Event
 
 from stoker.executor.children import Child
 from stoker.executor.core.extents import Extents, Range
+from stoker.executor.core.filling import FILLER_JOBS_MAX
 from stoker.executor.holdings import Block
 from stoker.executor.manifest import Manifest
 
-FILLER_JOBS_MAX = 4  # of one filler at a time
 VERSIONS_MAX = 256  # dataset versions that a filler keeps open
 WANTED_JOBS_MAX = 3  # of these for wanted residency: a reader's miss always finds a place soon
 DISK_JOBS_MAX = 3  # of these for blocks of the SSD tier: a disk that hangs leaves a place for the others,

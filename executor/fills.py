@@ -21,6 +21,7 @@ from stoker.executor.core.cache import Cache
 from stoker.executor.core.eviction import Demand
 from stoker.executor.core.extents import Extents, Range, subtract, take_bytes
 from stoker.executor.core.filling import (
+    FILLER_JOBS_MAX,
     MISS_JOB_BYTES_MAX,
     WANTED_JOB_BYTES_MAX,
     FileFailed,
@@ -29,7 +30,6 @@ from stoker.executor.datasets import DatasetView, Manifests
 from stoker.executor.fillers import (
     DISK_JOBS_MAX,
     DISK_WANTED_JOBS_MAX,
-    FILLER_JOBS_MAX,
     WANTED_JOBS_MAX,
     FillerLink,
     Fillers,
@@ -44,7 +44,7 @@ from stoker.executor.wire import Failure
 log = logging.getLogger(__name__)
 
 RECONSIDER_INTERVAL_MS = 2_000
-PREPARING_MAX = 4  # files that are made ahead of the jobs that fill them
+PREPARING_MAX = 4  # files of the SSD tier that are made ahead of the jobs that fill them
 
 
 class Fills:
@@ -130,6 +130,11 @@ class Fills:
             return
         if not is_counted:
             self._holdings.note_error(block, text)
+        if self._holdings.get(block.holding) is not block:
+            stored = self._holdings.stored_by(block.holding)
+            if stored is not None:  # its dataset is not named any more
+                self._holdings.drop_stored(stored, self._now_ms(), is_damaged=True)
+            return
         self.let_go(block, f"its file failed: {text}", is_damaged=True)
         if block.name.block_index in block.view.mine_set and not block.view.is_removed:
             block.view.todo.append(block.name.block_index)
@@ -348,7 +353,8 @@ class Fills:
         """Start one job for residency: ADMIT; WAIT: room is being made for it; REFUSE: there is nothing to do just now."""
         manifest = view.manifest
         assert manifest is not None
-        while view.todo and len(self._preparing) < PREPARING_MAX:
+        is_disk = self._holdings.account_of(view).is_disk  # a disk that hangs holds up no memory
+        while view.todo and not (is_disk and len(self._preparing) >= PREPARING_MAX):
             block_index = view.todo[0]
             verdict, block = self._held_for_wanted(view, manifest, block_index)
             if verdict is Verdict.WAIT:

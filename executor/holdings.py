@@ -352,6 +352,7 @@ class Holdings:
         if stored is not None:
             stored.server_has = False
             self._settle_stored(stored)
+            self.stored_changed.tell()
 
     def settle(self, block: Block) -> None:
         """Free a leaving block that nobody uses any more; call when a job of it ended."""
@@ -405,6 +406,15 @@ class Holdings:
     def is_stored(self, name: BlockName) -> bool:
         return name.block_index in self.stored_of((name.dataset_id, name.generation))
 
+    def is_coming(self, name: BlockName) -> bool:
+        """Return whether the block is stored and about to be attached: no reader of before has it yet."""
+        stored = self.stored_of((name.dataset_id, name.generation)).get(name.block_index)
+        return stored is not None and not stored.server_has
+
+    def keep_stored(self, stored: Stored) -> None:
+        """Its dataset is known: it is not the first to go."""
+        self._accounts[SSD].cache.held[stored.holding].busy = True
+
     def set_unknown(self, known: Iterable[DatasetKey]) -> None:
         """Make the stored files of all but the `known` datasets the first to go."""
         held = self._accounts[SSD].cache.held
@@ -428,12 +438,12 @@ class Holdings:
 
         Until its wishes are worked out it counts as wanted. None: it is no block of `manifest`'s version, and dropped.
         """
+        assert not stored.server_has, "the data server knows a holding once"
         name, record = stored.file.file.name, stored.file.record
         is_fit = (
             name.block_index < manifest.block_count
             and stored.file.data_bytes <= manifest.block_length(name.block_index)
             and (record is None or record.version <= manifest.version)
-            and not stored.server_has
         )
         if not is_fit:
             log.warning("block %s is of no use to version %d: dropped", name, manifest.version)

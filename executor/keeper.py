@@ -1,7 +1,7 @@
 """The keeper: the process that answers to Mesos and the leader, and decides what its executor holds.
 
-It starts the data server and the fillers, and they end together: a child that dies ends the keeper (the framework launches
-anew), a keeper that dies ends its children (their channels end). The driver and the scheduler are told what it does:
+It starts the data server and the fillers, and they end together: a child that dies, or hangs, ends the keeper (the framework
+launches anew), a keeper that dies ends its children (their channels end). The driver and the scheduler are told what it does:
 
     Mesos LAUNCH  ->  TASK_STARTING  ->  the data server listens, the tier's size is known  ->  TASK_RUNNING, heartbeats
     an answer "stale", KILL, SHUTDOWN, SIGTERM  ->  a last status, exit 0;   a child lost, a port taken  ->  TASK_FAILED, exit 1
@@ -78,6 +78,8 @@ DIRECTORY_OPEN_MS = 60_000  # for its disk to answer: an index of the largest ti
 FLUSH_TIMEOUT_MS = 2_000
 HURRY_INTERVAL_MS = 100  # the least time between two heartbeats
 SERVER, FILLER = "stoker.executor.server", "stoker.executor.filler"
+# With a child that does not answer. A filler may wait for a disk where it loads a library, and others serve its misses meanwhile.
+PATIENCE_MS = {SERVER: 15_000, FILLER: 60_000}
 
 
 class StatusDriver(Protocol):
@@ -111,9 +113,11 @@ class Keeper:
         make_disk: Callable[[], Disk] = Disk,
         *,
         launch_timeout_s: float = LAUNCH_TIMEOUT_S,
+        patience_ms: Mapping[str, int] = PATIENCE_MS,
     ) -> None:
         self._config = config
         self._launch_timeout_s = launch_timeout_s
+        self._patience_ms = patience_ms
         self._make_disk = make_disk
         self._incarnation = secrets.randbits(63) | 1
         self._driver = make_driver(self)
@@ -496,6 +500,9 @@ class Keeper:
     def _tick(self) -> None:
         while True:
             gevent.sleep(TICK_MS / 1000)
+            for child in self._children:
+                # However long the tick took: a keeper that was stopped, or whose machine slept, blames nobody.
+                child.watch(TICK_MS, self._patience_ms[child.module])
             self._fills.tick()
             self._saver.tick()
             self._manifests.sweep()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from stoker.executor.block import disk_memory_bytes
-from stoker.executor.fillers import FILLER_JOBS_MAX
+from stoker.executor.core.filling import FILLER_JOBS_MAX
 from stoker.executor.under_stores.base import PIECE_BYTES_MAX
 
 KEEPER_BYTES = 40 * 1024 * 1024  # keeper and data server: 37 MiB of pages of their own, measured

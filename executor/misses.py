@@ -169,9 +169,12 @@ class Misses:
         group.failures.update(_failures(message))
         group.scratch = entries
         for item, holding in enumerate(message["places"]):
-            place = self._shelf.holdings[holding] if holding else None
-            assert place is not None or item in group.failures, "an item has a place, or it failed"
-            if place is not None:
+            place = self._shelf.holdings.get(holding) if holding else None
+            assert holding or item in group.failures, "an item has a place, or it failed"
+            if place is None:
+                # Should the keeper name what was never here, that is one caller's failure and not everybody's end.
+                group.failures.setdefault(item, (int(Failure.OVERLOADED), "the block is not here"))
+            else:
                 place.pins += 1
                 place.uses += 1
             group.places.append(place)

@@ -109,12 +109,15 @@ class Peer:
         self.close()
 
     def close(self) -> None:
-        """End the connection. Idempotent; also from another thread, which ends a `read` there with PeerError."""
+        """End the connection. Idempotent; by whoever reads, since the descriptor's number may be used again at once."""
+        self._socket.close()
+
+    def cut(self) -> None:
+        """End the connection from another thread, before it is closed: a `read` ends with PeerError."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # it has ended already
-        self._socket.close()
 
     def read(
         self, index: int, ranges: Sequence[tuple[int, int]], buffer: memoryview, *, local_only: bool

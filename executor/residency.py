@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 RESIDENCY_PATIENCE_MS = 20_000  # a leader's own grace is less
 RETRY_MS_MIN = 200  # of a manifest that no scheduler gave
 RETRY_MS_MAX = 5_000
+RETURN_PATIENCE_MS = 30_000  # with readers that have a block since before the dataset left and came back
 OPEN_TIMEOUT_S = 3.0  # for the fillers to open a new dataset's store
 
 
@@ -224,6 +225,12 @@ class Residents:
         blocks = []
         partial = []
         for stored in list(self._holdings.stored_of(view.key).values()):
+            if stored.server_has:
+                self._holdings.keep_stored(stored)
+                if stored.holding not in view.returning:
+                    view.returning.add(stored.holding)
+                    self._spawn(self._attach_returned, view, manifest, stored)
+                continue
             if stored.file.record is None:
                 partial.append(stored)
                 continue
@@ -258,6 +265,38 @@ class Residents:
             block.cached_bytes = sum(files.file_bytes(start, stop) for start, stop in valid)
             self._holdings.tell_restored(view, [block])
             self._fills.finish(block)
+
+    def _attach_returned(self, view: DatasetView, manifest: Manifest, stored: Stored) -> None:
+        """A reader has the file since before the dataset was shelved: it is a block again once that one has let go of it.
+
+        One that does not let go soon costs the block: else it would not be here for anybody else.
+        """
+        deadline_ms = self._now_ms() + RETURN_PATIENCE_MS
+        while stored.server_has and not stored.is_leaving and not view.is_removed:
+            left_ms = deadline_ms - self._now_ms()
+            if left_ms <= 0:
+                break
+            self._holdings.stored_changed.wait(left_ms / 1000)
+        view.returning.discard(stored.holding)
+        is_attached = self._holdings.stored_by(stored.holding) is not stored  # by `_attach`, just now
+        if view.is_removed or stored.is_leaving or is_attached:
+            return
+        name, newest = stored.file.file.name, view.manifest or manifest
+        if stored.server_has:
+            log.warning("block %s is lent to a reader that does not give it back: dropped", name)
+            self._holdings.drop_stored(stored, self._now_ms())
+        else:
+            block = self._holdings.attach(view, newest, stored, now_ms=self._now_ms())
+            if block is not None:
+                self._holdings.tell_restored(view, [block])
+                if view.manifest is not None:  # its wishes are worked out
+                    block.account.cache.held[block.holding].wanted = name.block_index in view.mine_set
+                    block.cached_bytes = newest.file_bytes_in_block(name.block_index)
+                view.changes += 1
+                return
+        if name.block_index in view.mine_set:
+            view.todo.append(name.block_index)
+            self._fills.pump()
 
     def _take_version(self, view: DatasetView, manifest: Manifest, *, is_new_wish: bool) -> None:
         """Bring the held blocks in line with the assigned version and wishes."""

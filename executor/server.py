@@ -16,6 +16,7 @@ keeper, over the channel FD:
     full      {holding, full_from}                                                   it is sealed, full from that version on
     drop      {holding}                                     answered by gone {holding}, when nobody uses it any more
     known, have                                                                      see stoker.executor.misses
+    ping                                                                             answered by pong
 
 and it says besides want, unwant, corrupt, broken {holding, text} (its file cannot be read): used {holdings: [[holding, uses]..], served: [[id, generation, bytes]..], lent: [holding..]},
 about once a second. The channel's end of file is the keeper's end, and this process'.
@@ -150,6 +151,8 @@ class Server:
         elif kind == "dataset_gone":
             told = {"t": "cleared", "id": message["id"], "generation": message["generation"]}
             shelf.remove_dataset(message["id"], message["generation"], lambda: self._outbox.put(told))
+        elif kind == "ping":
+            self._outbox.put({"t": "pong"})
         elif kind == "slots":
             assert self._state is not None
             self._state.placement_version = message["placement_version"]

@@ -63,6 +63,7 @@ class _Want:
         self.waits: list[tuple[_Item, Block, Waiter]] = []
         self.scratch: list[Block] = []
         self.pinned: list[Block] = []  # not evicted before the answer
+        self.view: DatasetView | None = None  # whose manifest stays here for it
         self.is_begun = False  # its greenlet has, and lets go of it in the end
 
     def fail(self, number: int, code: int, text: str) -> None:
@@ -102,13 +103,16 @@ class Wants:
         if view is None:
             self._fail_all(want, Failure.OVERLOADED, "the dataset is not known here any more")
             return
-        if want.version in view.manifests:
-            self._sort(want, view, view.manifests[want.version][0])
+        manifest = view.find_manifest(want.version)
+        if manifest is not None:
+            self._sort(want, view, manifest)
             if not want.open:
                 self._answer(want)
                 self._let_go(want)
                 return
             self._tell_known(want)
+        want.view = view
+        view.begin_reading(want.version)
         greenlet = self._spawn(self._serve, want, view)
         self._greenlets[want.want] = greenlet, want
         greenlet.rawlink(lambda _: self._greenlets.pop(want.want, None))
@@ -163,7 +167,7 @@ class Wants:
             files = view.files(manifest, block_index, start, stop)
             item = _Item(number, block_index, files, files.needed())
             block = self._holdings.find(BlockName(*view.key, block_index))
-            if block is not None and not subtract(item.need, block.state.valid):
+            if block is not None and _is_in(block, item):
                 want.places[number] = block
                 self._pin(want, block)
                 block.account.cache.use(block.holding, 1, self._now_ms())
@@ -217,9 +221,10 @@ class Wants:
         while True:
             block = self._holdings.find(name)
             if block is not None:
-                rest = subtract(item.need, block.state.valid)
-                return block if not rest or self._can_be_filled(block) else None
-            if self._holdings.is_stored(name) and not view.is_removed and self._now_ms() < attached_ms:
+                # What is wrong before it was waited for may be right after that.
+                is_good = _is_in(block, item) or self._can_be_filled(block) or _is_in(block, item)
+                return block if is_good else None
+            if self._holdings.is_coming(name) and not view.is_removed and self._now_ms() < attached_ms:
                 self._holdings.stored_changed.wait((attached_ms - self._now_ms()) / 1000)
                 continue  # it is about to be attached: nothing of it is to be read of the under store again
             if not view.is_home(item.block_index) or view.is_removed or self._holdings.is_stored(name):
@@ -253,7 +258,7 @@ class Wants:
             block.pins -= 1
             self._fills.update_busy(block)
             self._holdings.settle(block)
-        return not block.is_leaving and is_ready.is_set()
+        return not block.is_leaving and not block.is_full and is_ready.is_set()
 
     def _await(self, want: _Want, item: _Item, block: Block, rest: list[Range]) -> None:
         waiter = Waiter(rest, want.version)
@@ -362,9 +367,17 @@ class Wants:
             block.pins -= 1
             self._fills.update_busy(block)
             self._holdings.settle(block)
+        if want.view is not None:
+            want.view.end_reading(want.version)
 
     def _left_s(self, want: _Want) -> float:
         return max(0.0, (want.deadline_ms - self._now_ms()) / 1000)
+
+
+def _is_in(block: Block, item: _Item) -> bool:
+    """Return whether all that the item needs is in the block, and the data server has heard of that."""
+    # A range that no file owns needs nothing: it would be in a block whose file is yet to be made, too.
+    return block.server_has and not block.is_leaving and not subtract(item.need, block.state.valid)
 
 
 def _rows(want: _Want) -> list[list[Any]]:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from stoker.executor.block import GRANULE_BYTES
 from stoker.executor.core.extents import Extents, Range, subtract
 
+FILLER_JOBS_MAX = 4  # of one filler at a time
 MISS_UNIT_BYTES = 4 * 1024 * 1024  # a miss fetches the whole file up to here, else the range aligned to this
 MISS_JOB_BYTES_MAX = 8 * 1024 * 1024  # of one job for readers, so that each of them is answered soon
 WANTED_JOB_BYTES_MAX = 16 * 1024 * 1024  # a reader may have to wait for the end of one

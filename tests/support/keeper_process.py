@@ -19,7 +19,7 @@ from gevent.fileobject import FileObject  # noqa: E402
 
 from stoker.executor.config import load  # noqa: E402
 from stoker.executor.disk import Disk  # noqa: E402
-from stoker.executor.keeper import LAUNCH_TIMEOUT_S, Keeper  # noqa: E402
+from stoker.executor.keeper import LAUNCH_TIMEOUT_S, PATIENCE_MS, Keeper  # noqa: E402
 from stoker.executor.process import start_logging  # noqa: E402
 
 
@@ -71,6 +71,13 @@ def _make_disk() -> Disk:
 if __name__ == "__main__":
     start_logging("keeper")
     patience_s = float(os.environ.get("TEST_LAUNCH_TIMEOUT_S", LAUNCH_TIMEOUT_S))
-    code = Keeper(load(os.environ), LineDriver, _make_disk, launch_timeout_s=patience_s).run()
+    silence = os.environ.get("TEST_CHILD_PATIENCE_MS", "")  # with children that do not answer
+    code = Keeper(
+        load(os.environ),
+        LineDriver,
+        _make_disk,
+        launch_timeout_s=patience_s,
+        patience_ms=dict.fromkeys(PATIENCE_MS, int(silence)) if silence else PATIENCE_MS,
+    ).run()
     sys.stdout.flush()
     os._exit(code)

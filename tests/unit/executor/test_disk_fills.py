@@ -365,3 +365,22 @@ def test_a_tier_that_a_newer_leader_names_is_memory_and_told_of_once(
         assert stage.holdings.account_of(stage.view).tier is stage.tier
     assert [record for record in caplog.text.splitlines() if "'tape'" in record][1:] == []
     assert "'tape'" in caplog.text
+
+
+def test_a_file_that_fails_after_its_dataset_was_shelved_is_dropped(tmp_path: Path) -> None:
+    stage = DiskStage(tmp_path, Disk())
+    stage.want()
+    (job,) = stage.jobs()
+    block = stage.held()
+    stage.filled(job, [[0, block.layout.page_count]])
+    stage.done(job)
+    assert stage.disk.step() and block.is_full
+    stage.holdings.shelve(stage.view)
+    (stored,) = stage.holdings.stored_of(stage.view.key).values()
+    assert isinstance(block.file, DiskFile)
+    stage.ssd._fail(block.file, "EIO")
+    assert stored.is_leaving and not stage.holdings.stored_of(stage.view.key)
+    assert stage.ssd.error_count == 1 and not stage.holdings.cache_of(stage.view).held
+    stage.holdings.server_gone(block.holding)
+    stage.disk.step()
+    assert not stage.holdings.cache_of(stage.view).leaving_bytes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +16,16 @@ import gevent
 import pytest
 
 from stoker.executor.block import BlockName
+from stoker.executor.core.filling import FILLER_JOBS_MAX
+from stoker.executor.datasets import DatasetView
 from stoker.executor.disk import open_directory
 from stoker.executor.disk_calls import DiskCalls
 from stoker.executor.disk_tier import FILE_CALLS_MAX, PROBE_INTERVAL_MS, DiskTier
 from stoker.executor.entries import DISK_READS_MAX
-from stoker.executor.fillers import DISK_JOBS_MAX, FILLER_JOBS_MAX, Fillers
+from stoker.executor.fillers import DISK_JOBS_MAX, Fillers
+from stoker.executor.fills import PREPARING_MAX
 from stoker.executor.holdings import Waiter
-from stoker.executor.messages import DiskReport
+from stoker.executor.messages import Assignment, DiskReport
 from stoker.executor.store import MemTier
 from stoker.executor.wire import Failure
 from support.block_disks import BOOT, HangingDisk, hung
@@ -140,6 +145,36 @@ def test_no_more_threads_wait_for_a_disk_than_may(files: Files, calls: HeldCalls
     assert all(entry.open() for entry in entries)
 
 
+def test_a_place_that_was_never_here_fails_its_caller_alone(files: Files) -> None:
+    files.put(1)
+    caller = Caller(files)
+    caller.ask(2)
+    (message,) = wait_until(lambda: files.wants)
+    files.misses.take_have({"want": message["want"], "places": [77], "scratch": [], "failed": []}, [])
+    failed, payload = caller.take()
+    assert failed == 1 and b"the block is not here" in payload
+    caller.ask(1)
+    assert caller.take() == (0, bytes([1]) * DATA)
+    caller.close()
+
+
+def test_calls_need_no_thread_that_cannot_be_had() -> None:
+    """Threads are made before anything is asked for; a process of its own, since its room is taken from it."""
+    code = """
+import resource
+import threading
+from stoker.executor.disk_calls import DiskCalls
+threading.stack_size(2**26)
+calls = DiskCalls(2)
+with open("/proc/self/statm") as file:
+    used_bytes = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used_bytes + 2**20, used_bytes + 2**20))
+assert calls.run(lambda: 7) == 7
+assert not calls.is_stuck
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=DEADLINE_S)
+
+
 # --- the keeper
 
 
@@ -223,6 +258,28 @@ def test_what_is_noted_while_the_disk_hangs_is_noted_in_order_and_then_committed
     wait_until(lambda: block.is_full)
     assert [told["holding"] for told in stage.server.of("full")] == [block.holding]
     committing.kill()
+
+
+def test_files_that_a_disk_does_not_make_hold_up_no_memory(tmp_path: Path) -> None:
+    stage = HungStage(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a").write_bytes(random.Random(99).randbytes(400_000))
+    other = TestDataset(str(tmp_path / "other"), dataset_id=2, name="other")
+    memory = DatasetView(other.assignment(tier="mem"))
+    memory.take(memory.assignment, Assignment(1, 1, 1, True, (), ()), 1)
+    memory.manifests[1] = (other.manifest, "somewhere")
+    memory.manifest = other.manifest
+    stage.fills._datasets[memory.key] = memory
+    with hung(stage.lock):
+        stage.view.mine_set = set(range(PREPARING_MAX + 1))
+        stage.view.todo.extend(range(PREPARING_MAX + 1))
+        stage.fills.pump()
+        gevent.sleep(0)
+        assert not stage.jobs() and len(stage.holdings.of_dataset(stage.view.key)) == PREPARING_MAX
+        memory.mine_set = {0}
+        memory.todo.append(0)
+        stage.fills.pump()
+        assert [job["id"] for job in stage.jobs()] == [2]
 
 
 def test_a_disk_that_hangs_leaves_places_in_the_fillers() -> None:

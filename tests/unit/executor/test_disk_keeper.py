@@ -282,6 +282,36 @@ def test_what_the_leader_does_not_know_is_kept_and_goes_when_it_says_that_it_was
         assert disk_of(scheduler, 9).used_bytes == 0 and not scheduler.last(9).datasets
 
 
+def settled(scheduler: FakeScheduler) -> int:
+    found = scheduler.residency()
+    return 0 if found is None else found.wanted_settled
+
+
+def test_a_dataset_that_comes_back_while_a_reader_has_a_block_of_it_loses_nothing(
+    disk: Path, dataset: TestDataset, scheduler: FakeScheduler
+) -> None:
+    blocks = dataset.manifest.block_count
+    scheduler.assign(dataset.assignment(wanted=ALL, wanted_version=1, tier="ssd"))
+    with running_executor(scheduler, **on(disk)) as executor:
+        scheduler.wait_full(blocks)
+        reader = executor.wait_dataset()
+        (fd,) = reader.descriptors(0)[1]
+        names = set(os.listdir(disk / "blocks"))
+        scheduler.assign()
+        scheduler.wait(lambda: scheduler.last().unknown == ((1, 1),), "it to be unknown")
+        scheduler.assign(dataset.assignment(wanted=ALL, wanted_version=1, tier="ssd"))
+        scheduler.wait(lambda: settled(scheduler) == blocks - 1, "all that nobody has to be blocks again")
+        client = executor.wait_dataset()
+        assert client.read((0, 0, 1000)) == os.pread(fd, 1000, 0), "read through meanwhile"
+        os.close(fd)
+        reader.close()
+        scheduler.wait(lambda: settled(scheduler) == blocks, "the last one")
+        check_every_page(executor, dataset)
+        assert set(os.listdir(disk / "blocks")) == names
+        assert "dropped" not in executor.log()
+        client.close()
+
+
 def test_what_the_leader_does_not_know_is_the_first_to_go(
     tmp_path: Path, disk: Path, scheduler: FakeScheduler
 ) -> None:

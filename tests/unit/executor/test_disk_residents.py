@@ -15,7 +15,7 @@ from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout
 from stoker.executor.holdings import Stored
 from stoker.executor.messages import Assignment
-from stoker.executor.residency import RESIDENCY_PATIENCE_MS, Residents
+from stoker.executor.residency import RESIDENCY_PATIENCE_MS, RETURN_PATIENCE_MS, Residents
 from support.block_disks import FailingDisk, TierStage
 from support.data_servers import CLUSTER
 from support.executors import TestDataset
@@ -41,6 +41,7 @@ class ResidentStage(Stage):
         self.holdings.restore(self.ssd.restored, 0)
         self.manifest = dataset.manifest
         self.on_get = lambda: None
+        self.spawned: list[gevent.Greenlet] = []
         self.residents = Residents(
             cluster=CLUSTER,
             slot_id=1,
@@ -49,7 +50,7 @@ class ResidentStage(Stage):
             fills=self.fills,
             manifests=SimpleNamespace(get=self._get),  # type: ignore[arg-type]
             server=self.server,  # type: ignore[arg-type]
-            spawn=gevent.spawn,
+            spawn=self._spawn,
             now_ms=lambda: self.now_ms,
             on_planned=lambda: None,
         )
@@ -57,6 +58,19 @@ class ResidentStage(Stage):
     def _get(self, view: Any, version: int) -> Any:
         self.on_get()
         return self.manifest
+
+    def _spawn(self, work: Any, *arguments: Any) -> None:
+        self.spawned.append(gevent.spawn(work, *arguments))
+
+    def attach_lent(self) -> Stored:
+        """Attach what is stored while a reader has it since before its dataset was shelved; return it."""
+        (stored,) = self.stored()
+        stored.server_has = self.view.is_shown = True
+        for _ in range(2):
+            self.residents._attach(self.view, self.manifest)
+        gevent.sleep(0)
+        assert self.stored() == [stored] and len(self.spawned) == 1, "it is waited for, once"
+        return stored
 
     def stored(self) -> list[Stored]:
         return list(self.holdings.stored_of(self.view.key).values())
@@ -101,6 +115,30 @@ def test_a_partly_filled_file_that_cannot_be_read_or_relied_on_is_dropped(
     disk.errors[name] = errno.EIO
     stage.residents._attach_partial(stage.view, stage.manifest, stored)
     assert stored.is_leaving and not stage.stored()
+
+
+def test_what_a_reader_has_given_back_is_attached_once(stage: ResidentStage) -> None:
+    stored = stage.attach_lent()
+    stage.holdings.server_gone(stored.holding)
+    stage.residents._attach(stage.view, stage.manifest)  # a newer wish comes just then
+    (waiting,) = stage.spawned
+    waiting.get(timeout=DEADLINE_S)
+    (block,) = stage.holdings.kept()
+    assert block.holding == stored.holding and not stage.stored() and not stage.view.returning
+    assert len(stage.server.of("restored")) == 1
+
+
+def test_what_a_reader_does_not_give_back_is_fetched_anew_after_a_while(stage: ResidentStage) -> None:
+    stored = stage.attach_lent()
+    stage.view.mine_set = {0}
+    stage.now_ms += RETURN_PATIENCE_MS
+    stage.holdings.stored_changed.tell()
+    (waiting,) = stage.spawned
+    waiting.get(timeout=DEADLINE_S)
+    assert stored.is_leaving and not stage.stored()
+    stage.view.manifest = stage.manifest
+    stage.fills.pump()
+    assert len(stage.jobs()) == 1 and len(list(stage.holdings.kept())) == 1
 
 
 @pytest.mark.parametrize("comes", ["all are heard", "patience ends"])

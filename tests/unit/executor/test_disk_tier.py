@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import random
 from pathlib import Path
@@ -14,7 +15,7 @@ from stoker.executor import index
 from stoker.executor.block import BlockName, block_layout
 from stoker.executor.disk import BLOCKS, FORMAT, INDEX, Disk, open_directory
 from stoker.executor.disk_file import OPEN_MAX, DiskFile
-from stoker.executor.disk_tier import DISK_PAUSE_MS, INDEX_SLACK_BYTES, STEP_FILES_MAX
+from stoker.executor.disk_tier import DISK_PAUSE_MS, INDEX_SLACK_BYTES, STEP_FILES_MAX, UNLINK_AGAIN_MS
 from stoker.executor.errors import DirectoryHeld, DirectoryRefused
 from support.block_disks import (
     BOOT,
@@ -280,9 +281,39 @@ def test_room_is_free_only_when_the_file_is_gone(tmp_path: Path) -> None:
     gone: list[int] = []
     file.discard(lambda: gone.append(1))
     disk.errors["unlink"] = errno.EROFS
-    assert not stage.step() and not gone and stage.tier.error_count == 1
+    assert stage.step() and not gone and stage.tier.error_count == 1
     disk.errors.clear()
-    assert stage.step() and gone == [1]
+    stage.tier.tick()
+    assert stage.step() and not gone, "not again at once"
+    stage.now_ms += UNLINK_AGAIN_MS
+    stage.tier.tick()
+    assert stage.step() and gone == [1] and stage.tier.error_count == 1
+
+
+def test_a_file_that_cannot_be_removed_stands_in_nobodys_way(tmp_path: Path) -> None:
+    class OneStays(Disk):
+        stays = ""
+
+        def unlink(self, path: str) -> None:
+            if self.stays and path.endswith(self.stays):
+                raise OSError(errno.EPERM, "Operation not permitted")
+            super().unlink(path)
+
+    disk = OneStays()
+    stage = TierStage(tmp_path, disk)
+    files = [stage.make(n) for n in range(2)]
+    gone: list[DiskFile] = []
+    for file in files:
+        assert file is not None
+        file.discard(functools.partial(gone.append, file))
+    assert files[0] is not None
+    disk.stays = files[0].name
+    for number in range(3):
+        assert stage.step() and stage.make(10 + number) is not None
+        stage.now_ms += UNLINK_AGAIN_MS
+        stage.tier.tick()
+    assert gone == [files[1]] and stage.tier.error_count == 3
+    assert stage.tier.last_error == f"{files[0].name} cannot be removed: [Errno 1] Operation not permitted"
 
 
 @pytest.mark.parametrize("harm", ["shorter", "longer", "header", "another's", "gone"])

@@ -25,7 +25,7 @@ from stoker.executor.fill_job import (
 )
 from stoker.executor.fill_progress import PROGRESS_EXTENTS
 from stoker.executor.manifest import FileRow
-from stoker.executor.peer import Hung, Peer
+from stoker.executor.peer import Hung, Peer, PeerError
 from stoker.executor.under_store import PIECE_BYTES_MAX, Piece, open_under_store
 from stoker.executor.wire import Failure
 from support.data_servers import CLUSTER, INCARNATION, LAUNCH, DataServer, running_data_server
@@ -434,7 +434,7 @@ class DamagedPeer:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def close(self) -> None: ...
+    def cut(self) -> None: ...
 
     def page_checksums(self, index: int, page_count: int) -> list[int]:
         return [crc32c(self.content[at : at + PAGE_BYTES]) for at in range(0, len(self.content), PAGE_BYTES)]
@@ -449,7 +449,58 @@ class DamagedPeer:
         return []
 
 
+class WaitingPeer:
+    """Sends nothing, until it is cut."""
+
+    def __init__(self) -> None:
+        self.is_asked = threading.Event()
+        self.is_cut = threading.Event()
+        self.cuts = 0
+        self.closed_by: threading.Thread | None = None
+
+    def __enter__(self) -> WaitingPeer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed_by = threading.current_thread()
+
+    def cut(self) -> None:
+        self.cuts += 1
+        self.is_cut.set()
+
+    def page_checksums(self, index: int, page_count: int) -> list[int]:
+        self.is_asked.set()
+        assert self.is_cut.wait(DEADLINE_S)
+        raise PeerError("cut")
+
+
 class TestAJob:
+    def test_who_cancels_cuts_the_connection_and_who_reads_closes_it(
+        self, data: pathlib.Path, tmp_path: pathlib.Path
+    ) -> None:
+        """A descriptor that is closed is another's at once: also one that is cut must be open."""
+        listed = Listed(str(data), tmp_path / "mapped")
+        with contextlib.closing(Block(listed, 1)) as block:
+            peer = WaitingPeer()
+            job = FillJob(
+                FillOrder(1, 1, ((0, block.data_bytes),), (PeerAddress("h", 1, 1, 1, True),)),
+                listed.manifest,
+                store=lambda: open_under_store(listed.source, {}),
+                connect=lambda address: cast(Peer, peer),
+                hung=Hung(),
+                turns=Turns(),
+                fd=block.fd,
+                send=block.take,
+            )
+            thread = threading.Thread(target=job.run)
+            thread.start()
+            assert peer.is_asked.wait(DEADLINE_S)
+            job.cancel()
+            thread.join(DEADLINE_S)
+            assert peer.closed_by is thread and peer.cuts == 1
+            job.cancel()
+            assert peer.cuts == 1, "it is closed"
+
     def test_a_copy_that_was_damaged_on_the_way_comes_from_the_store(
         self, data: pathlib.Path, tmp_path: pathlib.Path
     ) -> None:

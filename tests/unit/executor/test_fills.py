@@ -13,7 +13,7 @@ import gevent
 import pytest
 
 from stoker.executor import index
-from stoker.executor.datasets import LOADING_MAX, Manifests
+from stoker.executor.datasets import LOADING_MAX, VERSIONS_READ_MAX, Manifests
 from stoker.executor.errors import ManifestUnavailable
 from stoker.executor.fillers import VERSIONS_MAX, FillerLink
 from stoker.executor.holdings import Block
@@ -22,6 +22,7 @@ from stoker.executor.wants import Wants
 from stoker.executor.wire import Failure
 from support.executors import TestDataset
 from support.fill_stage import MIB, Outbox, Stage
+from support.greenlets import wait_until
 
 
 def listed(root: Path, version: int = 1, previous: Any = None) -> TestDataset:
@@ -197,6 +198,90 @@ def test_callers_cannot_have_any_number_of_versions_fetched(root: Path, tmp_path
     gevent.sleep(0.01)
     assert sorted(asked) == [1, *range(2, 2 + LOADING_MAX)]
     gevent.killall(waiting)
+
+
+class Versions:
+    """The first of six versions is assigned to nobody; `fetched` says which were fetched again."""
+
+    def __init__(self, root: Path, directory: Path) -> None:
+        self.made = [listed(root)]
+        for version in range(2, 7):
+            self.made.append(listed(root, version, self.made[-1].manifest))
+        self.stage = Stage(*self.made[1:5])
+        self.fetched: list[int] = []
+        self.manifests = Manifests(str(directory), self._fetch, gevent.spawn)
+        self.wants = Wants(
+            server=self.stage.server,  # type: ignore[arg-type]
+            holdings=self.stage.holdings,
+            fills=self.stage.fills,
+            manifests=self.manifests,
+            datasets={self.stage.view.key: self.stage.view},
+            spawn=gevent.spawn,
+            now_ms=lambda: self.stage.now_ms,
+        )
+
+    def _fetch(self, name: str, version: int, file: Any) -> None:
+        self.fetched.append(version)
+        file.write(self.made[version - 1].bundle)
+
+    def ask(self, want: int, version: int) -> None:
+        """Ask for a file that is not here."""
+        items = [[0, *place(self.made[version - 1], "0")]]
+        self.wants.take(
+            {
+                "want": want,
+                "dataset": 1,
+                "generation": 1,
+                "version": version,
+                "items": items,
+                "local": False,
+            }
+        )
+
+
+def test_a_reader_may_stay_on_an_old_version(root: Path, tmp_path: Path) -> None:
+    """Four newer ones are here: what it needs is fetched, and stays for as long as it is used."""
+    versions = Versions(root, tmp_path / "manifests")
+    view = versions.stage.view
+    versions.ask(1, 1)
+    wait_until(lambda: versions.stage.jobs(), "the miss to be served")
+    assert list(view.manifests) == [3, 4, 5, 1]
+    versions.wants.cancel(1)
+    wait_until(lambda: not view.reading)
+    assert view.find_manifest(3) is not None
+    for version in (2, 6):
+        versions.manifests.get(view, version)
+    assert list(view.manifests) == [5, 3, 2, 6], "the assigned one, and those that were used last"
+    assert versions.fetched == [1, 2, 6]
+
+
+def test_a_version_stays_while_its_readers_wait(root: Path, tmp_path: Path) -> None:
+    versions = Versions(root, tmp_path / "manifests")
+    view = versions.stage.view
+    versions.stage.filler.limit = 0
+    versions.ask(1, 1)
+    wait_until(lambda: 1 in view.manifests)
+    for version in (2, 3, 4, 6):
+        versions.manifests.get(view, version)
+    assert list(view.manifests) == [5, 1, 4, 6]
+    versions.stage.filler.limit = 1
+    versions.stage.fills.pump()
+    assert len(versions.stage.jobs()) == 1, "it is served"
+    versions.wants.cancel(1)
+    wait_until(lambda: not view.reading)
+    versions.manifests.get(view, 2)
+    assert list(view.manifests) == [5, 4, 6, 2], "nobody reads it any more"
+
+
+def test_callers_cannot_have_any_number_of_versions_kept(root: Path, tmp_path: Path) -> None:
+    versions = Versions(root, tmp_path / "manifests")
+    view = versions.stage.view
+    for version in range(100, 101 + VERSIONS_READ_MAX):
+        view.begin_reading(version)
+    with pytest.raises(ManifestUnavailable, match="being read just now"):
+        versions.manifests.get(view, 1)
+    view.end_reading(100)
+    assert versions.manifests.get(view, 1).version == 1
 
 
 def test_a_want_that_is_taken_back_at_once_leaves_no_pin(root: Path) -> None:

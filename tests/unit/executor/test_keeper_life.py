@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,14 @@ import psutil
 import pytest
 
 from support.data_servers import DEADLINE_S, LAUNCH
-from support.executors import ALL, FakeScheduler, RunningExecutor, make_files, running_executor
+from support.executors import (
+    ALL,
+    FakeScheduler,
+    RunningExecutor,
+    check_all,
+    make_files,
+    running_executor,
+)
 from support.waiting import wait_until
 
 
@@ -64,6 +72,43 @@ def test_a_killed_child_ends_all_of_them(tmp_path: Path, scheduler: FakeSchedule
         for pid in pids:
             wait_until(lambda pid=pid: not is_alive(pid), "the other children end")
     executor.close()
+
+
+@pytest.mark.parametrize("victim", ["server", "filler"])
+def test_a_child_that_hangs_ends_all_of_them(scheduler: FakeScheduler, victim: str) -> None:
+    executor = RunningExecutor(scheduler, TEST_CHILD_PATIENCE_MS="2000").wait_running()
+    children = executor.children()
+    os.kill(children[victim][0], signal.SIGSTOP)
+    assert executor.process.wait(DEADLINE_S) == 1
+    told = executor.wait_status("TASK_FAILED")
+    assert victim in told and str(children[victim][0]) in told and "it hangs" in told
+    for pids in children.values():
+        for pid in pids:
+            wait_until(lambda pid=pid: not is_alive(pid), "all children end")
+    executor.close()
+
+
+def test_a_keeper_that_was_stopped_too_blames_no_child(tmp_path: Path, scheduler: FakeScheduler) -> None:
+    """As on a machine that was suspended; and children that have nothing to say are not taken for dead."""
+    patience_ms = 2_000
+    dataset = make_files(tmp_path)
+    scheduler.serve(dataset)
+    scheduler.assign(dataset.assignment(wanted=ALL, wanted_version=1))
+    with running_executor(scheduler, TEST_CHILD_PATIENCE_MS=str(patience_ms)) as executor:
+        scheduler.wait_full(dataset.manifest.block_count)
+        pids = [pid for group in executor.children().values() for pid in group]
+        for pid in (*pids, executor.process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5 * patience_ms / 1000)
+        for pid in (executor.process.pid, *pids):
+            os.kill(pid, signal.SIGCONT)
+        heard = scheduler.last().sequence
+        scheduler.wait(lambda: scheduler.last().sequence > heard + 2, "heartbeats to go on")
+        time.sleep(1.5 * patience_ms / 1000)
+        client = executor.wait_dataset()
+        check_all(client, dataset)
+        client.close()
+        assert executor.process.poll() is None
 
 
 @pytest.fixture

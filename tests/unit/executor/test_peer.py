@@ -175,12 +175,15 @@ class TestWhoeverElseAnswers:
             with pytest.raises(PeerError, match=text):
                 peer.read(0, [(0, 100)], memoryview(bytearray(100)), local_only=True)
 
-    def test_a_read_ends_when_it_is_closed_from_another_thread(self) -> None:
-        with impostor(answering(accept())) as port:
-            peer = Peer("127.0.0.1", port, hello())
-            threading.Timer(0.1, peer.close).start()
+    def test_a_read_ends_when_it_is_cut_from_another_thread(self) -> None:
+        with impostor(answering(accept())) as port, Peer("127.0.0.1", port, hello()) as peer:
+            other = threading.Timer(0.1, peer.cut)
+            other.start()
             with pytest.raises(PeerError):
                 peer.read(0, [(0, 100)], memoryview(bytearray(100)), local_only=True)
+            other.join()
+            assert peer._socket.fileno() >= 0, "its number is used by nobody else while it may be read from"
+            peer.cut()
 
 
 class TestWhoeverIsSilent:
