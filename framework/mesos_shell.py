@@ -75,7 +75,7 @@ from stoker.mesos.errors import Disconnected as NotConnected
 from stoker.mesos.errors import HttpError, MesosError, QueueFull
 
 OUTBOX_MAX = 10_000  # calls
-OFFERS_AN_EVENT_MAX = 100  # a big cluster's offers come as many events, so that the hub gets turns
+OFFERS_AN_EVENT_MAX = 500  # a big cluster's offers come as many events, so that the hub gets turns
 OFFERS_MAX = 50_000  # raw offers kept; the oldest are forgotten (and with them the chance to use them)
 OVERLOADED_REFUSE_MS = 2_000
 UNREADABLE_REFUSE_MS = 300_000  # what its agent offers next is hardly better
