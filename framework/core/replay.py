@@ -18,7 +18,7 @@ from stoker.framework.core.catalog import APPLY_MANY, Catalog
 from stoker.framework.core.codec import CodecError, decode_entry, wire_shape
 
 REPLAYED_MAX = 8_192  # records of one call: some 20 ms
-TOGETHER = 1_024  # records that are decoded and checked at once: with more they leave the cache
+TOGETHER = 512  # records that are decoded and checked at once: with more they leave the cache
 
 _Pairs = tuple[tuple[Any, Any], ...]  # (kind, fields)
 
