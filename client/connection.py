@@ -115,9 +115,7 @@ class Connection:
         try:
             self._greet()
         except HelloRefused as refused:
-            if (
-                refused.status != wire.HelloStatus.BUSY
-            ):  # it lives, and has no room for another connection than this one
+            if refused.status != wire.HelloStatus.BUSY:  # it lives, with room for no other connection
                 raise
         except OSError as error:
             raise Silent(self._quiet_ms) from error

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import collections
 import fcntl
+import logging
 import mmap
 import os
 import select
@@ -37,6 +38,8 @@ from collections.abc import Callable, Iterable
 
 from stoker.client.connection import Answer, Broken, Connection, Silent
 from stoker.executor import wire
+
+log = logging.getLogger(__name__)
 
 DESCRIPTORS_MAX = 128  # held by a process
 ASK_MAX = wire.DESCRIPTORS_MAX  # blocks in one request
@@ -393,8 +396,12 @@ class Loan:
                     break
                 try:
                     self._attend(bool(ready))
-                except Exception as error:  # whatever it is: else nobody would hear what is asked back
+                except OSError as error:
                     self._end(is_asked_to=isinstance(error, _EndOfStream))
+                    break
+                except Exception:  # the thread's top frame: else nobody would hear what is asked back
+                    log.exception("a loan ends: our mistake; its blocks are read through the socket")
+                    self._end()
                     break
         self._hand_back()
         self._socket.close()

@@ -44,8 +44,8 @@ from stoker.executor.wire import Failure
 
 log = logging.getLogger(__name__)
 
-VERSIONS_KEPT_MAX = 4  # manifests of one dataset generation that are kept mapped, unless readers wait for
-VERSIONS_READ_MAX = 16  # more versions at once, and that many at most
+VERSIONS_KEPT_MAX = 4  # manifests of one dataset generation that are kept mapped
+VERSIONS_READ_MAX = 16  # and so many, while readers wait for something of each
 LOADING_MAX = 4  # fetches at once of a dataset's other versions, which callers name as they like
 FIRST_VERSION = 1
 FAILURES_KEPT_MAX = 4096  # remembered for readers, a dataset

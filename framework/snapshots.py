@@ -15,9 +15,8 @@ from stoker.framework.core.catalog import Catalog
 from stoker.framework.core.codec import CodecError
 
 ROWS_MAX = 1_000  # packed or unpacked without a turn for others: some milliseconds
-TABLES = frozenset(
-    {"slots", "launches", "volumes", "datasets", "base_rules", "jobs"}
-)  # what is long in a snapshot
+# What is long in a snapshot.
+TABLES = frozenset({"slots", "launches", "volumes", "datasets", "base_rules", "jobs"})
 
 
 def encode_snapshot(catalog: Catalog) -> bytes:

@@ -329,9 +329,8 @@ def _info(fs: Any, name: str) -> Any:
 
 def _token(info: dict[str, Any]) -> bytes:
     found = next((f"{key}={info[key]}" for key in _VERSION_KEYS if info.get(key)), "")
-    mtime_ns = _mtime_ns(
-        info
-    )  # a number: some file systems give another type of time in `info` than in a listing
+    # A number: some file systems give another type of time in `info` than in a listing.
+    mtime_ns = _mtime_ns(info)
     if not found and not mtime_ns:
         return b""
     token = f"{found};mtime_ns={mtime_ns};size={info.get('size')}".encode(errors="replace")

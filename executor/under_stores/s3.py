@@ -188,9 +188,7 @@ class S3Store:
                 "NoCredentials",
                 "no credentials: give --option key=env:NAME --option secret=env:NAME, or --option anon=true",
             ) from error
-        except (
-            exceptions.SSLError
-        ) as error:  # a ConnectionError too; another attempt has the same certificate
+        except exceptions.SSLError as error:  # a ConnectionError too, but one that stays
             raise _Refused("SSLError", self._redact(error)) from error
         except (
             exceptions.ConnectionError,  # refused, or timed out while connecting

@@ -226,9 +226,9 @@ class Catalog:
         catalog.uninstall = None if uninstall is None else reader(Uninstall)(uninstall)
         catalog.slots_out = {int(slot): int(size) for slot, size in state.get("slots_out", ())}
         catalog.names_removed = {str(name): int(i) for name, i in state.get("names_removed", ())}
-        if state["format"] == 1:  # where they were in the datasets' rows
-            state = state | {"base_rules": [(row[0], row[_WANTED + 3]) for row in state["datasets"]]}
-            state["datasets"] = [row[: _WANTED + 3] for row in state["datasets"]]
+        if state["format"] == 1:  # where they stood at the end of the datasets' rows
+            width, rows = len(Dataset._fields), state.get("datasets", ())
+            state = state | {"base_rules": [(row[0], row[width]) for row in rows if len(row) > width]}
         catalog.base_rules = BaseRules(
             (int(dataset_id), tuple((bool(included), str(path)) for included, path in rules))
             for dataset_id, rules in state.get("base_rules", ())
@@ -472,8 +472,8 @@ class Catalog:
             self.names_removed[dataset.name] = dataset.dataset_id
         self._changed(placement=True)
 
-    # Most of a replay is these five kinds, so each takes many entries at once, as bare tuples; `fit` was asked before. What is wanted of a
-    # dataset changes at each job, so the dataset gets it late (`settle`).
+    # Most of a replay is these five kinds, so each takes many entries at once, as bare tuples; `fit` was asked before. What is
+    # wanted of a dataset changes at each job, so the dataset gets it late (`settle`).
 
     def _wanted_set(self, entries: Sequence[_Wanted]) -> None:
         self._late_wanted.update(zip(map(_FIRST, entries), entries, strict=True))

@@ -26,6 +26,7 @@ from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.job_table import Job, job_created, job_finished, job_id_of, job_started
 from stoker.framework.core.launches import is_utf8, now_wall_ms, order_end, released
 from stoker.framework.core.moves import is_large, leaving_bits, left_on, waits_for
+from stoker.framework.core.requests import has_room_for_job, repeated, uninstalling
 from stoker.framework.core.views import agent_view, job_view
 from stoker.framework.core.volumes import VolumeState
 from stoker.framework.model import JobKind, JobState, Refusal, Settings
@@ -46,7 +47,7 @@ def drain_requested(
     body = hashlib.sha256(json.dumps(["drain", event.agent]).encode()).hexdigest()
     known = catalog.job_of_key(event.key) if event.key else None
     if known is not None:
-        return _repeated(catalog, fleet, stamp, event, known, body)
+        return repeated(catalog, fleet, stamp, event.reply_id, known, is_same=known.body == body)
     if catalog.uninstall is not None:
         return refuse(event.reply_id, uninstalling("there is nothing left to drain"))
     found = _find_agent(catalog, fleet, event.agent)
@@ -58,7 +59,7 @@ def drain_requested(
         answer = Answer(event.reply_id, 200, job_view(catalog, fleet, active, stamp.now_ms))
         return Frame(actions=(answer,))
     is_new = agent_id not in catalog.drains
-    if is_full(catalog, settings) or (is_new and len(catalog.drains) >= DRAINS_MAX):
+    if not has_room_for_job(catalog, settings) or (is_new and len(catalog.drains) >= DRAINS_MAX):
         message = (
             f"{len(catalog.active_jobs())} jobs are active, {len(catalog.jobs)} in all, and {len(catalog.drains)} agents "
             "drained already"
@@ -156,30 +157,6 @@ def _not_one(name: str, ids: list[str], nobody: str) -> Refusal:
     return Refusal(
         409, "ambiguous", f"{len(ids)} agents have the name {name[:80]!r}", f"name one by its id: {some}"
     )
-
-
-def _repeated(
-    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.DrainRequested, known: Job, body: str
-) -> Frame:
-    if known.body == body:
-        view = job_view(catalog, fleet, known, stamp.now_ms)
-        return Frame(actions=(Answer(event.reply_id, 200, view),))
-    message = f"the Idempotency-Key was used for another request, job {known.job_id}"
-    return refuse(event.reply_id, Refusal(409, "key_reused", message, "make a new key for a new request"))
-
-
-def uninstalling(hint: str) -> Refusal:
-    """Return why a cluster that ends takes no more requests for work."""
-    return Refusal(409, "uninstalling", "the cluster is being uninstalled", hint)
-
-
-def is_full(catalog: Catalog, settings: Settings) -> bool:
-    """Return whether there is no room for another job, of any kind.
-
-    Jobs are forgotten in the order of their wishes, so one that never ends can hold up the forgetting: all of them count too.
-    """
-    jobs_max = settings.jobs_kept_max + 2 * settings.jobs_active_max
-    return len(catalog.active_jobs()) >= settings.jobs_active_max or len(catalog.jobs) >= jobs_max
 
 
 def _begin(

@@ -24,6 +24,7 @@ from stoker.framework.core.fleet import Fleet
 from stoker.framework.core.job_table import Job, job_created, job_finished, job_id_of
 from stoker.framework.core.launches import clip, is_utf8, now_wall_ms
 from stoker.framework.core.progress import JobProgress, job_errors, job_progress
+from stoker.framework.core.requests import has_room_for_job, repeated, uninstalling
 from stoker.framework.core.rules import Rules, normalise_rules, rules_bytes
 from stoker.framework.core.views import job_view
 from stoker.framework.model import (
@@ -62,9 +63,9 @@ def job_requested(
     body = body_digest(event)
     known = catalog.job_of_key(event.key) if event.key and not event.plan_only else None
     if known is not None:
-        return _repeated(catalog, fleet, stamp, event, known, body)
+        return repeated(catalog, fleet, stamp, event.reply_id, known, is_same=known.body == body)
     if catalog.uninstall is not None:
-        return refuse(event.reply_id, draining.uninstalling("its executors and their cache end with it"))
+        return refuse(event.reply_id, uninstalling("its executors and their cache end with it"))
     dataset = catalog.dataset_named(event.dataset)
     if dataset is None:
         return refuse(event.reply_id, no_such_dataset(event.dataset))
@@ -144,21 +145,6 @@ def body_digest(event: ev.JobRequested) -> str:
 # --- requests
 
 
-def _repeated(
-    catalog: Catalog, fleet: Fleet, stamp: ev.Stamp, event: ev.JobRequested, known: Job, body: str
-) -> Frame:
-    if known.body == body:
-        view = job_view(catalog, fleet, known, stamp.now_ms)
-        return Frame(actions=(Answer(event.reply_id, 200, view),))
-    refusal = Refusal(
-        409,
-        "key_reused",
-        f"the Idempotency-Key was used for another request, job {known.job_id}",
-        "make a new key for a new request",
-    )
-    return refuse(event.reply_id, refusal)
-
-
 def _not_ready(dataset: Dataset) -> Refusal | None:
     if dataset.current is not None:
         return None
@@ -216,7 +202,7 @@ def _limit_refusal(
     refusal = _rules_refusal(rules, settings)
     if refusal is not None:
         return refusal
-    if draining.is_full(catalog, settings):
+    if not has_room_for_job(catalog, settings):
         return Refusal(
             503,
             "overloaded",

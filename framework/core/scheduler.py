@@ -17,6 +17,7 @@ from stoker.framework.core import (
     matching,
     operations,
     publishing,
+    requests,
     uninstalling,
 )
 from stoker.framework.core import events as ev
@@ -61,7 +62,7 @@ def decide(  # noqa: C901 (one flat match, a line an event)
         case ev.ListingFinished():
             return datasets.listing_finished(catalog, fleet, stamp, event, settings)
         case ev.FleetRequested() if catalog.uninstall is not None:
-            refusal = draining.uninstalling(
+            refusal = requests.uninstalling(
                 "no executor is launched any more; see how far it is: GET /v1/uninstall"
             )
             return datasets.refuse(event.reply_id, refusal)
